@@ -1,0 +1,34 @@
+"""The zoo: roles (`components/roles.py`) and the parts that fill them, importable by name from here.
+
+Parts are imported on first use, so that `import voxzoo.components` stays light.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+_PARTS = {
+    "frontend": ["Fbank", "RawWaveform"],
+    "tokenizer": ["SentencePieceTokenizer"],
+    "speech_encoder": ["ConformerEncoder"],
+    "adaptor": ["ConformerAdaptor", "ConvAdaptor", "StackAdaptor", "NoAdaptor", "CTCShrinkAdaptor"],
+    "text_seq2seq": ["TransformerSeq2Seq"],
+    "t2u": ["AutoregressiveT2U", "CTCT2U"],
+    "unit_extractor": ["KMeansUnits"],
+    "vocoder": ["GriffinLimVocoder", "ISTFTVocoder"],
+}
+_WHERE = {name: role for role, names in _PARTS.items() for name in names}
+
+__all__ = sorted(_WHERE)  # pyright: ignore[reportUnsupportedDunderAll]
+
+
+def parts() -> dict[str, list[str]]:
+    """Role -> names of the parts that fill it."""
+    return {role: list(names) for role, names in _PARTS.items()}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _WHERE:
+        raise AttributeError(f"voxzoo.components has no part {name!r}; there are: {', '.join(__all__)}")
+    return getattr(importlib.import_module(f".{_WHERE[name]}", __name__), name)

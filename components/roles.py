@@ -1,0 +1,218 @@
+"""One base class per role. A part is a LightningModule for its hparams, device and dtype handling, but its `forward` is
+pure: it never logs, never reads the trainer and never reaches into a sibling. Parts return losses; the task logs them.
+
+Letters: B batch, T frames, S subwords, U units, N samples, F features, D model dim, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable
+from typing import Any
+
+from lightning import LightningModule
+from torch import Tensor
+
+from .types import Adapted, Loss, Padded, UnitOutput
+
+
+class Part(LightningModule, ABC):
+    """Base of all roles. Class attributes describe the part for `voxzoo parts`."""
+
+    paper: str = ""
+
+    def log(self, *args: Any, **kwargs: Any):
+        raise RuntimeError(f"{type(self).__name__} is a part: return losses and let the task log them")
+
+    log_dict = log
+
+
+class Frontend(ABC):
+    """Waveform to what the speech encoder reads. Runs in data workers; holds no trained parameters; picklable."""
+
+    sample_rate: int
+    output_dim: int
+    """Features per step; 1 for raw samples (then the output is (N,), not (N, 1))."""
+
+    @abstractmethod
+    def __call__(self, waveform: Tensor) -> Tensor:
+        """(N,) float32 samples in -1..1 at `sample_rate` -> (T, F) float32 features (or (N,) samples)."""
+
+    @abstractmethod
+    def output_length(self, num_samples: int) -> int:
+        """Exact T for N samples, so that batches are planned without reading audio."""
+
+    @property
+    @abstractmethod
+    def fingerprint(self) -> str:
+        """Names everything that changes the output: the key of the feature cache."""
+
+
+class Tokenizer(ABC):
+    """Text to ids and back. Ids of languages are part of the vocabulary."""
+
+    vocab_size: int
+    pad_id: int
+    unk_id: int
+    bos_id: int
+    eos_id: int
+    languages: tuple[str, ...]
+
+    @abstractmethod
+    def encode(self, text: str) -> list[int]:
+        """Text to ids, no special tokens."""
+
+    @abstractmethod
+    def decode(self, ids: Iterable[int]) -> str:
+        """Ids to text; special and language tokens are dropped."""
+
+    @abstractmethod
+    def lang_id(self, lang: str) -> int:
+        """Id of a language token. Raises ValueError naming the languages there are."""
+
+    def source(self, text: str, lang: str) -> list[int]:
+        """lang, pieces, eos: what a text encoder reads."""
+        return [self.lang_id(lang), *self.encode(text), self.eos_id]
+
+    def target(self, text: str, lang: str) -> list[int]:
+        """eos, lang, pieces, eos: decoder input is [:-1], labels are [1:]."""
+        return [self.eos_id, self.lang_id(lang), *self.encode(text), self.eos_id]
+
+
+class SpeechEncoder(Part):
+    """Features or samples to states."""
+
+    input_dim: int
+    output_dim: int
+
+    @abstractmethod
+    def forward(self, speech: Padded) -> Padded:
+        """(B, T, F) features (or (B, N) samples) -> (B, T', output_dim) states with lengths `output_lengths(lengths)`."""
+
+    @abstractmethod
+    def output_lengths(self, lengths: Tensor) -> Tensor:
+        """(B,) int64 -> (B,) int64, exact integer arithmetic."""
+
+
+class Adaptor(Part):
+    """Shortens encoder states to about the rate of text, and fits their width to the decoder's."""
+
+    input_dim: int
+    output_dim: int
+
+    @abstractmethod
+    def forward(self, states: Padded, text: Padded | None = None) -> Adapted:
+        """(B, T, input_dim) -> (B, T', output_dim); `text` (B, S) are transcript ids for adaptors that bring a loss."""
+
+    @abstractmethod
+    def output_lengths(self, lengths: Tensor) -> Tensor:
+        """(B,) int64 -> (B,) int64, exact; an upper bound where the length depends on content (CTC-shrink)."""
+
+
+class DecoderState(ABC):
+    """What cached decoding carries from step to step, for R = B x beams rows."""
+
+    @abstractmethod
+    def reorder(self, rows: Tensor) -> None:
+        """Keep rows `rows` (R',) int64, in that order (R' may be smaller: finished samples are dropped)."""
+
+
+class TextSeq2Seq(Part):
+    """Text encoder (optional) and autoregressive text decoder over one vocabulary."""
+
+    dim: int
+    vocab_size: int
+    has_encoder: bool
+
+    @abstractmethod
+    def encode(self, text: Padded) -> Padded:
+        """(B, S) ids -> (B, S, dim) memory. Raises ValueError where the model has no encoder."""
+
+    @abstractmethod
+    def decode(self, memory: Padded, tokens: Padded) -> Padded:
+        """Teacher forcing: (B, T, dim) memory and (B, S) decoder input -> (B, S, dim) states after the final norm."""
+
+    @abstractmethod
+    def project(self, states: Tensor) -> Tensor:
+        """(..., dim) states -> (..., V) logits."""
+
+    def forward(self, memory: Padded, tokens: Padded) -> Padded:
+        """(B, T, dim) memory, (B, S) decoder input -> (B, S, V) logits."""
+        states = self.decode(memory, tokens)
+        return states.with_data(self.project(states.data))
+
+    @abstractmethod
+    def start(self, memory: Padded, beams: int = 1) -> DecoderState:
+        """Prepare cached decoding: keys and values of (B, T, dim) memory once per sample, B x beams rows."""
+
+    @abstractmethod
+    def step(self, tokens: Tensor, state: DecoderState) -> Tensor:
+        """(R,) ids of the newest token of each row -> (R, dim) states after the final norm; advances `state`."""
+
+
+class TextToUnit(Part):
+    """Second pass of UnitY: states of the text decoder to target units."""
+
+    input_dim: int
+    num_units: int
+
+    @abstractmethod
+    def forward(self, states: Padded, targets: Padded, text: Padded | None = None) -> dict[str, Loss]:
+        """Losses of (B, S, input_dim) states against (B, U) units, one per frame (the part reduces runs itself where it
+        works on reduced units). `text` (B, S): the token that each state stands for, where the part wants it.
+        Keys and their number never depend on the batch."""
+
+    @abstractmethod
+    def generate(self, states: Padded, text: Padded | None = None, **options: Any) -> UnitOutput:
+        """(B, S, input_dim) states -> units (and durations where the part predicts them)."""
+
+
+class UnitExtractor(Part):
+    """Speech to discrete units by clustering of features."""
+
+    num_units: int
+    frame_rate: float
+    """Units per second before runs are merged."""
+
+    @abstractmethod
+    def features(self, speech: Padded) -> Padded:
+        """(B, N) samples at 16 kHz -> (B, U, F) features that are clustered."""
+
+    @abstractmethod
+    def fit(self, batches: Iterable[Padded], seed: int = 0) -> dict[str, float]:
+        """Fit the centroids on batches of (B, N) samples; return statistics (inertia, frames, used clusters)."""
+
+    @abstractmethod
+    def forward(self, speech: Padded) -> Padded:
+        """(B, N) samples at 16 kHz -> (B, U) int64 units, one per frame. Raises RuntimeError before `fit`."""
+
+
+class UnitVocoder(Part):
+    """Discrete units to a waveform."""
+
+    num_units: int
+    sample_rate: int
+
+    @abstractmethod
+    def forward(
+        self, units: Padded, lang: Tensor | None = None, speaker: Tensor | None = None, durations: Padded | None = None
+    ) -> Padded:
+        """(B, U) units -> (B, N) samples in -1..1. With `durations` (B, U) each unit lasts that many frames; without,
+        the vocoder predicts them for reduced units. `lang`, `speaker`: (B,) int64 where the vocoder is conditioned."""
+
+    @abstractmethod
+    def losses(self, units: Padded, speech: Padded, speaker: Tensor | None = None) -> dict[str, Loss]:
+        """Training losses of (B, U) units, one per frame, against the (B, N) samples they came from."""
+
+
+ROLES: dict[str, type] = {
+    "frontend": Frontend,
+    "tokenizer": Tokenizer,
+    "speech_encoder": SpeechEncoder,
+    "adaptor": Adaptor,
+    "text_seq2seq": TextSeq2Seq,
+    "t2u": TextToUnit,
+    "unit_extractor": UnitExtractor,
+    "vocoder": UnitVocoder,
+}
+"""Config key -> base class. `voxzoo check` refuses a part in the wrong slot by this table."""
