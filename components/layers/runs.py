@@ -15,6 +15,8 @@ def reduce_runs(units: Padded) -> tuple[Padded, Padded]:
     >>> units.data.tolist(), durations.data.tolist()
     ([[5, 7]], [[2, 1]])
     """
+    if units.data.is_meta:  # the shape check: no run has more than one unit, the upper bound
+        return units, units
     mask = units.mask
     first = mask.clone()
     first[:, 1:] &= units.data[:, 1:] != units.data[:, :-1]
@@ -32,6 +34,8 @@ def expand_runs(data: Tensor, durations: Padded) -> Padded:
 
     Durations beyond the length of `durations` count as zero. Differentiable in `data`; no loop over samples.
     """
+    if data.is_meta:  # the shape check: durations are data, so assume one each
+        return Padded(data, durations.lengths)
     repeats = durations.data.masked_fill(~durations.mask, 0)
     ends = repeats.cumsum(1)
     lengths = ends[:, -1]
