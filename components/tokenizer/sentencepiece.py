@@ -45,7 +45,7 @@ class SentencePieceTokenizer(Tokenizer):
         vocab_size: V, the rows of the embedding.
 
     Raises:
-        UserError: no such file, not a SentencePiece model, another order of controls, a language twice, or too few rows.
+        UserError: no such file, not a SentencePiece model, another order of controls, a language twice, or few rows.
     """
 
     pad_id = 0
@@ -133,7 +133,7 @@ class SentencePieceTokenizer(Tokenizer):
         return 2 + len(self._alphabet())
 
     def piece_characters(self) -> Tensor:
-        """(V, C) int64 character ids of each id, 0 beyond its end; all 0 for pad, bos, eos, languages and unused rows."""
+        """(V, C) int64 character ids of each id, 0 beyond its end; 0 for pad, bos, eos, languages, unused rows."""
         alphabet = self._alphabet()
         rows = [[alphabet[c] for c in text] if text else [] for text in self._texts()]
         rows[self.unk_id] = [self.unknown_character_id]
@@ -194,7 +194,7 @@ def train_sentencepiece(
     pieces = vocab_size - 1 - num_languages
     if pieces <= _NUM_CONTROLS:
         raise UserError(
-            f"tokenizer.vocab_size={vocab_size} leaves no room for pieces beside 4 specials and {num_languages} languages"
+            f"tokenizer.vocab_size={vocab_size} leaves no piece beside 4 specials and {num_languages} languages"
         )
     sentencepiece.set_random_generator_seed(seed)
     buffer = io.BytesIO()

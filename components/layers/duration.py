@@ -1,0 +1,63 @@
+"""Duration predictor of text-to-unit models and unit vocoders. Letters: B batch, U units, D model dim, H hidden dim."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import relu
+
+from ..types import Loss, Padded
+
+
+class DurationPredictor(nn.Module):
+    """Two convolutions and a projection that give log(1 + duration) of each unit.
+
+    FastSpeech 2 (arXiv 2006.04558, section 2.3): conv, ReLU, layer norm, dropout, twice, then a linear map. Padded steps
+    are zero before each convolution, so a row alone and in a batch gives the same.
+
+    Args:
+        dim: D of the states.
+        hidden_dim: H between the convolutions.
+        kernel_size: width of both; odd.
+        dropout: after each layer norm.
+    """
+
+    def __init__(self, dim: int, hidden_dim: int = 256, kernel_size: int = 3, dropout: float = 0.1) -> None:
+        super().__init__()
+        if kernel_size % 2 == 0:
+            raise ValueError(f"kernel_size={kernel_size} of the duration predictor is even: take an odd one")
+        padding = kernel_size // 2
+        self.conv1 = nn.Conv1d(dim, hidden_dim, kernel_size, padding=padding)
+        self.norm1 = nn.LayerNorm(hidden_dim)
+        self.conv2 = nn.Conv1d(hidden_dim, hidden_dim, kernel_size, padding=padding)
+        self.norm2 = nn.LayerNorm(hidden_dim)
+        self.dropout = nn.Dropout(dropout)
+        self.proj = nn.Linear(hidden_dim, 1)
+
+    def forward(self, states: Padded) -> Padded:
+        """(B, U, D) -> (B, U) log(1 + duration)."""
+        x = states.zeroed().data.transpose(1, 2)
+        x = self.dropout(self.norm1(relu(self.conv1(x)).transpose(1, 2)))
+        x = states.with_data(x).zeroed().data.transpose(1, 2)
+        x = self.dropout(self.norm2(relu(self.conv2(x)).transpose(1, 2)))
+        return states.with_data(self.proj(x)[..., 0])
+
+    def loss(self, states: Padded, durations: Padded) -> Loss:
+        """Squared error in log(1 + duration), summed over real units, of (B, U, D) states and (B, U) int64 durations."""
+        mask = durations.mask
+        error = self(states).data.float() - torch.log1p(durations.data.float())
+        return Loss(error.square().masked_fill(~mask, 0).sum(), mask.sum())
+
+    def predict(self, states: Padded, factor: float = 1.0) -> Padded:
+        """(B, U, D) -> (B, U) int64 durations, at least 1, 0 beyond the length.
+
+        Args:
+            states: what stands for each unit.
+            factor: multiplies the predicted duration before rounding: above 1 is slower speech. Half rounds to even.
+        """
+        return states.with_data(round_durations(self(states).data, factor)).zeroed()
+
+
+def round_durations(log_durations: Tensor, factor: float = 1.0) -> Tensor:
+    """log(1 + duration) of any shape -> int64 max(1, round(duration * factor))."""
+    return (torch.expm1(log_durations.float()) * factor).round().clamp(min=1).long()
