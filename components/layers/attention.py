@@ -1,0 +1,99 @@
+"""Multi-head attention over padded batches, for teacher forcing and for cached decoding.
+
+Letters: B batch, T query steps, S key steps, D model dim, H heads, d head dim (D / H).
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class MultiHeadAttention(nn.Module):
+    """Scaled dot-product attention (Vaswani et al. 2017, section 3.2) with fused projections.
+
+    Self-attention (`memory_dim` None) has one projection `qkv` with the rows of query, key and value one below the other;
+    attention over a memory (`memory_dim` given) has `q` and `kv`. Rows of a projection are heads one after the other.
+
+    Args:
+        dim: width of the queries and of the output, a multiple of `num_heads`.
+        dropout: dropout on the attention weights, while training.
+        bias: biases in all projections.
+        memory_dim: width of the memory; None for self-attention.
+    """
+
+    def __init__(
+        self, dim: int, num_heads: int, dropout: float = 0.0, bias: bool = True, memory_dim: int | None = None
+    ) -> None:
+        super().__init__()
+        if num_heads < 1 or dim % num_heads:
+            raise ValueError(f"dim must be a multiple of num_heads; got dim={dim}, num_heads={num_heads}")
+        self.dim = dim
+        self.num_heads = num_heads
+        self.dropout = dropout
+        self.memory_dim = memory_dim
+        if memory_dim is None:
+            self.qkv = nn.Linear(dim, 3 * dim, bias=bias)
+        else:
+            self.q = nn.Linear(dim, dim, bias=bias)
+            self.kv = nn.Linear(memory_dim, 2 * dim, bias=bias)
+        self.out = nn.Linear(dim, dim, bias=bias)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Xavier-uniform for each of query, key, value (gain 1/sqrt 2, as for a fused matrix) and output; zero biases."""
+        projections = [self.qkv] if self.memory_dim is None else [self.q, self.kv]
+        for linear in projections:
+            for block in linear.weight.detach().split(self.dim):
+                nn.init.xavier_uniform_(block, gain=2**-0.5)
+        nn.init.xavier_uniform_(self.out.weight)
+        for linear in (*projections, self.out):
+            if linear.bias is not None:
+                nn.init.zeros_(linear.bias)
+
+    def forward(
+        self, x: Tensor, memory: Tensor | None = None, mask: Tensor | None = None, causal: bool = False
+    ) -> Tensor:
+        """Attend from every step of `x`.
+
+        Args:
+            x: (B, T, D) queries; also keys and values where there is no memory.
+            memory: (B, S, memory_dim) keys and values of a module built with `memory_dim`.
+            mask: bool, broadcastable to (B, H, T, S) (so (B, 1, 1, S) or (B, 1, T, S)), True = may attend.
+            causal: step t attends to steps 0..t only (in addition to `mask`).
+
+        Returns:
+            (B, T, D). A query that may attend to nothing sees a zero context: its output is the bias of `out`.
+        """
+        if (memory is None) != (self.memory_dim is None):
+            built, given = ("a memory", "none") if memory is None else ("self-attention (memory_dim=None)", "a memory")
+            raise ValueError(f"this attention was built for {built} but got {given}; set memory_dim to match")
+        if memory is None:
+            query, key, value = (self.heads(part) for part in self.qkv(x).chunk(3, dim=-1))
+        else:
+            query = self.heads(self.q(x))
+            key, value = self.memory_heads(memory)
+        return self.attend(query, key, value, mask, causal)
+
+    def heads(self, x: Tensor) -> Tensor:
+        """(B, T, D) -> (B, H, T, d), a view."""
+        return x.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
+
+    def memory_heads(self, memory: Tensor) -> tuple[Tensor, Tensor]:
+        """(B, S, memory_dim) -> keys and values (B, H, S, d): computed once, reused at every step of decoding."""
+        key, value = self.kv(memory).chunk(2, dim=-1)
+        return self.heads(key), self.heads(value)
+
+    def attend(
+        self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None, causal: bool = False
+    ) -> Tensor:
+        """(B, H, T, d) queries, (B, H, S, d) keys and values -> (B, T, D) after the output projection."""
+        if causal and mask is not None:
+            # Not every kernel takes both, so the triangle goes into the mask.
+            triangle = torch.ones(query.shape[2], key.shape[2], dtype=torch.bool, device=query.device).tril()
+            mask, causal = mask & triangle, False
+        context = F.scaled_dot_product_attention(
+            query, key, value, mask, dropout_p=self.dropout if self.training else 0.0, is_causal=causal
+        )
+        return self.out(context.transpose(1, 2).flatten(2))
