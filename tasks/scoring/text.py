@@ -1,0 +1,240 @@
+"""Corpus scores of text with signatures and bootstrap intervals.
+
+A metric turns sentence pairs into rows of sufficient statistics (n-gram counts, edit counts). The corpus score is a
+function of the summed rows, so resampling a corpus is one matrix product, and two systems scored on the same sentences
+can share their resamples (paired bootstrap, Koehn 2004, "Statistical significance tests for machine translation").
+
+Letters: N sentences, K statistics, R resamples.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from importlib.metadata import version
+from typing import Any, Literal
+
+import jiwer
+import numpy as np
+from sacrebleu.metrics.bleu import BLEU
+from sacrebleu.metrics.chrf import CHRF
+
+CHARACTER_LANGUAGES = frozenset({"cmn", "cmn_Hant", "jpn", "tha", "lao", "mya"})
+"""Written without spaces between words: BLEU counts characters, and the error rate is CER."""
+
+RESAMPLES = 1000
+SEED = 12345
+
+
+class Metric(ABC):
+    """A corpus score that is a function of summed sentence statistics."""
+
+    name: str
+    higher_is_better: bool = True
+
+    @property
+    @abstractmethod
+    def signature(self) -> str:
+        """Everything that changes the number, in one line."""
+
+    @abstractmethod
+    def statistics(self, hypotheses: Sequence[str], references: Sequence[str]) -> np.ndarray:
+        """N sentence pairs -> (N, K) int64."""
+
+    @abstractmethod
+    def score(self, total: np.ndarray) -> float:
+        """(K,) summed statistics -> the corpus score."""
+
+
+class _SacreBLEU(Metric):
+    """Counts by sacrebleu itself, so that the score is exactly the one its command line prints."""
+
+    metric: BLEU | CHRF
+    _smoothed: bool = False
+
+    @property
+    def signature(self) -> str:
+        # sacrebleu knows the number of references only after it has seen some; ours is always one per sentence.
+        self.metric.num_refs = 1
+        return str(self.metric.get_signature())
+
+    def statistics(self, hypotheses: Sequence[str], references: Sequence[str]) -> np.ndarray:
+        _check(hypotheses, references)
+        return np.asarray(self.metric._extract_corpus_statistics(hypotheses, [list(references)]), dtype=np.int64)
+
+    def score(self, total: np.ndarray) -> float:
+        return float(self.metric._compute_score_from_stats(total.tolist()).score)
+
+
+class Bleu(_SacreBLEU):
+    """BLEU (Papineni et al. 2002) by sacrebleu: 13a tokens, or characters for `CHARACTER_LANGUAGES`; exp smoothing.
+
+    Args:
+        lang: ISO 639-3 code of the text.
+        lowercase: fold case, as ASR-BLEU does.
+    """
+
+    name = "bleu"
+
+    def __init__(self, lang: str = "eng", lowercase: bool = False):
+        self.metric = BLEU(tokenize="char" if lang in CHARACTER_LANGUAGES else "13a", lowercase=lowercase)
+
+
+class Chrf(_SacreBLEU):
+    """chrF2 (Popovic 2015) by sacrebleu; `word_order=2` gives chrF++ (Popovic 2017)."""
+
+    name = "chrf"
+
+    def __init__(self, word_order: int = 0, lowercase: bool = False):
+        self.metric = CHRF(word_order=word_order, lowercase=lowercase)
+
+
+class ErrorRate(Metric):
+    """Word or character error rate in percent: (substitutions + deletions + insertions) / reference length, by jiwer.
+
+    The rate of a corpus is the sum of errors over the sum of lengths. A sentence without reference words counts its
+    hypothesis words as insertions. Characters are counted without spaces for `CHARACTER_LANGUAGES`.
+
+    Args:
+        unit: `word` for WER, `char` for CER.
+        lang: ISO 639-3 code of the text; decides only whether CER counts spaces.
+    """
+
+    higher_is_better = False
+
+    def __init__(self, unit: Literal["word", "char"] = "word", lang: str = "eng"):
+        self.unit = unit
+        self.name = "wer" if unit == "word" else "cer"
+        self._squeeze = unit == "char" and lang in CHARACTER_LANGUAGES
+
+    @property
+    def signature(self) -> str:
+        spaces = "|spaces:no" if self._squeeze else ""
+        return f"{self.name}|unit:{self.unit}{spaces}|jiwer:{version('jiwer')}"
+
+    def statistics(self, hypotheses: Sequence[str], references: Sequence[str]) -> np.ndarray:
+        _check(hypotheses, references)
+        rows = np.zeros((len(references), 2), dtype=np.int64)
+        process = jiwer.process_words if self.unit == "word" else jiwer.process_characters
+        for row, hypothesis, reference in zip(rows, hypotheses, references, strict=True):
+            hypothesis, reference = " ".join(hypothesis.split()), " ".join(reference.split())
+            if self._squeeze:
+                hypothesis, reference = hypothesis.replace(" ", ""), reference.replace(" ", "")
+            if not reference:
+                row[0] = len(hypothesis.split()) if self.unit == "word" else len(hypothesis)
+                continue
+            counts = process(reference, hypothesis)
+            row[0] = counts.substitutions + counts.deletions + counts.insertions
+            row[1] = counts.substitutions + counts.deletions + counts.hits
+        return rows
+
+    def score(self, total: np.ndarray) -> float:
+        errors, length = (int(value) for value in total)
+        if length == 0:
+            return 0.0 if errors == 0 else 100.0
+        return 100.0 * errors / length
+
+
+def error_rate_for(lang: str) -> ErrorRate:
+    """WER, or CER for languages written without spaces."""
+    return ErrorRate("char" if lang in CHARACTER_LANGUAGES else "word", lang)
+
+
+def evaluate_corpus(
+    metric: Metric,
+    hypotheses: Sequence[str],
+    references: Sequence[str],
+    resamples: int = RESAMPLES,
+    seed: int = SEED,
+) -> dict[str, Any]:
+    """Score N sentence pairs.
+
+    Returns:
+        Plain dict: `score`, `low` and `high` (95 % percentile bootstrap over sentences; it does not cover training
+        seeds), `num_sentences`, `signature`.
+
+    Raises:
+        ValueError: numbers of hypotheses and references differ, or there are none.
+    """
+    statistics = metric.statistics(hypotheses, references)
+    low, high = _interval(_resampled_scores([metric], [statistics], resamples, seed)[0])
+    return {
+        "score": metric.score(statistics.sum(axis=0)),
+        "low": low,
+        "high": high,
+        "num_sentences": len(references),
+        "signature": metric.signature,
+    }
+
+
+def compare_systems(
+    metric: Metric,
+    system: Sequence[str],
+    baseline: Sequence[str],
+    references: Sequence[str],
+    resamples: int = RESAMPLES,
+    seed: int = SEED,
+) -> dict[str, Any]:
+    """Paired bootstrap of two systems on the same N sentences.
+
+    Returns:
+        Plain dict: `score`, `baseline`, `difference` with `low` and `high` (95 %), `ratio` with `ratio_low` and
+        `ratio_high` (None where the baseline scores 0), `p_value`: two-sided share of resamples in which the order of
+        the two turns round, `num_sentences`, `signature`.
+    """
+    ours, theirs = metric.statistics(system, references), metric.statistics(baseline, references)
+    score, other = metric.score(ours.sum(axis=0)), metric.score(theirs.sum(axis=0))
+    a, b = _resampled_scores([metric, metric], [ours, theirs], resamples, seed)
+    low, high = _interval(a - b)
+    usable = b > 0
+    ratio_low, ratio_high = _interval(a[usable] / b[usable]) if other > 0 and usable.any() else (None, None)
+    # The usual +1: an estimate from R resamples is never below 1 / (R + 1).
+    tail = min(np.count_nonzero(a - b <= 0), np.count_nonzero(a - b >= 0))
+    return {
+        "score": score,
+        "baseline": other,
+        "difference": score - other,
+        "low": low,
+        "high": high,
+        "ratio": score / other if other > 0 else None,
+        "ratio_low": ratio_low,
+        "ratio_high": ratio_high,
+        "p_value": float(min(1.0, 2 * (tail + 1) / (resamples + 1))),
+        "num_sentences": len(references),
+        "signature": metric.signature,
+    }
+
+
+def _resampled_scores(
+    metrics: Sequence[Metric], statistics: Sequence[np.ndarray], resamples: int, seed: int
+) -> list[np.ndarray]:
+    """Scores (R,) of each (N, K) table under the same R draws of N sentences with replacement."""
+    count = len(statistics[0])
+    generator = np.random.default_rng(seed)
+    share = np.full(count, 1 / count)
+    scores: list[list[float]] = [[] for _ in metrics]
+    # A resample is how often each sentence was drawn; in slices, so that a large corpus does not need R x N numbers.
+    step = max(1, 4_000_000 // count)
+    for start in range(0, resamples, step):
+        weights = generator.multinomial(count, share, size=min(step, resamples - start))
+        for metric, table, out in zip(metrics, statistics, scores, strict=True):
+            out.extend(metric.score(total) for total in weights @ table)
+    return [np.asarray(out, dtype=np.float64) for out in scores]
+
+
+def _interval(scores: np.ndarray) -> tuple[float | None, float | None]:
+    if len(scores) == 0:
+        return None, None
+    low, high = np.percentile(scores, [2.5, 97.5])
+    return float(low), float(high)
+
+
+def _check(hypotheses: Sequence[str], references: Sequence[str]) -> None:
+    if isinstance(hypotheses, str) or isinstance(references, str):
+        raise ValueError("scores take lists of sentences, one per utterance; got one string")
+    if len(hypotheses) != len(references):
+        raise ValueError(
+            f"{len(hypotheses)} hypotheses but {len(references)} references: give one line each, in the same order"
+        )
+    if not references:
+        raise ValueError("no sentences to score: the corpus is empty")
