@@ -12,8 +12,8 @@ from ..types import Loss, Padded
 class DurationPredictor(nn.Module):
     """Two convolutions and a projection that give log(1 + duration) of each unit.
 
-    FastSpeech 2 (arXiv 2006.04558, section 2.3): conv, ReLU, layer norm, dropout, twice, then a linear map. Padded steps
-    are zero before each convolution, so a row alone and in a batch gives the same.
+    FastSpeech 2 (arXiv 2006.04558, section 2.3): conv, ReLU, layer norm, dropout, twice, then a linear map. Padded
+    steps are zero before each convolution, so a row alone and in a batch gives the same.
 
     Args:
         dim: D of the states.
@@ -43,7 +43,7 @@ class DurationPredictor(nn.Module):
         return states.with_data(self.proj(x)[..., 0])
 
     def loss(self, states: Padded, durations: Padded) -> Loss:
-        """Squared error in log(1 + duration), summed over real units, of (B, U, D) states and (B, U) int64 durations."""
+        """Squared error in log(1 + duration), summed over real units: (B, U, D) states, (B, U) int64 durations."""
         mask = durations.mask
         error = self(states).data.float() - torch.log1p(durations.data.float())
         return Loss(error.square().masked_fill(~mask, 0).sum(), mask.sum())

@@ -217,7 +217,7 @@ def train_sentencepiece(
         characters = len({character for text in sentences for character in text})
         raise UserError(
             f"SentencePiece cannot train {pieces} pieces on {len(sentences)} sentences with {characters} different "
-            f"characters (choose another tokenizer.vocab_size): {error}"
+            f"characters (choose another tokenizer.vocab_size): {str(error).rpartition('] ')[2]}"
         ) from None
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
