@@ -1,0 +1,52 @@
+"""Turns a checked config node into objects."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping
+from typing import Any
+
+from omegaconf import DictConfig, ListConfig, OmegaConf
+
+from ..components.errors import UserError
+from .targets import ALLOWED, locate
+
+
+def build(node: Any, *, allowed: tuple[str, ...] = ALLOWED, **given: Any) -> Any:
+    """Build the object a node describes: `_target_` is called with the other keys, inner nodes first.
+
+    A node whose `_target_` is null is an absent part: None. `_partial_: true` gives a `functools.partial`.
+
+    Args:
+        node: a DictConfig, mapping, list or plain value.
+        allowed: module prefixes that `_target_` may start with.
+        **given: constructor arguments that come from code rather than from the config.
+
+    Raises:
+        UserError: the constructor refused its values; the message names the class.
+    """
+    if isinstance(node, DictConfig | ListConfig):
+        node = OmegaConf.to_container(node, resolve=True)
+    return _build(node, allowed, given)
+
+
+def _build(node: Any, allowed: tuple[str, ...], given: dict[str, Any]) -> Any:
+    if isinstance(node, Mapping):
+        if "_target_" not in node:
+            return {key: _build(value, allowed, {}) for key, value in node.items()}
+        path = node["_target_"]
+        if path is None:
+            return None
+        arguments = {k: _build(v, allowed, {}) for k, v in node.items() if not k.startswith("_") and k not in given}
+        try:
+            target = locate(path, allowed)
+            if node.get("_partial_"):
+                return functools.partial(target, **arguments, **given)
+            return target(**arguments, **given)
+        except UserError:
+            raise
+        except (TypeError, ValueError, ImportError, PermissionError) as error:
+            raise UserError(f"{path}: {error}") from error
+    if isinstance(node, list):
+        return [_build(value, allowed, {}) for value in node]
+    return node

@@ -1,0 +1,264 @@
+"""Checks a composed config against the signatures of what it names, before anything is built.
+
+The constructor signature is the schema. Every fault is found in one pass and reported with its full path.
+"""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+import types
+import typing
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, Union, get_args, get_origin
+
+from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from ..components.errors import UserError
+from ..components.roles import ROLES
+from .compose import compose
+from .targets import allow_list, locate
+
+# Keys of the root config that are built: the rest are settings of the run.
+BUILT = ("task", "data", "optim", "schedule", "trainer", "logger")
+
+
+@dataclass(frozen=True)
+class Fault:
+    """One mistake: where it stands and what to do."""
+
+    path: str
+    message: str
+
+    def __str__(self) -> str:
+        return f"{self.path}: {self.message}"
+
+
+def require_valid(config: DictConfig) -> None:
+    """Raise one UserError that lists every fault."""
+    faults = check(config)
+    if faults:
+        count = f"{len(faults)} fault{'s' if len(faults) > 1 else ''} in the config:"
+        raise UserError("\n  ".join([count, *map(str, faults)]))
+
+
+def check(config: DictConfig) -> list[Fault]:
+    """Return all faults of a composed config: unknown keys, wrong types or choices, missing values, wrong slots."""
+    walker = _Walker(config)
+    known = sorted(set(compose()) | {"experiment", "debug"})
+    for key in config:
+        if str(key) not in known:
+            walker.add(str(key), f"unknown key{_near(str(key), known)}")
+    for key in BUILT:
+        if key in config:
+            walker.visit(key, walker.raw(config, key), None)
+    for role in ROLES:  # a part no task uses is still checked, so that a typo in it is not silent
+        if role in config:
+            walker.visit(role, walker.raw(config, role), ROLES[role])
+    return list(dict.fromkeys(walker.faults))
+
+
+class _Walker:
+    def __init__(self, config: DictConfig) -> None:
+        self.config = config
+        self.allowed = allow_list(config)
+        self.faults: list[Fault] = []
+        self.seen: set[str] = set()
+
+    def add(self, path: str, message: str) -> None:
+        self.faults.append(Fault(path, message))
+
+    def raw(self, parent: DictConfig | ListConfig, key: Any) -> Any:
+        """The value at a key; a whole-node interpolation gives a `_Link`, so that faults carry the path of the source."""
+        if OmegaConf.is_missing(parent, key):
+            return _MISSING
+        node = parent._get_node(key)
+        text = node._value() if node is not None else None  # pyright: ignore[reportAttributeAccessIssue]
+        if isinstance(text, str) and text.startswith("${") and text.endswith("}") and ":" not in text and text.count("${") == 1:
+            source = text[2:-1]
+            if not source.startswith("."):
+                return _Link(source)
+        return parent[key]
+
+    def value(self, parent: DictConfig | ListConfig, key: Any, path: str) -> tuple[str, Any]:
+        """Follow interpolations: the path where the value is written, and the value."""
+        try:
+            found = self.raw(parent, key)
+            while isinstance(found, _Link):
+                path = found.path
+                head, _, tail = path.rpartition(".")
+                owner = OmegaConf.select(self.config, head) if head else self.config
+                if owner is None or tail not in owner:
+                    self.add(path, "is referred to but does not exist")
+                    return path, _FAULTY
+                found = self.raw(owner, tail)
+            return path, found
+        except OmegaConfBaseException as error:
+            self.add(path, " ".join(str(error).split()))
+            return path, _FAULTY
+
+    def visit(self, path: str, node: Any, hint: Any) -> None:
+        if isinstance(node, _Link):
+            head, _, tail = path.rpartition(".")
+            owner = OmegaConf.select(self.config, head) if head else self.config
+            path, node = self.value(owner, tail, path)
+        if node is _FAULTY:
+            return
+        if isinstance(node, DictConfig) and "_target_" in node:
+            self.target(path, node, hint)
+        elif hint is not None:
+            problem = _mismatch(node, hint)
+            if problem:
+                self.add(path, problem)
+        elif isinstance(node, DictConfig):
+            for key in node:
+                inner_path, inner = self.value(node, key, f"{path}.{key}")
+                self.visit(inner_path, inner, None)
+
+    def target(self, path: str, node: DictConfig, hint: Any) -> None:
+        name = node.get("_target_")
+        if name is None:
+            if hint is not None and not _optional(hint) and path.partition(".")[0] not in ROLES:
+                self.add(path, "is needed here, but is none")
+            return
+        if not isinstance(name, str):
+            self.add(f"{path}._target_", f"{name!r} is not a class path")
+            return
+        try:
+            found = locate(name, self.allowed)
+        except (ImportError, PermissionError) as error:
+            self.add(f"{path}._target_", str(error))
+            return
+        wanted = _classes(hint)
+        if wanted and isinstance(found, type) and not issubclass(found, tuple(wanted)):
+            self.add(path, f"{found.__name__} is not a {' or '.join(w.__name__ for w in wanted)}: the part is in the wrong slot")
+            return
+        if path in self.seen:
+            return
+        self.seen.add(path)
+        parameters = inspect.signature(found).parameters
+        hints = _hints(found)
+        partial = bool(node.get("_partial_"))
+        accepts_any = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+        for key in node:
+            key = str(key)
+            if key.startswith("_"):
+                continue
+            inner_path = f"{path}.{key}"
+            if key not in parameters:
+                if not accepts_any:
+                    names = [n for n in parameters if n != "self"]
+                    self.add(inner_path, f"{found.__name__} has no such parameter{_near(key, names)}")
+                continue
+            inner_path, inner = self.value(node, key, inner_path)
+            if inner is _MISSING:
+                self.add(inner_path, "a value is needed (???)")
+            elif inner is not _FAULTY:
+                self.visit(inner_path, inner, hints.get(key, Any))
+                absent = isinstance(inner, DictConfig) and "_target_" in inner and inner.get("_target_") is None
+                if absent and not _optional(hints.get(key, Any)):
+                    self.add(inner_path, f"{found.__name__} needs a {key}, but it is none")
+        if not partial:
+            for key, parameter in parameters.items():
+                required = parameter.default is parameter.empty and parameter.kind not in (
+                    parameter.VAR_KEYWORD,
+                    parameter.VAR_POSITIONAL,
+                )
+                if required and key not in node and key != "self":
+                    self.add(f"{path}.{key}", f"{found.__name__} needs a value for this")
+
+
+@dataclass(frozen=True)
+class _Link:
+    path: str
+
+
+_MISSING = object()
+_FAULTY = object()
+
+
+def _near(word: str, choices: Sequence[str]) -> str:
+    near = difflib.get_close_matches(word, choices, n=1, cutoff=0.6)
+    if near:
+        return f"; did you mean {near[0]!r}?"
+    return f"; there are: {', '.join(choices)}" if choices else ""
+
+
+def _hints(found: Callable) -> dict[str, Any]:
+    function = found.__init__ if isinstance(found, type) else found
+    try:
+        return typing.get_type_hints(function)
+    except (NameError, TypeError):  # a library's annotations may not resolve at run time; then only names are checked
+        return {}
+
+
+def _optional(hint: Any) -> bool:
+    return hint is Any or hint is None or (_is_union(hint) and type(None) in get_args(hint))
+
+
+def _is_union(hint: Any) -> bool:
+    return get_origin(hint) in (Union, types.UnionType)
+
+
+def _classes(hint: Any) -> list[type]:
+    """The role classes among a hint's alternatives."""
+    options = get_args(hint) if _is_union(hint) else (hint,)
+    roles = tuple(ROLES.values())
+    return [option for option in options if isinstance(option, type) and issubclass(option, roles)]
+
+
+def _mismatch(value: Any, hint: Any) -> str | None:
+    """None where the value fits the hint, else what was expected."""
+    if hint is Any or hint is inspect.Parameter.empty or isinstance(hint, typing.TypeVar):
+        return None
+    if isinstance(value, DictConfig) and "_target_" in value:
+        return None  # checked as a target of its own
+    origin = get_origin(hint)
+    if _is_union(hint):
+        problems = [_mismatch(value, option) for option in get_args(hint)]
+        if None in problems:
+            return None
+        plain = [p for p, option in zip(problems, get_args(hint)) if option is not type(None) and p]
+        return " or ".join(dict.fromkeys(plain))
+    if origin is Literal:
+        choices = get_args(hint)
+        if value in choices:
+            return None
+        near = _near(str(value), [str(c) for c in choices]) if isinstance(value, str) else ""
+        return f"{value!r} is not one of {', '.join(map(repr, choices))}" + (near if "did you mean" in near else "")
+    if hint is type(None):
+        return None if value is None else f"{value!r} is not null"
+    if hint is bool:
+        return None if isinstance(value, bool) else f"{value!r} is not true or false"
+    if hint is int:
+        return None if isinstance(value, int) and not isinstance(value, bool) else f"{value!r} is not a whole number"
+    if hint is float:
+        ok = isinstance(value, int | float) and not isinstance(value, bool)
+        return None if ok else f"{value!r} is not a number"
+    if hint is str:
+        return None if isinstance(value, str) else f"{value!r} is not text"
+    if origin in (list, tuple, Sequence, set, frozenset) or hint in (list, tuple):
+        if not isinstance(value, ListConfig | list | tuple):
+            return f"{value!r} is not a list"
+        inner = [a for a in get_args(hint) if a is not Ellipsis]
+        if origin is tuple and len(inner) > 1 and Ellipsis not in get_args(hint):
+            if len(inner) != len(value):
+                return f"{list(value)!r} has {len(value)} entries, not {len(inner)}"
+            problems = [_mismatch(v, h) for v, h in zip(value, inner)]
+        else:
+            problems = [_mismatch(v, inner[0]) for v in value] if inner else []
+        return next((p for p in problems if p), None)
+    if origin in (dict, Mapping) or hint is dict:
+        if not isinstance(value, DictConfig | dict):
+            return f"{value!r} is not a map of names to values"
+        inner = get_args(hint)
+        problems = [_mismatch(v, inner[1]) for v in value.values()] if len(inner) == 2 else []
+        return next((p for p in problems if p), None)
+    if isinstance(hint, type) and isinstance(value, DictConfig | ListConfig | str | int | float | bool | type(None)):
+        if value is None:
+            return f"null is not a {hint.__name__}"
+        if issubclass(hint, tuple(ROLES.values())):
+            return f"{value!r} is not a {hint.__name__}"
+    return None

@@ -1,0 +1,136 @@
+"""Composes a run's config from the YAML groups and command-line overrides. Hydra composes; it never launches."""
+
+from __future__ import annotations
+
+import difflib
+import logging
+import os
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from hydra import compose as hydra_compose
+from hydra import initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from ..components.errors import UserError
+
+CONFIG_DIR = Path(__file__).resolve().parent
+_PATHS = ("root", "cache_dir", "data.train", "data.valid", "data.units", "tokenizer.model")
+_PATH_MAPS = ("data.test",)
+
+OmegaConf.register_new_resolver("mul", lambda *values: _product(values), replace=True)
+OmegaConf.register_new_resolver("home", lambda path: os.path.expanduser(path), replace=True)
+
+
+def _product(values: Iterable[int]) -> int:
+    result = 1
+    for value in values:
+        result *= value
+    return result
+
+
+def compose(overrides: Sequence[str] = (), *, stage: str | None = None, config_dirs: Sequence[str] = ()) -> DictConfig:
+    """Compose `configs/config.yaml` with overrides such as `experiment=quickstart adaptor=none trainer.max_steps=10`.
+
+    Unknown keys are kept here, so that `check` can report them together with every other fault.
+
+    Args:
+        overrides: Hydra override grammar, as on the command line.
+        stage: name of one of `stages`: its group choices and settings are laid over the rest.
+        config_dirs: further folders of YAML groups, searched before the shipped ones.
+
+    Raises:
+        UserError: an override that does not parse, or a choice that does not exist (with the nearest ones).
+    """
+    searched = [Path(folder).resolve() for folder in config_dirs]
+    for folder in searched:
+        if not folder.is_dir():
+            raise UserError(f"--config-dir {folder}: no such folder")
+    lenient = [_lenient(override, [*searched, CONFIG_DIR]) for override in overrides]
+    if searched:
+        lenient.append("hydra.searchpath=[" + ",".join(f"file://{folder}" for folder in searched) + "]")
+    config = _hydra(lenient)
+    if stage is not None:
+        if stage not in config.stages:
+            raise UserError(f"stage {stage!r} is not in this config; stages: {', '.join(config.stages) or 'none'}")
+        chosen = config.stages[stage]
+        groups = [f"{group}={choice}" for group, choice in (chosen.get("choose") or {}).items()]
+        # The stage's group choices come first, so that what the user asked for on the command line still wins.
+        named = {override.split("=", 1)[0].lstrip("+~") for override in lenient}
+        config = _hydra([*[g for g in groups if g.split("=", 1)[0] not in named or g.startswith("task=")], *lenient])
+        settings = config.stages[stage].get("set") or {}
+        OmegaConf.set_struct(config, False)
+        run_name = config.name
+        config = OmegaConf.merge(config, settings)
+        assert isinstance(config, DictConfig)
+        config.name = f"{run_name}/stages/{stage}"
+        config.stages = {}
+    _absolute(config)
+    return config
+
+
+def _hydra(overrides: list[str]) -> DictConfig:
+    logging.getLogger("hydra").setLevel(logging.ERROR)
+    GlobalHydra.instance().clear()
+    try:
+        with initialize_config_dir(str(CONFIG_DIR), version_base="1.3"):
+            return hydra_compose("config", overrides=overrides)
+    except (HydraException, OmegaConfBaseException) as error:
+        raise UserError("config: " + " ".join(str(error).split())) from error
+
+
+def _lenient(override: str, folders: Sequence[Path]) -> str:
+    """Check a group choice here (nearest names in the message); let any other key through as an addition."""
+    try:
+        parsed = OverridesParser.create().parse_override(override)
+    except HydraException as error:
+        raise UserError(f"override {override!r} does not parse (key=value is expected): {str(error).splitlines()[0]}") from None
+    key = parsed.key_or_group
+    choices = sorted({path.stem for folder in folders for path in folder.glob(f"{key}/*.yaml")})
+    if choices and "." not in key:
+        value = parsed.value()
+        if isinstance(value, str) and value not in choices:
+            near = difflib.get_close_matches(value, choices, n=1)
+            hint = f"; did you mean {near[0]!r}?" if near else ""
+            raise UserError(f"{key}={value}: there is no such choice{hint} Choices: {', '.join(choices)}")
+        return override
+    if override[0] in "+~":
+        return override
+    return f"++{override}"
+
+
+def _absolute(config: DictConfig) -> None:
+    """Paths in a saved config hold from any folder."""
+    for key in _PATHS:
+        value = OmegaConf.select(config, key, throw_on_resolution_failure=False, throw_on_missing=False)
+        if isinstance(value, str):
+            _set(config, key, _full(value))
+    for key in _PATH_MAPS:
+        node = OmegaConf.select(config, key, throw_on_resolution_failure=False)
+        if isinstance(node, DictConfig):
+            for name, value in node.items():
+                if isinstance(value, str):
+                    _set(config, f"{key}.{name}", _full(value))
+
+
+def _set(config: DictConfig, key: str, value: str) -> None:
+    parent = OmegaConf.select(config, key.rpartition(".")[0]) if "." in key else config
+    name = key.rpartition(".")[2]
+    if not OmegaConf.is_interpolation(parent, name):
+        OmegaConf.update(config, key, value)
+
+
+def _full(path: str) -> str:
+    return os.path.abspath(os.path.expanduser(path))
+
+
+def to_yaml(config: DictConfig) -> str:
+    """The resolved config as YAML: every interpolation replaced by its value."""
+    try:
+        return OmegaConf.to_yaml(config, resolve=True)
+    except OmegaConfBaseException as error:
+        raise UserError("config: " + " ".join(str(error).split())) from None

@@ -1,0 +1,51 @@
+"""Learning-rate schedules, as factors on the optimizer's own rate. Called with `(optimizer, total_steps=...)`."""
+
+from __future__ import annotations
+
+import math
+
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR
+
+from ..components.errors import UserError
+
+
+def inverse_sqrt(optimizer: Optimizer, total_steps: int | None = None, *, warmup_steps: int = 1000) -> LambdaLR:
+    """Linear warm-up to the full rate, then rate x sqrt(warmup / step) (Vaswani et al. 2017, section 5.3)."""
+    return LambdaLR(optimizer, lambda step: min((step + 1) / warmup_steps, math.sqrt(warmup_steps / (step + 1))))
+
+
+def cosine(optimizer: Optimizer, total_steps: int | None = None, *, warmup_steps: int = 100, final: float = 0.01) -> LambdaLR:
+    """Linear warm-up, then half a cosine down to `final` x the full rate at the last step of the run."""
+    total = _required(total_steps, "cosine")
+
+    def factor(step: int) -> float:
+        if step < warmup_steps:
+            return (step + 1) / warmup_steps
+        progress = min((step - warmup_steps) / max(total - warmup_steps, 1), 1.0)
+        return final + (1 - final) * 0.5 * (1 + math.cos(math.pi * progress))
+
+    return LambdaLR(optimizer, factor)
+
+
+def linear(optimizer: Optimizer, total_steps: int | None = None, *, warmup_steps: int = 100, final: float = 0.0) -> LambdaLR:
+    """Linear warm-up, then linear decay to `final` x the full rate at the last step of the run."""
+    total = _required(total_steps, "linear")
+
+    def factor(step: int) -> float:
+        if step < warmup_steps:
+            return (step + 1) / warmup_steps
+        return max(final, 1 - (1 - final) * (step - warmup_steps) / max(total - warmup_steps, 1))
+
+    return LambdaLR(optimizer, factor)
+
+
+def constant(optimizer: Optimizer, total_steps: int | None = None, *, warmup_steps: int = 0) -> LambdaLR:
+    """Linear warm-up, then the full rate."""
+    return LambdaLR(optimizer, lambda step: min((step + 1) / max(warmup_steps, 1), 1.0))
+
+
+def _required(total_steps: int | None, name: str) -> int:
+    if total_steps is None or total_steps <= 0:
+        raise UserError(f"schedule={name} needs the length of the run: set trainer.max_steps or trainer.max_epochs")
+    return total_steps

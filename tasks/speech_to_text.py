@@ -1,0 +1,164 @@
+"""Speech to text: translation (S2TT) and recognition (ASR) by one model, many directions.
+
+Letters: B batch, T frames, S subwords, D model dim, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from ..components.losses.cross_entropy import token_loss
+from ..components.losses.ctc import ctc_loss
+from ..components.roles import Adaptor, Frontend, SpeechEncoder, TextSeq2Seq, Tokenizer
+from ..components.search import Hypothesis, SearchOptions, generate
+from ..components.types import Adapted, Batch, Loss, Padded, Prediction
+from .task import Task
+
+
+class SpeechToText(Task):
+    """Speech encoder, adaptor and text decoder under label-smoothed cross entropy and an auxiliary CTC loss.
+
+    ASR is translation whose target language is the source's (Seamless Communication 2023, section 4). The CTC loss is on the
+    source transcript (hybrid CTC/attention, Watanabe et al. 2017), over encoder or adaptor states; rows that are too short
+    for their transcript, or have none, contribute nothing and are not counted.
+
+    Args:
+        speech_encoder, adaptor, text_seq2seq: the parts.
+        tokenizer: text ids; its language tokens name the directions.
+        frontend: waveform to features, for inference.
+        ctc_weight: weight of the CTC loss; 0 leaves its head out.
+        ctc_on: whose states the CTC head reads.
+        label_smoothing: mass spread over the vocabulary (fairseq form).
+        loss_on_lang_token: also learn to predict the target language (transformers does, the original does not).
+        loss_weights: weights by loss name (`text`, `ctc`, and what the adaptor brings).
+        search: default options of `predict`.
+    """
+
+    needs = frozenset({"speech", "transcript", "target"})
+    modes = frozenset({"s2tt", "asr"})
+    roles = ("speech_encoder", "adaptor", "text_seq2seq")
+
+    def __init__(
+        self,
+        *,
+        speech_encoder: SpeechEncoder,
+        adaptor: Adaptor,
+        text_seq2seq: TextSeq2Seq,
+        tokenizer: Tokenizer,
+        frontend: Frontend,
+        ctc_weight: float = 0.3,
+        ctc_on: Literal["encoder", "adaptor"] = "encoder",
+        label_smoothing: float = 0.1,
+        loss_on_lang_token: bool = False,
+        loss_weights: Mapping[str, float] | None = None,
+        search: SearchOptions | None = None,
+    ) -> None:
+        super().__init__(loss_weights={"ctc": ctc_weight, **(loss_weights or {})})
+        self.speech_encoder = speech_encoder
+        self.adaptor = adaptor
+        self.text_seq2seq = text_seq2seq
+        self.tokenizer = tokenizer
+        self.frontend = frontend
+        self.ctc_on = ctc_on
+        self.label_smoothing = label_smoothing
+        self.loss_on_lang_token = loss_on_lang_token
+        self.search = search or SearchOptions()
+        width = speech_encoder.output_dim if ctc_on == "encoder" else adaptor.output_dim
+        self.ctc_head = nn.Linear(width, tokenizer.vocab_size) if ctc_weight > 0 else None
+        match_widths(speech_encoder, adaptor, text_seq2seq)
+
+    def measure(self, batch: Batch) -> tuple[dict[str, Loss], dict[str, Loss]]:
+        return self.text_losses(batch, *self.text_pass(batch))
+
+    def text_pass(self, batch: Batch) -> tuple[Padded, Adapted, Padded]:
+        """Teacher forcing: encoder states (B, T, D), adapted states (B, T', D) and decoder states (B, S-1, D)."""
+        assert batch.speech is not None
+        assert batch.target is not None
+        encoded = self.speech_encoder(batch.speech)
+        adapted = self.adaptor(encoded, batch.transcript)
+        return encoded, adapted, self.text_seq2seq.decode(adapted.states, decoder_input(batch.target))
+
+    def text_losses(
+        self, batch: Batch, encoded: Padded, adapted: Adapted, states: Padded
+    ) -> tuple[dict[str, Loss], dict[str, Loss]]:
+        """Losses and statistics of what `text_pass` gave."""
+        assert batch.target is not None
+        text, accuracy = text_loss(
+            self.text_seq2seq, states, batch.target, self.label_smoothing, self.loss_on_lang_token
+        )
+        losses = {"text": text, **adapted.losses}
+        if self.ctc_head is not None:
+            assert batch.transcript is not None
+            source = encoded if self.ctc_on == "encoder" else adapted.states
+            logits = source.with_data(self.ctc_head(source.data))
+            losses["ctc"] = ctc_loss(logits, batch.transcript, blank=self.tokenizer.pad_id)
+        return losses, {"accuracy": accuracy}
+
+    def freeze_parts(self, roles: Iterable[str]) -> None:
+        super().freeze_parts(roles)
+        if self.ctc_head is not None and self.frozen.issuperset(SpeechToText.roles):
+            self.ctc_head.requires_grad_(False)  # its loss is not computed for a frozen first pass
+
+    def encode_speech(self, speech: Padded) -> Padded:
+        """(B, T, F) features -> (B, T', D) memory of the text decoder."""
+        return self.adaptor(self.speech_encoder(speech)).states
+
+    @torch.inference_mode()
+    def predict(self, batch: Batch, *, task: str | None = None, options: SearchOptions | None = None) -> list[Prediction]:
+        mode = self.pick_mode(task, batch)
+        assert batch.speech is not None
+        memory = self.encode_speech(batch.speech)
+        hypotheses = translate_text(self.text_seq2seq, memory, batch.tgt_lang, self.tokenizer, options or self.search)
+        return text_predictions(batch, mode, hypotheses, self.tokenizer)
+
+
+def text_predictions(batch: Batch, mode: str, hypotheses: list[Hypothesis], tokenizer: Tokenizer) -> list[Prediction]:
+    """One prediction per row of the batch from its best hypothesis."""
+    return [
+        Prediction(id=i, task=mode, src_lang=s, tgt_lang=t, text=tokenizer.decode(h.tokens.tolist()), score=h.score)
+        for i, s, t, h in zip(batch.ids, batch.src_lang, batch.tgt_lang, hypotheses, strict=True)
+    ]
+
+
+def decoder_input(target: Padded) -> Padded:
+    """(B, S) `eos lang pieces eos` -> (B, S-1) without the last token of each row."""
+    return Padded(target.data[:, :-1], (target.lengths - 1).clamp(min=0))
+
+
+def text_loss(
+    model: TextSeq2Seq, states: Padded, target: Padded, label_smoothing: float, loss_on_lang_token: bool
+) -> tuple[Loss, Loss]:
+    """Label-smoothed cross entropy and accuracy of (B, S-1, D) states against (B, S) targets."""
+    mask = states.mask.clone()
+    if not loss_on_lang_token:
+        mask[:, 0] = False
+    return token_loss(model.project, states, target.data[:, 1:], mask=mask, label_smoothing=label_smoothing)
+
+
+def translate_text(
+    model: TextSeq2Seq, memory: Padded, tgt_lang: tuple[str, ...], tokenizer: Tokenizer, options: SearchOptions
+) -> list[Hypothesis]:
+    """Best hypothesis of each row of (B, T, D) memory, started with `eos lang`."""
+    prefix: Tensor = torch.tensor([[tokenizer.eos_id, tokenizer.lang_id(lang)] for lang in tgt_lang], device=memory.device)
+    found = generate(
+        model, memory, prefix, options, eos_id=tokenizer.eos_id, pad_id=tokenizer.pad_id, unk_id=tokenizer.unk_id
+    )
+    return [hypotheses[0] for hypotheses in found]
+
+
+def match_widths(speech_encoder: SpeechEncoder, adaptor: Adaptor, text_seq2seq: TextSeq2Seq) -> None:
+    """Refuse parts whose widths do not fit, naming both."""
+    if speech_encoder.output_dim != adaptor.input_dim:
+        raise ValueError(
+            f"adaptor.input_dim is {adaptor.input_dim}, but speech_encoder gives width {speech_encoder.output_dim}: "
+            "set adaptor.input_dim=${speech_encoder.dim}"
+        )
+    if adaptor.output_dim != text_seq2seq.dim:
+        raise ValueError(
+            f"adaptor.output_dim is {adaptor.output_dim}, but text_seq2seq has width {text_seq2seq.dim}: "
+            "set adaptor.output_dim=${text_seq2seq.dim}"
+        )

@@ -1,0 +1,255 @@
+"""The base of all tasks: token-exact training, evaluation totals, and checkpoints that rebuild themselves.
+
+Letters: B batch.
+"""
+
+from __future__ import annotations
+
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, ClassVar
+
+import torch
+from lightning import LightningModule
+from torch import Tensor, nn
+
+from ..components.errors import UserError
+from ..components.roles import Frontend, Tokenizer
+from ..components.search import SearchOptions
+from ..components.types import Batch, Loss, Prediction
+
+
+class Task(LightningModule, ABC):
+    """What is trained. A task takes its parts as arguments, and is the only thing that logs.
+
+    Gradients are of summed losses; before the optimizer steps they are divided by the count of the first loss, summed over
+    ranks and accumulation steps, so that a step does not depend on how its batch was cut up. `loss_weights` scale each
+    loss sum; a loss that counts something else than the first one is therefore weighted per unit of the first.
+
+    Attributes:
+        needs: the `Batch` fields the task reads in training.
+        modes: the tasks it can serve (`s2tt asr t2tt s2st t2st`).
+        roles: config keys of the parts it holds, in the order of the data flow.
+    """
+
+    needs: ClassVar[frozenset[str]]
+    modes: ClassVar[frozenset[str]]
+    roles: ClassVar[tuple[str, ...]]
+
+    def __init__(self, *, loss_weights: Mapping[str, float] | None = None) -> None:
+        super().__init__()
+        self.loss_weights = dict(loss_weights or {})
+        self.tokenizer: Tokenizer | None = None
+        self.frontend: Frontend | None = None
+        self.frozen: frozenset[str] = frozenset()
+        self.config: dict[str, Any] = {}  # the resolved config, put in by whoever built the task
+        self._make_optimizer: Callable[..., torch.optim.Optimizer] | None = None
+        self._make_schedule: Callable[..., Any] | None = None
+        self._count: Tensor | None = None
+        self._window: dict[str, Loss] = {}
+        self._window_seconds = 0.0
+        self._window_started = 0.0
+        self._totals: dict[str, Loss] = {}
+        self._grad_norm = 0.0
+
+    # What a task defines
+
+    @abstractmethod
+    def measure(self, batch: Batch) -> tuple[dict[str, Loss], dict[str, Loss]]:
+        """Losses and statistics (accuracies) of a batch; keys never depend on the batch."""
+
+    @abstractmethod
+    def predict(self, batch: Batch, *, task: str | None = None, options: SearchOptions | None = None) -> list[Prediction]:
+        """Serve a batch: one prediction per row, in order."""
+
+    def losses(self, batch: Batch) -> dict[str, Loss]:
+        """The summed losses of a batch, the same keys on every rank at every step."""
+        return self.measure(batch)[0]
+
+    # Parts
+
+    def parts(self) -> dict[str, nn.Module]:
+        """Role -> part, absent parts left out, in the order of the data flow."""
+        found = {role: getattr(self, role, None) for role in self.roles}
+        return {role: part for role, part in found.items() if isinstance(part, nn.Module)}
+
+    def freeze_parts(self, roles: Iterable[str]) -> None:
+        """Take roles out of training: no gradients, and evaluation mode whatever the task is in.
+
+        Raises:
+            UserError: a role that this task has no part for.
+        """
+        parts = self.parts()
+        for role in roles:
+            if role not in parts:
+                raise UserError(f"freeze.{role}: {type(self).__name__} has no such part; it has: {', '.join(parts)}")
+            parts[role].requires_grad_(False)
+            parts[role].eval()
+        self.frozen = frozenset({*self.frozen, *roles})
+
+    def train(self, mode: bool = True):
+        super().train(mode)
+        for role in self.frozen:
+            self.parts()[role].eval()
+        return self
+
+    # Training
+
+    def attach_optimizer(self, optimizer: Callable[..., Any], schedule: Callable[..., Any] | None) -> None:
+        """Give the optimizer (called with the trainable parameters) and the schedule (called with the optimizer)."""
+        self._make_optimizer, self._make_schedule = optimizer, schedule
+
+    def configure_optimizers(self):
+        if self._make_optimizer is None:
+            raise RuntimeError("attach_optimizer was not called before fit")
+        optimizer = self._make_optimizer(parameter_groups(self))
+        if self._make_schedule is None:
+            return optimizer
+        total = self.trainer.estimated_stepping_batches
+        schedule = self._make_schedule(optimizer, total_steps=int(total) if total != float("inf") else None)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
+        # Randomness is a function of (seed, epoch, batch, rank): a resumed run draws what the uninterrupted one drew,
+        # whatever validation, workers or logging drew in between.
+        base = int(self.config.get("seed", 1))
+        torch.manual_seed(hash((base, self.current_epoch, batch_idx, self.global_rank)) % (2**63))
+        if not self._window_started:
+            self._window_started = time.perf_counter()
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        losses, statistics = self.measure(batch)
+        primary = next(iter(losses.values()))
+        count = primary.count.detach().float()
+        self._count = count if self._count is None else self._count + count
+        for name, value in {**losses, **statistics}.items():
+            kept = Loss(value.total.detach().float(), value.count.detach().float())
+            self._window[name] = self._window[name] + kept if name in self._window else kept
+        if batch.seconds is not None:
+            self._window_seconds += float(batch.seconds.sum())
+        # Lightning divides by the accumulation steps; the division that counts comes before the step.
+        return self.weighted(losses) * self.trainer.accumulate_grad_batches
+
+    def weighted(self, losses: Mapping[str, Loss]) -> Tensor:
+        """() the weighted sum of loss totals."""
+        terms = [self.loss_weights.get(name, 1.0) * value.total for name, value in losses.items()]
+        return torch.stack([term.float() for term in terms]).sum()
+
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        assert self._count is not None
+        world = self.trainer.world_size
+        count = self._count
+        if world > 1:
+            count = self.all_gather(count).sum()  # pyright: ignore[reportAttributeAccessIssue]
+        scale = world / count.clamp(min=1)  # DDP and FSDP average gradients over ranks: undo it
+        for parameter in self.parameters():
+            if parameter.grad is not None:
+                parameter.grad.mul_(scale)
+        self._count = None
+
+    def configure_gradient_clipping(
+        self, optimizer: torch.optim.Optimizer, gradient_clip_val: float | None = None, gradient_clip_algorithm: str | None = None
+    ) -> None:
+        parameters = [p for p in self.parameters() if p.grad is not None]
+        limit = gradient_clip_val if gradient_clip_val else float("inf")
+        self._grad_norm = nn.utils.clip_grad_norm_(parameters, limit)
+
+    def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
+        if self.trainer.global_step % self.trainer.log_every_n_steps or not self._window:  # pyright: ignore[reportAttributeAccessIssue]
+            return
+        self.log_dict(self._drain_window(), prog_bar=False, rank_zero_only=True)
+
+    def _drain_window(self) -> dict[str, float]:
+        elapsed = max(time.perf_counter() - self._window_started, 1e-9)
+        metrics = {f"train/{name}": float(value.mean) for name, value in self._window.items()}
+        losses = {name: value for name, value in self._window.items() if not name.startswith("accuracy")}
+        metrics["train/loss"] = sum(self.loss_weights.get(n, 1.0) * float(v.mean) for n, v in losses.items())
+        metrics["train/lr"] = self.trainer.optimizers[0].param_groups[0]["lr"]
+        metrics["train/grad_norm"] = float(self._grad_norm)
+        metrics["train/audio_seconds_per_second"] = self._window_seconds * self.trainer.world_size / elapsed
+        self._window, self._window_seconds, self._window_started = {}, 0.0, time.perf_counter()
+        self.latest = metrics
+        return metrics
+
+    # Validation: sums over batches and ranks, divided once
+
+    def on_validation_epoch_start(self) -> None:
+        self._totals = {}
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        losses, statistics = self.measure(batch)
+        for name, value in {**losses, **statistics}.items():
+            kept = Loss(value.total.detach().float(), value.count.detach().float())
+            self._totals[name] = self._totals[name] + kept if name in self._totals else kept
+
+    def on_validation_epoch_end(self) -> None:
+        if not self._totals:
+            return
+        names = sorted(self._totals)
+        sums = torch.stack([torch.stack([self._totals[n].total, self._totals[n].count]) for n in names])
+        if self.trainer.world_size > 1:
+            sums = self.all_gather(sums).sum(0)  # pyright: ignore[reportAttributeAccessIssue]
+        means = {n: float(t / c.clamp(min=1)) for n, (t, c) in zip(names, sums)}
+        metrics = {f"valid/{n}": m for n, m in means.items()}
+        metrics["valid/loss"] = sum(self.loss_weights.get(n, 1.0) * m for n, m in means.items() if not n.startswith("accuracy"))
+        self.log_dict(metrics, rank_zero_only=False)
+        self._window_started = 0.0  # the time validation took is not training time
+
+    def on_validation_end(self) -> None:
+        self._window_started = time.perf_counter()
+
+    # Checkpoints
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["voxzoo"] = {"config": self.config, "assets": self.assets()}
+
+    def assets(self) -> dict[str, Tensor]:
+        """Files a checkpoint carries, as uint8 tensors, so that it loads with `weights_only=True` and stands alone."""
+        if self.tokenizer is None:
+            return {}
+        return {"tokenizer": torch.frombuffer(bytearray(self.tokenizer.to_bytes()), dtype=torch.uint8)}  # pyright: ignore[reportAttributeAccessIssue]
+
+    @classmethod
+    def from_checkpoint(cls, path: Any) -> Task:
+        """Rebuild a task from a checkpoint file or a run folder, in evaluation mode.
+
+        Raises:
+            UserError: the path is not a run or a checkpoint, or holds another task than this class.
+        """
+        from .run import load_run
+
+        task = load_run(path).task
+        if not isinstance(task, cls):
+            raise UserError(f"{path} holds a {type(task).__name__}, not a {cls.__name__}")
+        return task
+
+    def collator(self) -> Any:
+        """What turns a list of `datamodules.Utterance` into a batch for `predict`."""
+        from ..datamodules import Collator
+
+        return Collator(self.frontend, self.tokenizer, self.serving_needs())
+
+    def serving_needs(self) -> frozenset[str]:
+        """The `Batch` fields `predict` reads."""
+        return frozenset(self.needs - {"target", "transcript", "units", "target_speech"})
+
+    def pick_mode(self, task: str | None, batch: Batch) -> str:
+        """The task to serve: what was asked for, what the batch says, or the only one there is.
+
+        Raises:
+            UserError: a task this model cannot do.
+        """
+        mode = task or (batch.task[0] if batch.task else sorted(self.modes)[0])
+        if mode not in self.modes:
+            raise UserError(f"--task {mode}: {type(self).__name__} can do {', '.join(sorted(self.modes))}")
+        return mode
+
+
+def parameter_groups(module: nn.Module) -> list[dict[str, Any]]:
+    """Trainable parameters: matrices with weight decay; biases, norms and scalars without."""
+    trainable = [p for p in module.parameters() if p.requires_grad]
+    if not trainable:
+        raise UserError("nothing to train: every part is frozen")
+    groups = [{"params": [p for p in trainable if p.dim() > 1]}, {"params": [p for p in trainable if p.dim() <= 1], "weight_decay": 0.0}]
+    return [group for group in groups if group["params"]]

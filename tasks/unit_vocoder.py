@@ -1,0 +1,73 @@
+"""Training of a unit vocoder. Letters: B batch, U units, N samples."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from ..components.roles import UnitExtractor, UnitVocoder
+from ..components.search import SearchOptions
+from ..components.types import Batch, Loss, Prediction
+from .speech_to_speech_unity import resynthesise
+from .task import Task
+
+
+class UnitVocoderTask(Task):
+    """Units to waveform: the vocoder's own losses on pairs of units and the speech they came from.
+
+    Args:
+        vocoder: what learns.
+        unit_extractor: makes the units when the data has none (`data.units`); it does not learn here.
+        loss_weights: weights by the vocoder's loss names.
+    """
+
+    needs = frozenset({"units", "target_speech"})
+    modes = frozenset({"u2s"})
+    roles = ("vocoder", "unit_extractor")
+
+    def __init__(
+        self,
+        *,
+        vocoder: UnitVocoder,
+        unit_extractor: UnitExtractor | None = None,
+        loss_weights: Mapping[str, float] | None = None,
+    ) -> None:
+        super().__init__(loss_weights=loss_weights)
+        if unit_extractor is not None and unit_extractor.num_units != vocoder.num_units:
+            raise ValueError(
+                f"vocoder.num_units is {vocoder.num_units}, but unit_extractor.num_units is {unit_extractor.num_units}: "
+                "set vocoder.num_units=${unit_extractor.num_units}"
+            )
+        self.vocoder = vocoder
+        self.unit_extractor = unit_extractor
+        if unit_extractor is not None:
+            self.freeze_parts(["unit_extractor"])
+
+    def measure(self, batch: Batch) -> tuple[dict[str, Loss], dict[str, Loss]]:
+        assert batch.target_speech is not None
+        units = batch.units
+        if units is None:
+            assert self.unit_extractor is not None
+            with torch.no_grad():
+                units = self.unit_extractor(batch.target_speech)
+        return self.vocoder.losses(units, batch.target_speech, batch.speaker), {}
+
+    @torch.inference_mode()
+    def predict(self, batch: Batch, *, task: str | None = None, options: SearchOptions | None = None) -> list[Prediction]:
+        self.pick_mode(task, batch if batch.task else replace(batch, task=("u2s",)))
+        speech = self.resynthesise(batch)
+        assert speech is not None
+        return [
+            Prediction(id=i, task="u2s", tgt_lang=lang, audio=audio, sample_rate=self.vocoder.sample_rate)
+            for i, lang, audio in zip(batch.ids, batch.tgt_lang, speech, strict=True)
+        ]
+
+    def resynthesise(self, batch: Batch) -> list[Tensor] | None:
+        """The batch's reference units through the vocoder, one (N,) waveform per row."""
+        return resynthesise(self.vocoder, self.unit_extractor, batch)
+
+    def serving_needs(self) -> frozenset[str]:
+        return frozenset({"target_speech"} if self.unit_extractor is not None else {"units"})
