@@ -1,0 +1,6 @@
+"""Front ends: a waveform to what the speech encoder reads."""
+
+from .fbank import Fbank
+from .raw import RawWaveform
+
+__all__ = ["Fbank", "RawWaveform"]
