@@ -1,0 +1,132 @@
+"""Speaks a plan: the part of the corpus generator that runs in clean processes.
+
+A plan is cut into chunks of fixed size. Each chunk is spoken by a fresh process that seeds the engine with the chunk's
+number, because the engine keeps state: so audio does not depend on how many processes there are. Nothing here may import
+torch; the processes fork.
+
+Letters: N samples.
+"""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import zlib
+from collections.abc import Callable
+from functools import cache
+from multiprocessing.connection import wait
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from .espeak import Espeak
+from .tones import Tones
+
+SAMPLE_RATE = 16000
+CHUNK = 64
+ENGINES = {"espeak": Espeak, "tones": Tones}
+
+
+@cache
+def _kernel(half_width: int = 32, cutoff: float = 0.95) -> np.ndarray:
+    """(441 + 2 * half_width, 320) taps of a Kaiser-windowed sinc that turns 441 samples into 320 (22,050 to 16,000 Hz)."""
+    places = np.arange(320) * (441 / 320)
+    distance = places[None] - np.arange(-half_width, 441 + half_width)[:, None]
+    scale = cutoff * 320 / 441
+    window = np.where(
+        np.abs(distance) < half_width,
+        np.i0(9.0 * np.sqrt(np.clip(1 - (distance / half_width) ** 2, 0, 1))) / np.i0(9.0),
+        0,
+    )
+    taps = scale * np.sinc(scale * distance) * window
+    return (taps / taps.sum(0)).astype(np.float32)
+
+
+def resample_22050(samples: np.ndarray) -> np.ndarray:
+    """(N,) samples at 22,050 Hz -> (ceil(N * 320 / 441),) float32 samples at 16,000 Hz, polyphase."""
+    kernel = _kernel()
+    half = (kernel.shape[0] - 441) // 2
+    blocks = -(-len(samples) // 441)
+    padded = np.zeros(blocks * 441 + 2 * half, np.float32)
+    padded[half : half + len(samples)] = samples
+    frames = np.lib.stride_tricks.sliding_window_view(padded, 441 + 2 * half)[::441]
+    return (frames @ kernel).reshape(-1)[: -(-len(samples) * 320 // 441)]
+
+
+def _with_noise(samples: np.ndarray, snr: float, seed: int) -> np.ndarray:
+    """Add noise with a spectrum that falls 3 dB an octave, `snr` dB below the speech."""
+    random = np.random.default_rng(seed)
+    spectrum = np.fft.rfft(random.standard_normal(len(samples)))
+    spectrum /= np.sqrt(np.maximum(1, np.arange(len(spectrum))))
+    noise = np.fft.irfft(spectrum, len(samples))
+    power = float(np.mean(samples.astype(np.float64) ** 2)), float(np.mean(noise**2))
+    return samples + noise * np.sqrt(power[0] / max(power[1], 1e-12) / 10 ** (snr / 10))
+
+
+def _speak_chunk(path: Path, begin: int, out: Path, engine_name: str, seed: int) -> None:
+    import soundfile
+
+    with path.open(encoding="utf-8") as lines:
+        jobs = [json.loads(line) for place, line in enumerate(lines) if begin <= place < begin + CHUNK]
+    engine = ENGINES[engine_name](seed=zlib.crc32(f"{seed} {begin}".encode()) & 0x7FFFFFFF)
+    lengths: dict[str, int] = {}
+    for job in jobs:
+        samples = engine.speak(job["text"], voice=job["voice"], rate=job["rate"], pitch=job["pitch"],
+                               pitch_range=job["range"])  # fmt: skip
+        if engine.sample_rate != SAMPLE_RATE:
+            samples = resample_22050(samples)
+        if job.get("snr") is not None:
+            samples = _with_noise(samples, job["snr"], zlib.crc32(job["audio"].encode()))
+        samples = np.clip(np.round(samples), -32768, 32767).astype(np.int16)
+        soundfile.write(out / job["audio"], samples, SAMPLE_RATE, subtype="PCM_16", compression_level=0.2)
+        lengths[job["audio"]] = len(samples)
+    (out / f"lengths.{begin}.json").write_text(json.dumps(lengths))
+
+
+def speak_plan(
+    path: Path, out: Path, *, engine: str, seed: int, num_workers: int, progress: Callable[[int], Any]
+) -> dict[str, int]:
+    """Speak every line of the plan at `path` into FLAC files below `out`; return the samples of each file.
+
+    Args:
+        path: JSON lines with text, voice, rate, pitch, range, audio (path below `out`) and perhaps snr (dB).
+        out: folder; the folders of the audio paths exist.
+        engine: a key of `ENGINES`.
+        seed: of the engine's noise.
+        num_workers: processes at a time.
+        progress: called with the number of files that were added.
+
+    Raises:
+        RuntimeError: a process failed (its message went to stderr).
+    """
+    with path.open(encoding="utf-8") as lines:
+        total = sum(1 for _ in lines)
+    _kernel()  # built once, inherited by the forks
+    context = multiprocessing.get_context("fork" if "fork" in multiprocessing.get_all_start_methods() else "spawn")
+    waiting = list(range(0, total, CHUNK))[::-1]
+    running: dict[int, tuple[Any, int]] = {}
+    lengths: dict[str, int] = {}
+    try:
+        while waiting or running:
+            while waiting and len(running) < num_workers:
+                begin = waiting.pop()
+                process = context.Process(target=_speak_chunk, args=(path, begin, out, engine, seed), daemon=True)
+                process.start()
+                running[process.sentinel] = (process, begin)
+            for sentinel in wait(list(running)):
+                process, begin = running.pop(sentinel)  # pyright: ignore[reportArgumentType]
+                process.join()
+                if process.exitcode != 0:
+                    raise RuntimeError(
+                        f"the process that spoke lines {begin} to {begin + CHUNK} ended with {process.exitcode}"
+                    )
+                part = out / f"lengths.{begin}.json"
+                added = json.loads(part.read_text())
+                part.unlink()
+                lengths |= added
+                progress(len(added))
+    finally:
+        for process, _ in running.values():
+            process.terminate()
+    return lengths
