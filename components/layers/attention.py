@@ -13,8 +13,8 @@ from torch import Tensor, nn
 class MultiHeadAttention(nn.Module):
     """Scaled dot-product attention (Vaswani et al. 2017, section 3.2) with fused projections.
 
-    Self-attention (`memory_dim` None) has one projection `qkv` with the rows of query, key and value one below the other;
-    attention over a memory (`memory_dim` given) has `q` and `kv`. Rows of a projection are heads one after the other.
+    Self-attention (`memory_dim` None) has one projection `qkv`: the rows of query, key and value one below the other.
+    Attention over a memory (`memory_dim` given) has `q` and `kv`. Rows of a projection are heads one after the other.
 
     Args:
         dim: width of the queries and of the output, a multiple of `num_heads`.
@@ -42,7 +42,7 @@ class MultiHeadAttention(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Xavier-uniform for each of query, key, value (gain 1/sqrt 2, as for a fused matrix) and output; zero biases."""
+        """Xavier-uniform: query, key and value with gain 1/sqrt 2 (as one fused matrix), output; zero biases."""
         projections = [self.qkv] if self.memory_dim is None else [self.q, self.kv]
         for linear in projections:
             for block in linear.weight.detach().split(self.dim):

@@ -1,0 +1,58 @@
+"""Sinusoidal positions of the fairseq family (M2M-100, NLLB, SeamlessM4T).
+
+Letters: B batch, T steps, D model dim.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+
+class SinusoidalPositions(nn.Module):
+    """Fixed positions: the first half of a row is sin(p w_k), the second cos(p w_k), w_k = 10000^(-k / (D/2 - 1)).
+
+    Vaswani et al. 2017, section 3.5, in the layout of tensor2tensor (halves, not interleaved). The table holds nothing
+    trained, is not saved and grows when a longer sequence arrives.
+
+    Args:
+        dim: width, even and at least 4.
+        start: row of the first step. Published models differ with the same weights: fairseq numbers from pad_id + 1,
+            so NLLB and official SeamlessM4T start at 2; transformers' port of SeamlessM4T at 1 (text) and 2 (units).
+    """
+
+    def __init__(self, dim: int, start: int = 0) -> None:
+        super().__init__()
+        if dim < 4 or dim % 2:
+            raise ValueError(f"sinusoidal positions need an even dim of at least 4; got {dim}")
+        if start < 0:
+            raise ValueError(f"the first position must be 0 or more; got start={start}")
+        self.dim = dim
+        self.start = start
+        # A plain attribute: a buffer would be left empty when a model built on the meta device is materialised.
+        self._table: Tensor | None = None
+
+    def forward(self, x: Tensor, offset: int = 0) -> Tensor:
+        """(B, T, D) -> (B, T, D): add the positions of steps offset .. offset + T - 1."""
+        return x + self.table(offset, x.shape[1], x)
+
+    def table(self, first: int, count: int, like: Tensor) -> Tensor:
+        """Rows of steps first .. first + count - 1 as (count, D), with the device and dtype of `like`."""
+        last = self.start + first + count
+        table = self._table
+        if table is None or table.shape[0] < last or table.device != like.device or table.dtype != like.dtype:
+            # Twice what is asked for, so that decoding step by step rebuilds it rarely.
+            with torch.inference_mode(False), torch.no_grad():
+                table = sinusoids(max(2 * last, 64), self.dim, like.device).to(like.dtype)
+            self._table = table
+        return table[last - count : last]
+
+
+def sinusoids(count: int, dim: int, device: torch.device) -> Tensor:
+    """(count, dim) float32: rows 0 .. count - 1."""
+    half = dim // 2
+    rate = torch.exp(torch.arange(half, dtype=torch.float32, device=device) * (-math.log(10000) / (half - 1)))
+    angle = torch.arange(count, dtype=torch.float32, device=device)[:, None] * rate
+    return torch.cat([angle.sin(), angle.cos()], dim=1)

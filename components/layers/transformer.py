@@ -1,0 +1,341 @@
+"""Pre-norm Transformer stacks: an encoder over states, and an autoregressive decoder with its own embeddings.
+
+The decoder is used for text (TransformerSeq2Seq) and for units (autoregressive text-to-unit); `components.search`
+drives it through `start`, `step` and `project`.
+
+Letters: B batch, T memory steps, S tokens, D model dim, V vocabulary, R = B x beams rows, L layers, H heads, d head
+dim.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..roles import DecoderState
+from ..types import Padded
+from .attention import MultiHeadAttention
+from .positions import SinusoidalPositions
+
+Activation = Literal["relu", "gelu", "silu"]
+_ACTIVATIONS = {"relu": F.relu, "gelu": F.gelu, "silu": F.silu}
+
+
+class FeedForward(nn.Module):
+    """Two linear layers with an activation, and dropout behind the activation (`inner_dropout`)."""
+
+    def __init__(self, dim: int, ffn_dim: int, activation: Activation = "relu", inner_dropout: float = 0.0) -> None:
+        super().__init__()
+        if activation not in _ACTIVATIONS:
+            raise ValueError(f"activation must be one of {', '.join(_ACTIVATIONS)}; got {activation!r}")
+        self.inner = nn.Linear(dim, ffn_dim)
+        self.outer = nn.Linear(ffn_dim, dim)
+        self.activation = _ACTIVATIONS[activation]
+        self.inner_dropout = nn.Dropout(inner_dropout)
+        for linear in (self.inner, self.outer):
+            nn.init.xavier_uniform_(linear.weight)
+            nn.init.zeros_(linear.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., D) -> (..., D)."""
+        return self.outer(self.inner_dropout(self.activation(self.inner(x))))
+
+
+class EncoderLayer(nn.Module):
+    """x + SelfAttention(LN(x)), then x + FFN(LN(x)), each branch behind dropout."""
+
+    def __init__(
+        self,
+        dim: int,
+        num_heads: int,
+        ffn_dim: int,
+        dropout: float,
+        attention_dropout: float,
+        activation_dropout: float,
+        ffn_dropout: float,
+        activation: Activation,
+    ) -> None:
+        super().__init__()
+        self.self_attention_norm = nn.LayerNorm(dim)
+        self.self_attention = MultiHeadAttention(dim, num_heads, attention_dropout)
+        self.ffn_norm = nn.LayerNorm(dim)
+        self.ffn = FeedForward(dim, ffn_dim, activation, activation_dropout)
+        self.dropout = nn.Dropout(dropout)
+        self.ffn_dropout = nn.Dropout(ffn_dropout)
+
+    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+        """(B, T, D), mask (B, 1, 1, T) -> (B, T, D)."""
+        x = x + self.dropout(self.self_attention(self.self_attention_norm(x), mask=mask))
+        return x + self.ffn_dropout(self.ffn(self.ffn_norm(x)))
+
+
+class DecoderLayer(nn.Module):
+    """Causal self-attention, attention over the memory, FFN; pre-norm, each branch behind dropout."""
+
+    def __init__(
+        self,
+        dim: int,
+        num_heads: int,
+        ffn_dim: int,
+        dropout: float,
+        attention_dropout: float,
+        activation_dropout: float,
+        ffn_dropout: float,
+        activation: Activation,
+    ) -> None:
+        super().__init__()
+        self.self_attention_norm = nn.LayerNorm(dim)
+        self.self_attention = MultiHeadAttention(dim, num_heads, attention_dropout)
+        self.memory_attention_norm = nn.LayerNorm(dim)
+        self.memory_attention = MultiHeadAttention(dim, num_heads, attention_dropout, memory_dim=dim)
+        self.ffn_norm = nn.LayerNorm(dim)
+        self.ffn = FeedForward(dim, ffn_dim, activation, activation_dropout)
+        self.dropout = nn.Dropout(dropout)
+        self.ffn_dropout = nn.Dropout(ffn_dropout)
+
+    def forward(self, x: Tensor, memory: Tensor, memory_mask: Tensor) -> Tensor:
+        """(B, S, D), memory (B, T, D), memory_mask (B, 1, 1, T) -> (B, S, D). Right padding of x needs no mask."""
+        x = x + self.dropout(self.self_attention(self.self_attention_norm(x), causal=True))
+        x = x + self.dropout(self.memory_attention(self.memory_attention_norm(x), memory, memory_mask))
+        return x + self.ffn_dropout(self.ffn(self.ffn_norm(x)))
+
+    def step(self, x: Tensor, cache: DecoderCache, layer: int) -> Tensor:
+        """(R, 1, D) newest step -> (R, 1, D)."""
+        attention = self.self_attention
+        query, keys_values = attention.qkv(self.self_attention_norm(x)).split([x.shape[-1], 2 * x.shape[-1]], dim=-1)
+        keys, values = cache.append(layer, keys_values[:, 0])
+        x = x + attention.attend(attention.heads(query), attention.heads(keys), attention.heads(values))
+        # The beams of a sample share its keys and values: to the attention they are query steps of one row.
+        attention = self.memory_attention
+        query = attention.q(self.memory_attention_norm(x)).view(-1, cache.beams, x.shape[-1])
+        x = x + attention.attend(attention.heads(query), *cache.memory[layer], cache.memory_mask).view_as(x)
+        return x + self.ffn(self.ffn_norm(x))
+
+
+def drop_layer(before: Tensor, after: Tensor, probability: float) -> Tensor:
+    """LayerDrop (Fan et al. 2020): `before` instead of `after`, at random.
+
+    The layer has run by then: every rank issues the same collectives and every parameter gets a gradient (zero when
+    dropped), so that it works under DDP and FSDP, and reading the coin costs no device synchronisation.
+    """
+    return torch.where(torch.rand((), device=after.device) < probability, before, after)
+
+
+class TransformerEncoder(nn.Module):
+    """Encoder layers and a final norm over states; no embeddings and no positions.
+
+    Args:
+        dropout: on the input, and on what attention adds.
+        attention_dropout: on attention weights.
+        activation_dropout: inside the FFN.
+        ffn_dropout: on what the FFN adds; None: as `dropout`.
+        layerdrop: probability of skipping a layer while training.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        num_heads: int,
+        ffn_dim: int,
+        num_layers: int,
+        dropout: float = 0.1,
+        attention_dropout: float = 0.1,
+        activation_dropout: float = 0.0,
+        ffn_dropout: float | None = None,
+        activation: Activation = "relu",
+        layerdrop: float = 0.0,
+    ) -> None:
+        super().__init__()
+        ffn_dropout = dropout if ffn_dropout is None else ffn_dropout
+        self.layers = nn.ModuleList(
+            EncoderLayer(
+                dim, num_heads, ffn_dim, dropout, attention_dropout, activation_dropout, ffn_dropout, activation
+            )
+            for _ in range(num_layers)
+        )
+        self.norm = nn.LayerNorm(dim)
+        self.dropout = nn.Dropout(dropout)
+        self.layerdrop = layerdrop
+
+    def forward(self, states: Padded) -> Padded:
+        """(B, T, D) -> (B, T, D) after the final norm; padded steps hold no meaning."""
+        mask = states.mask[:, None, None]
+        x = self.dropout(states.data)
+        for layer in self.layers:
+            y = layer(x, mask)
+            x = drop_layer(x, y, self.layerdrop) if self.training and self.layerdrop > 0 else y
+        return states.with_data(self.norm(x))
+
+
+class TokenEmbedding(nn.Module):
+    """Ids to scaled embeddings plus sinusoidal positions; no dropout."""
+
+    def __init__(self, vocab_size: int, dim: int, pad_id: int, scale: bool = True, position_start: int = 2) -> None:
+        super().__init__()
+        if not 0 <= pad_id < vocab_size:
+            raise ValueError(f"pad_id must lie in 0..{vocab_size - 1} (vocab_size={vocab_size}); got {pad_id}")
+        self.embedding = nn.Embedding(vocab_size, dim, padding_idx=pad_id)
+        self.scale = dim**0.5 if scale else 1.0
+        self.positions = SinusoidalPositions(dim, position_start)
+        # With tied output weights this gives logits of unit size over normalised states.
+        nn.init.normal_(self.embedding.weight, std=dim**-0.5)
+        with torch.no_grad():
+            self.embedding.weight[pad_id].zero_()
+
+    def forward(self, tokens: Tensor, offset: int = 0) -> Tensor:
+        """(B, S) ids of steps offset .. offset + S - 1 -> (B, S, D)."""
+        return self.positions(self.embedding(tokens) * self.scale, offset)
+
+
+class DecoderCache(DecoderState):
+    """Keys and values of the tokens so far, and of the memory.
+
+    The cache of the own keys and values is one tensor (steps, L, 2, R, D), time first: it grows by doubling, what is
+    used is contiguous, and beams are reordered by a single gather into a spare tensor of the same shape.
+
+    Args:
+        memory: for each layer, keys and values (B, H, T, d).
+        memory_mask: (B, 1, 1, T) bool.
+        beams: rows per sample; the rows of a sample stand together.
+    """
+
+    def __init__(self, memory: list[tuple[Tensor, Tensor]], memory_mask: Tensor, beams: int) -> None:
+        self.memory = memory
+        self.memory_mask = memory_mask
+        self.beams = beams
+        self.length = 0
+        batch, heads, _, width = memory[0][0].shape
+        self._cache = memory[0][0].new_empty(16, len(memory), 2, batch * beams, heads * width)
+        self._spare: Tensor | None = None
+
+    @property
+    def rows(self) -> int:
+        return self._cache.shape[3]
+
+    def append(self, layer: int, keys_values: Tensor) -> tuple[Tensor, Tensor]:
+        """Store (R, 2D) of the newest step; return all keys and all values of the layer, each (R, S, D)."""
+        self._cache[self.length, layer] = keys_values.unflatten(-1, (2, -1)).transpose(0, 1)
+        used = self._cache[: self.length + 1, layer]
+        return used[:, 0].transpose(0, 1), used[:, 1].transpose(0, 1)
+
+    def advance(self) -> None:
+        """Call once all layers have appended."""
+        self.length += 1
+        if self.length == self._cache.shape[0]:
+            self._cache = torch.cat([self._cache, torch.empty_like(self._cache)])
+            self._spare = None
+
+    def reorder(self, rows: Tensor) -> None:
+        """Keep rows `rows` (R',) int64. The rows of one sample stay together and samples keep their order; a sample is
+        kept or dropped whole, so what belongs to the memory moves only when a sample leaves."""
+        if rows.shape[0] != self.rows:
+            samples = rows[:: self.beams] // self.beams
+            self.memory = [(key[samples], value[samples]) for key, value in self.memory]
+            self.memory_mask = self.memory_mask[samples]
+        if self._spare is None or self._spare.shape[3] != rows.shape[0]:
+            steps, layers, two, _, dim = self._cache.shape
+            self._spare = self._cache.new_empty(steps, layers, two, rows.shape[0], dim)
+        torch.index_select(self._cache[: self.length], 3, rows, out=self._spare[: self.length])
+        self._cache, self._spare = self._spare, self._cache
+
+
+class TransformerDecoder(nn.Module):
+    """Autoregressive decoder over (B, T, D) memory: embeddings, decoder layers, final norm, output layer.
+
+    Args:
+        vocab_size: rows of the embedding and of the output layer.
+        dropout: on embeddings, and on what attention adds.
+        ffn_dropout: on what the FFN adds; None: as `dropout`.
+        layerdrop: probability of skipping a layer while training.
+        tie_output: the output layer is the embedding matrix.
+        scale_embeddings: multiply embeddings by sqrt(D).
+        position_start: see SinusoidalPositions.
+    """
+
+    def __init__(
+        self,
+        vocab_size: int,
+        dim: int,
+        num_heads: int,
+        ffn_dim: int,
+        num_layers: int,
+        pad_id: int,
+        dropout: float = 0.1,
+        attention_dropout: float = 0.1,
+        activation_dropout: float = 0.0,
+        ffn_dropout: float | None = None,
+        activation: Activation = "relu",
+        layerdrop: float = 0.0,
+        tie_output: bool = True,
+        scale_embeddings: bool = True,
+        position_start: int = 2,
+    ) -> None:
+        super().__init__()
+        if num_layers < 1:
+            raise ValueError(f"a decoder needs at least one layer; got num_layers={num_layers}")
+        ffn_dropout = dropout if ffn_dropout is None else ffn_dropout
+        self.dim = dim
+        self.vocab_size = vocab_size
+        self.embed = TokenEmbedding(vocab_size, dim, pad_id, scale_embeddings, position_start)
+        self.dropout = nn.Dropout(dropout)
+        self.layers = nn.ModuleList(
+            DecoderLayer(
+                dim, num_heads, ffn_dim, dropout, attention_dropout, activation_dropout, ffn_dropout, activation
+            )
+            for _ in range(num_layers)
+        )
+        self.norm = nn.LayerNorm(dim)
+        self.layerdrop = layerdrop
+        # No second name for a tied matrix: a checkpoint then holds it once.
+        self.output = None if tie_output else nn.Linear(dim, vocab_size, bias=False)
+        if self.output is not None:
+            nn.init.normal_(self.output.weight, std=dim**-0.5)
+
+    def forward(self, memory: Padded, tokens: Padded) -> Padded:
+        """Teacher forcing: (B, T, D) memory, (B, S) decoder input -> (B, S, D) states after the final norm."""
+        self._check(memory)
+        mask = memory.mask[:, None, None]
+        x = self.dropout(self.embed(tokens.data))
+        for layer in self.layers:
+            y = layer(x, memory.data, mask)
+            x = drop_layer(x, y, self.layerdrop) if self.training and self.layerdrop > 0 else y
+        return tokens.with_data(self.norm(x))
+
+    def project(self, states: Tensor) -> Tensor:
+        """(..., D) states -> (..., V) logits."""
+        weight = self.embed.embedding.weight if self.output is None else self.output.weight
+        return F.linear(states, weight)
+
+    @torch.no_grad()
+    def start(self, memory: Padded, beams: int = 1) -> DecoderCache:
+        """Prepare cached decoding of B x beams rows over (B, T, D) memory."""
+        self._check(memory)
+        if beams < 1:
+            raise ValueError(f"decoding needs at least one beam; got beams={beams}")
+        keys_values = [layer.memory_attention.memory_heads(memory.data) for layer in self._layers()]
+        return DecoderCache(keys_values, memory.mask[:, None, None], beams)
+
+    @torch.no_grad()
+    def step(self, tokens: Tensor, state: DecoderState) -> Tensor:
+        """(R,) ids of the newest token of each row -> (R, D) states after the final norm; advances `state`."""
+        if not isinstance(state, DecoderCache):
+            raise TypeError(f"state must come from this decoder's start(); got {type(state).__name__}")
+        if tokens.shape != (state.rows,):
+            raise ValueError(f"one token for each of the {state.rows} rows is needed; got {tuple(tokens.shape)}")
+        if self.training:
+            raise RuntimeError("cached decoding has no dropout: call eval() first")
+        x = self.embed(tokens[:, None], state.length)
+        for number, layer in enumerate(self._layers()):
+            x = layer.step(x, state, number)
+        state.advance()
+        return self.norm(x[:, 0])
+
+    def _layers(self) -> list[DecoderLayer]:
+        return [layer for layer in self.layers if isinstance(layer, DecoderLayer)]
+
+    def _check(self, memory: Padded) -> None:
+        if memory.data.dim() != 3 or memory.data.shape[-1] != self.dim:
+            raise ValueError(f"memory must be (B, T, {self.dim}), the decoder's dim; got {tuple(memory.data.shape)}")

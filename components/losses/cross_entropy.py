@@ -1,0 +1,121 @@
+"""Cross entropy over a large vocabulary, without logits of rows that do not count.
+
+Letters: B batch, S tokens, D model dim, V vocabulary, N rows that count.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+from torch.utils.checkpoint import checkpoint
+
+from ..types import Loss, Padded
+
+_CHUNK_LOGITS = 2**27
+"""Logits of a chunk unless the caller says otherwise: 512 MiB in float32, 524 rows of 256k words."""
+
+
+def token_loss(
+    project: Callable[[Tensor], Tensor],
+    states: Padded,
+    labels: Tensor,
+    *,
+    mask: Tensor,
+    label_smoothing: float = 0.0,
+    smoothing: Literal["fairseq", "torch"] = "fairseq",
+    chunk_rows: int | None = None,
+) -> tuple[Loss, Loss]:
+    """Label-smoothed cross entropy of decoder states.
+
+    With q = -log p(label) and u = -sum over the vocabulary of log p, s the smoothing and V the vocabulary size:
+    fairseq (1 - s - e) q + e u with e = s / (V - 1); torch (1 - s) q + (s / V) u. The log-softmax is in float32.
+
+    Logits exist only for rows that count. When these are more than `chunk_rows`, they go through `project` in chunks,
+    which are computed again in the backward pass, so that memory does not grow with B x S.
+
+    Args:
+        project: (N, D) states -> (N, V) logits; deterministic, and its parameters get their gradients.
+        states: (B, S, D).
+        labels: (B, S) int64.
+        mask: (B, S) bool, True where a label counts.
+        label_smoothing: s, in 0..1.
+        chunk_rows: rows per chunk; None: as many as make 2^27 logits.
+
+    Returns:
+        The summed loss over its number of tokens, and the number of tokens where the label is the most probable word
+        over the same count (accuracy; no gradient).
+
+    Raises:
+        ValueError: shapes that do not agree, or smoothing outside 0..1.
+    """
+    if labels.shape != states.data.shape[:2] or mask.shape != labels.shape:
+        raise ValueError(
+            f"labels and mask must be (B, S) = {tuple(states.data.shape[:2])} as the states are; "
+            f"got labels {tuple(labels.shape)}, mask {tuple(mask.shape)}"
+        )
+    if not 0 <= label_smoothing <= 1:
+        raise ValueError(f"label_smoothing must lie in 0..1; got {label_smoothing}")
+    if smoothing not in ("fairseq", "torch"):
+        raise ValueError(f"smoothing must be fairseq or torch; got {smoothing!r}")
+    if chunk_rows is not None and chunk_rows < 1:
+        raise ValueError(f"chunk_rows must be at least 1; got {chunk_rows}")
+    count = mask.sum()
+    if states.data.is_meta:
+        # How many rows count is data: the shape check takes them all.
+        rows, targets = states.data.flatten(0, 1), labels.flatten()
+    else:
+        rows, targets = states.data[mask], labels[mask]
+    if chunk_rows is None:
+        chunk_rows = max(_CHUNK_LOGITS // project(rows[:0]).shape[-1], 1)
+
+    def chunk(rows: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        return _SmoothedCrossEntropy.apply(project(rows), targets, label_smoothing, smoothing == "fairseq")
+
+    if rows.shape[0] <= chunk_rows:
+        total, correct = chunk(rows, targets)
+    else:
+        parts = [
+            checkpoint(chunk, some_rows, some_targets, use_reentrant=False, preserve_rng_state=False)
+            for some_rows, some_targets in zip(rows.split(chunk_rows), targets.split(chunk_rows), strict=True)
+        ]
+        total = torch.stack([part[0] for part in parts]).sum()
+        correct = torch.stack([part[1] for part in parts]).sum()
+    return Loss(total, count), Loss(correct, count)
+
+
+class _SmoothedCrossEntropy(torch.autograd.Function):
+    """(N, V) logits, (N,) labels -> summed loss and number of correct labels, both () float32.
+
+    Keeps one matrix for the backward pass, the gradient itself, in the dtype of the logits.
+    """
+
+    @staticmethod
+    def forward(ctx, logits: Tensor, labels: Tensor, label_smoothing: float, fairseq: bool) -> tuple[Tensor, Tensor]:
+        size = logits.shape[-1]
+        # loss = a q + b u, and a + b V = 1 in both forms, so the gradient is p - a onehot - b.
+        b = label_smoothing / ((size - 1) if fairseq else size)
+        a = 1 - label_smoothing - b if fairseq else 1 - label_smoothing
+        log_probs = torch.log_softmax(logits, dim=-1, dtype=torch.float32)
+        index = labels[:, None]
+        total = -a * log_probs.gather(1, index).sum()
+        if b > 0:
+            total = total - b * log_probs.sum()
+        correct = (logits.argmax(dim=-1) == labels).sum().float()
+        if ctx.needs_input_grad[0]:
+            gradient = log_probs.exp_()
+            gradient.scatter_add_(1, index, torch.full_like(index, -a, dtype=torch.float32))
+            if b > 0:
+                gradient.sub_(b)
+            ctx.save_for_backward(gradient.to(logits.dtype))
+        ctx.mark_non_differentiable(correct)
+        return total, correct
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad_total: Tensor, grad_correct: Tensor) -> tuple[Tensor, None, None, None]:
+        (gradient,) = ctx.saved_tensors
+        return gradient * grad_total.to(gradient.dtype), None, None, None
