@@ -1,0 +1,247 @@
+"""Non-autoregressive text-to-unit model: CTC over units, with a duration model.
+
+Letters: B batch, S subwords, C characters of a row, T steps of CTC, U units (one per frame), R reduced units,
+D model dim, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import gelu
+
+from ..layers.attention import MultiHeadAttention
+from ..layers.duration import DurationPredictor
+from ..layers.runs import expand_runs, reduce_runs
+from ..losses.ctc import ctc_loss
+from ..roles import TextToUnit
+from ..types import Loss, Padded, UnitOutput
+
+
+class CTCT2U(TextToUnit):
+    """States of the text decoder, made longer, to reduced units by CTC; a second small net gives each unit its duration.
+
+    All units at once, no search. States are repeated so that CTC has room (`upsample`), refined by convolutions and
+    attention at that rate, made longer again inside, and classified into units and blank. Durations are learned on the
+    true reduced units and predicted from the emitted ones, so the two nets do not wait for each other.
+
+    CTC over up-sampled decoder states: Libovicky and Helcl (arXiv 1811.04719); over reduced units of speech:
+    CTC-based non-autoregressive speech-to-unit (arXiv 2305.17547 and relatives). Durations: FastSpeech 2
+    (arXiv 2006.04558, section 2.3) over units, as in the unit vocoder of arXiv 2104.00355.
+
+    Losses: `t2u_ctc`, summed over rows and counted in reduced units, and `t2u_duration`, counted in reduced units. A row
+    with more reduced units than CTC steps cannot be aligned and adds zero to `t2u_ctc`: raise `upsample` when rows do.
+
+    Args:
+        input_dim: width of the states.
+        num_units: units; the blank is class `num_units`.
+        vocab_size: V of the text, needed with `upsample_by: character`.
+        upsample_by: `character` repeats a state by the characters of the token it stands for (at least once) and adds
+            an embedding of each character; it needs `text` and `set_characters`. `subword` takes every state once.
+        upsample: CTC steps for each character (or for each subword).
+        dim: D.
+        num_conv_layers: convolution blocks before up-sampling, at the rate of characters (or subwords).
+        num_attention_layers: self-attention blocks after them.
+        num_output_layers: convolution blocks at the rate of CTC steps.
+        num_heads: of the attention.
+        kernel_size: of the convolutions; odd.
+        num_characters: rows of the character embedding, at least `tokenizer.num_characters`.
+        max_characters: characters of the longest piece that the table can hold.
+        duration_dim: width of the duration net.
+        duration_kernel_size: width of its convolutions; odd.
+        dropout: in all blocks.
+    """
+
+    paper = "CTC over units: arXiv 1811.04719; durations: arXiv 2006.04558"
+
+    def __init__(
+        self,
+        input_dim: int,
+        num_units: int,
+        vocab_size: int = 0,
+        upsample_by: Literal["subword", "character"] = "character",
+        upsample: int = 4,
+        dim: int = 160,
+        num_conv_layers: int = 4,
+        num_attention_layers: int = 1,
+        num_output_layers: int = 3,
+        num_heads: int = 4,
+        kernel_size: int = 5,
+        num_characters: int = 512,
+        max_characters: int = 16,
+        duration_dim: int = 128,
+        duration_kernel_size: int = 5,
+        dropout: float = 0.1,
+    ) -> None:
+        super().__init__()
+        if upsample < 1:
+            raise ValueError(f"upsample={upsample}: CTC needs at least 1 step for each {upsample_by}")
+        if kernel_size % 2 == 0:
+            raise ValueError(f"kernel_size={kernel_size} is even: take an odd one")
+        self.input_dim = input_dim
+        self.num_units = num_units
+        self.blank = num_units
+        self.upsample_by = upsample_by
+        self.upsample = upsample
+        self.input = nn.Linear(input_dim, dim)
+        if upsample_by == "character":
+            if vocab_size < 1:
+                raise ValueError("upsample_by='character' needs vocab_size, the rows of the tokenizer")
+            self.character_embedding = nn.Embedding(num_characters, dim, padding_idx=0)
+            # Persistent, so that a checkpoint works without its tokenizer.
+            self.register_buffer("characters", torch.zeros(vocab_size, max_characters, dtype=torch.int32))
+            self._has_characters = False
+        self.convolutions = nn.ModuleList(_ConvBlock(dim, kernel_size, dropout) for _ in range(num_conv_layers))
+        self.attentions = nn.ModuleList(_AttentionBlock(dim, num_heads, dropout) for _ in range(num_attention_layers))
+        self.expand = nn.Linear(dim, dim * upsample)
+        self.outputs = nn.ModuleList(_ConvBlock(dim, kernel_size, dropout) for _ in range(num_output_layers))
+        self.norm = nn.LayerNorm(dim)
+        self.head = nn.Linear(dim, num_units + 1)
+        self.unit_embedding = nn.Embedding(num_units, duration_dim)
+        self.duration = DurationPredictor(duration_dim, duration_dim, duration_kernel_size, dropout)
+
+    def set_characters(self, table: Tensor) -> None:
+        """Give the characters of each token.
+
+        Args:
+            table: (V, C) int64 character ids, 0 beyond the end: `SentencePieceTokenizer.piece_characters()`.
+        """
+        if self.upsample_by != "character":
+            return
+        rows, width = self.characters.shape
+        if table.shape[0] != rows or table.shape[1] > width:
+            raise ValueError(
+                f"the table of characters is {tuple(table.shape)}, expected ({rows}, at most {width}): set "
+                "t2u.vocab_size to the rows of the tokenizer and t2u.max_characters to its longest piece"
+            )
+        highest = int(table.max())
+        if highest >= self.character_embedding.num_embeddings:
+            raise ValueError(
+                f"t2u.num_characters={self.character_embedding.num_embeddings} but the tokenizer has "
+                f"{highest + 1} characters: raise t2u.num_characters"
+            )
+        self.characters.zero_()
+        self.characters[:, : table.shape[1]] = table.to(self.characters)
+        self._has_characters = True
+
+    def forward(self, states: Padded, targets: Padded, text: Padded | None = None) -> dict[str, Loss]:
+        units, durations = reduce_runs(targets)
+        return {
+            "t2u_ctc": ctc_loss(self.logits(states, text), units, blank=self.blank),
+            "t2u_duration": self.duration.loss(self._embed_units(units), durations),
+        }
+
+    def logits(self, states: Padded, text: Padded | None = None) -> Padded:
+        """(B, S, input_dim) states (and (B, S) tokens) -> (B, T, num_units + 1); the last class is the blank."""
+        hidden = states.with_data(self.input(states.data))
+        if self.upsample_by == "character":
+            hidden = self._by_character(hidden, text)
+        for block in self.convolutions:
+            hidden = block(hidden)
+        for block in self.attentions:
+            hidden = block(hidden)
+        batch, steps, dim = hidden.data.shape
+        data = self.expand(hidden.data).view(batch, steps * self.upsample, dim)
+        hidden = Padded(data, hidden.lengths * self.upsample)
+        for block in self.outputs:
+            hidden = block(hidden)
+        return hidden.with_data(self.head(self.norm(hidden.data)))
+
+    @torch.no_grad()
+    def generate(self, states: Padded, text: Padded | None = None, *, duration_factor: float = 1.0) -> UnitOutput:
+        """(B, S, input_dim) states (and (B, S) tokens) -> reduced units (B, R), their durations, and scores (B,).
+
+        The best path of CTC, its repeats merged and blanks dropped. A row may be empty early in training.
+
+        Args:
+            states: of the text decoder.
+            text: tokens that the states stand for.
+            duration_factor: above 1 speaks slower.
+        """
+        logits = self.logits(states, text)
+        best, path = logits.data.float().log_softmax(-1).max(-1)
+        scores = best.masked_fill(~logits.mask, 0).sum(1)
+        merged, _ = reduce_runs(logits.with_data(path))
+        units = _drop(merged, self.blank)
+        return UnitOutput(units, self.predict_durations(units, duration_factor), scores)
+
+    def predict_durations(self, units: Padded, factor: float = 1.0) -> Padded:
+        """(B, R) reduced units -> (B, R) int64 frames for each."""
+        return self.duration.predict(self._embed_units(units), factor)
+
+    def _embed_units(self, units: Padded) -> Padded:
+        return units.with_data(self.unit_embedding(units.data))
+
+    def _by_character(self, hidden: Padded, text: Padded | None) -> Padded:
+        """(B, S, D) and (B, S) tokens -> (B, C, D): a state for each character, plus the embedding of the character."""
+        if text is None:
+            raise ValueError("upsample_by='character' needs `text`, the token that each state stands for")
+        if text.data.shape != hidden.data.shape[:2]:
+            raise ValueError(
+                f"text is {tuple(text.data.shape)} but the states are {tuple(hidden.data.shape[:2])}: "
+                "give one token for each state"
+            )
+        if text.data.is_meta:  # how long the pieces are is data: the shape check takes the longest
+            width = self.characters.shape[1]
+            characters = self.characters[text.data].flatten(1)
+            data = hidden.data.repeat_interleave(width, 1) + self.character_embedding(characters)
+            return Padded(data, hidden.lengths * width)
+        if not self._has_characters:
+            self._has_characters = bool(self.characters.any())
+        if not self._has_characters:
+            raise RuntimeError("CTCT2U has no characters yet: call set_characters(tokenizer.piece_characters()) first")
+        table = self.characters[text.data].long()
+        # Languages and eos have no characters but may stand for silence: one step each.
+        counts = (table > 0).sum(2).clamp(min=1).masked_fill(~hidden.mask, 0)
+        places = torch.arange(counts.shape[1], device=counts.device).expand_as(counts)
+        token = expand_runs(places, Padded(counts, hidden.lengths))
+        first = (counts.cumsum(1) - counts).gather(1, token.data)
+        offset = (torch.arange(first.shape[1], device=first.device) - first).clamp(max=table.shape[2] - 1)
+        characters = table.flatten(1).gather(1, token.data * table.shape[2] + offset)
+        data = hidden.data.gather(1, token.data[..., None].expand(-1, -1, hidden.data.shape[2]))
+        return token.with_data(data + self.character_embedding(characters))
+
+
+def _drop(units: Padded, value: int) -> Padded:
+    """Remove an id from (B, R) ids; the rest moves left."""
+    if units.data.is_meta:
+        return units
+    keep = units.mask & (units.data != value)
+    lengths = keep.sum(1)
+    # A stable sort keeps the order of what stays.
+    order = keep.int().argsort(dim=1, descending=True, stable=True)[:, : max(int(lengths.max()), 1)]
+    return Padded(units.data.gather(1, order), lengths).zeroed()
+
+
+class _ConvBlock(nn.Module):
+    """x + dropout(linear(gelu(conv(norm x)))); padding is zero before the convolution."""
+
+    def __init__(self, dim: int, kernel_size: int, dropout: float) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(dim)
+        self.conv = nn.Conv1d(dim, dim, kernel_size, padding=kernel_size // 2)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, x: Padded) -> Padded:
+        """(B, T, D) -> (B, T, D)."""
+        y = x.with_data(self.norm(x.data)).zeroed().data.transpose(1, 2)
+        return x.with_data(x.data + self.dropout(gelu(self.conv(y)).transpose(1, 2)))
+
+
+class _AttentionBlock(nn.Module):
+    """Pre-norm self-attention and feed-forward net (4 D wide); order comes from the convolutions around it."""
+
+    def __init__(self, dim: int, num_heads: int, dropout: float) -> None:
+        super().__init__()
+        self.norm1 = nn.LayerNorm(dim)
+        self.attention = MultiHeadAttention(dim, num_heads, dropout)
+        self.norm2 = nn.LayerNorm(dim)
+        self.ffn = nn.Sequential(nn.Linear(dim, 4 * dim), nn.GELU(), nn.Dropout(dropout), nn.Linear(4 * dim, dim))
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, x: Padded) -> Padded:
+        """(B, T, D) -> (B, T, D)."""
+        data = x.data + self.dropout(self.attention(self.norm1(x.data), mask=x.mask[:, None, None]))
+        return x.with_data(data + self.dropout(self.ffn(self.norm2(data))))
