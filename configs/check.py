@@ -22,7 +22,7 @@ from .compose import compose
 from .targets import allow_list, locate
 
 # Keys of the root config that are built: the rest are settings of the run.
-BUILT = ("task", "data", "optim", "schedule", "trainer", "logger")
+BUILT = ("task", "data", "optim", "schedule", "trainer", "logger", "callbacks")
 
 
 @dataclass(frozen=True)

@@ -51,7 +51,8 @@ class Task(LightningModule, ABC):
         self._window_seconds = 0.0
         self._window_started = 0.0
         self._totals: dict[str, Loss] = {}
-        self._grad_norm = 0.0
+        self._grad_norm: Tensor | float = 0.0
+        self.latest: dict[str, float] = {}
 
     # What a task defines
 
@@ -158,7 +159,10 @@ class Task(LightningModule, ABC):
     def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
         if self.trainer.global_step % self.trainer.log_every_n_steps or not self._window:  # pyright: ignore[reportAttributeAccessIssue]
             return
-        self.log_dict(self._drain_window(), prog_bar=False, rank_zero_only=True)
+        metrics = self._drain_window()
+        if self.trainer.is_global_zero:
+            for logger in self.trainer.loggers:
+                logger.log_metrics(metrics, step=self.trainer.global_step)
 
     def _drain_window(self) -> dict[str, float]:
         elapsed = max(time.perf_counter() - self._window_started, 1e-9)

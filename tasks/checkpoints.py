@@ -1,0 +1,195 @@
+"""Checkpoints: atomic files, the last and the best ones, and a clean stop on a signal."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import threading
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from lightning import LightningModule, Trainer
+from lightning.pytorch.callbacks import Checkpoint
+from lightning.pytorch.plugins.io import TorchCheckpointIO
+
+from ..components.errors import UserError
+
+
+class AtomicCheckpointIO(TorchCheckpointIO):
+    """Writes to a temporary name beside the target, syncs, renames: a checkpoint is whole or absent."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+        write_atomically(Path(path), lambda file: torch.save(checkpoint, file))
+
+
+def write_atomically(path: Path, write: Any) -> None:
+    """Call `write(file)` on a temporary binary file, then rename it to `path`.
+
+    Raises:
+        UserError: the disk is full or not writable; what stood at `path` before is untouched.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with open(temporary, "wb") as file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except (OSError, RuntimeError) as error:
+        # torch.save reports a full disk as a RuntimeError of its archive writer.
+        temporary.unlink(missing_ok=True)
+        if isinstance(error, RuntimeError) and "PytorchStreamWriter" not in str(error) and "write" not in str(error):
+            raise
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else "could not be written (is the disk full?)"
+        raise UserError(
+            f"{path}: {reason}; the previous checkpoint is untouched. Free some space and run the same command again"
+        ) from error
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+class Interrupted(Exception):
+    """A signal asked the run to stop, and its state is saved."""
+
+    def __init__(self, number: int, step: int) -> None:
+        super().__init__(f"stopped by {signal.Signals(number).name} at step {step}; the same command continues")
+        self.number = number
+
+
+class Checkpointer(Checkpoint):
+    """Saves `last.ckpt` every so many steps and after each validation, and keeps the best ones.
+
+    Where a validation is due, the step is saved after it: a run killed during a validation repeats it, so that the best
+    checkpoint of a resumed run is that of an uninterrupted one. On SIGINT, SIGTERM or SIGUSR1 the current step is
+    finished and saved, then `Interrupted` is raised; a second signal stops at once.
+
+    Args:
+        folder: where the files go.
+        every_steps: steps between saves of `last.ckpt`.
+        keep_best: how many best checkpoints to keep by `monitor`; 0 keeps none.
+        monitor: a validation metric.
+        mode: whether less or more of it is better.
+    """
+
+    def __init__(
+        self,
+        *,
+        folder: str,
+        every_steps: int = 200,
+        keep_best: int = 1,
+        monitor: str = "valid/loss",
+        mode: Literal["min", "max"] = "min",
+    ) -> None:
+        self.folder = Path(folder)
+        self.every_steps = every_steps
+        self.keep_best = keep_best
+        self.monitor = monitor
+        self.mode = mode
+        self.best: dict[str, float] = {}
+        self._signal = 0
+        self._handlers: dict[int, Any] = {}
+
+    @property
+    def last(self) -> Path:
+        return self.folder / "last.ckpt"
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"best": self.best}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.best = dict(state_dict["best"])
+
+    # Signals
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+                self._handlers[number] = signal.signal(number, self._note_signal)
+
+    def _note_signal(self, number: int, frame: Any) -> None:
+        if self._signal:
+            raise KeyboardInterrupt
+        self._signal = number
+
+    def _restore_handlers(self) -> None:
+        for number, handler in self._handlers.items():
+            signal.signal(number, handler)
+        self._handlers = {}
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._restore_handlers()
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        self._restore_handlers()
+
+    # Saving
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
+        stepped = not trainer.fit_loop._should_accumulate()
+        if stepped and self._validation_due(trainer):
+            return
+        if self._signal:
+            trainer.save_checkpoint(self.last)
+            raise Interrupted(self._signal, trainer.global_step)
+        if stepped and trainer.global_step % self.every_steps == 0:
+            trainer.save_checkpoint(self.last)
+
+    def _validation_due(self, trainer: Trainer) -> bool:
+        loop = trainer.fit_loop.epoch_loop
+        if not trainer.enable_validation or trainer.check_val_every_n_epoch is not None:
+            return False
+        return (loop.total_batch_idx + 1) % int(trainer.val_check_batch) == 0  # pyright: ignore[reportArgumentType]
+
+    def on_validation_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
+        if self._signal and not trainer.sanity_checking:
+            # The step before this validation is not saved yet: the last save is repeated from, which gives the same run.
+            raise Interrupted(self._signal, trainer.global_step)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.sanity_checking or trainer.state.fn != "fit":
+            return
+        name = f"step{trainer.global_step:08d}.ckpt"
+        removed = self._rank(name, trainer.callback_metrics.get(self.monitor))
+        trainer.save_checkpoint(self.last)
+        if trainer.is_global_zero:
+            if name in self.best:
+                temporary = self.folder / f".{name}.tmp"
+                temporary.unlink(missing_ok=True)
+                os.link(self.last, temporary)  # last.ckpt is only ever replaced, never written into
+                os.replace(temporary, self.folder / name)
+            write_atomically(self.folder / "best.json", lambda file: file.write(json.dumps(self.best, indent=1).encode()))
+            for stale in removed:
+                (self.folder / stale).unlink(missing_ok=True)
+
+    def _rank(self, name: str, score: Any) -> list[str]:
+        """Enter a checkpoint among the best; return the names that fall out."""
+        if self.keep_best <= 0 or score is None:
+            return []
+        self.best[name] = float(score)
+        ordered = sorted(self.best, key=self.best.__getitem__, reverse=self.mode == "max")
+        self.best = {kept: self.best[kept] for kept in ordered[: self.keep_best]}
+        return ordered[self.keep_best :]
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        trainer.save_checkpoint(self.last)
+
+
+def pick_checkpoint(folder: Path) -> Path:
+    """The best checkpoint of a folder, else the last.
+
+    Raises:
+        UserError: there is none.
+    """
+    ranking = folder / "best.json"
+    if ranking.exists():
+        for name in json.loads(ranking.read_text()):
+            if (folder / name).exists():
+                return folder / name
+    if (folder / "last.ckpt").exists():
+        return folder / "last.ckpt"
+    raise UserError(f"{folder.parent}: no checkpoint yet; train it first with `voxzoo train`")
+

@@ -1,0 +1,129 @@
+"""The `voxzoo` command. Each verb is a module of `tasks/commands` with HELP, EXAMPLE, configure and run."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import importlib
+import importlib.metadata
+import json
+import os
+import sys
+import traceback
+from typing import Any
+
+from ..components.errors import UserError
+
+VERBS = ("train", "check", "evaluate", "translate", "parts", "data", "units")
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one verb; returns the exit status: 0 done, 1 failed, 2 bad call, 75 stopped and requeueable, 130 Ctrl-C."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    verb = next((word for word in words if not word.startswith("-")), None)
+    parser = _parser(verb)
+    arguments = parser.parse_args(words)
+    if arguments.verb is None:
+        parser.print_help()
+        return 2
+    module = _module(arguments.verb)
+    status = 1
+    result: dict[str, Any]
+    # Under --json standard output holds one object and nothing else, whatever a library prints: also below Python.
+    with _only_json() if arguments.json else contextlib.nullcontext(sys.stdout) as out:
+        try:
+            result = module.run(arguments)
+            status = 0 if result.get("status", "ok") == "ok" else 1
+        except KeyboardInterrupt:
+            result, status = {"status": "failed", "error": "interrupted"}, 130
+        except BrokenPipeError:
+            return 1
+        except Exception as error:
+            result, status = _failure(error, arguments)
+        if arguments.json:
+            print(json.dumps(result, ensure_ascii=False, default=str), file=out, flush=True)
+    if status and result.get("error"):
+        print(f"voxzoo {arguments.verb}: {result['error']}", file=sys.stderr)
+    return status
+
+
+def _failure(error: Exception, arguments: argparse.Namespace) -> tuple[dict[str, Any], int]:
+    from .checkpoints import Interrupted
+    from .training import EXIT_CODES, StageFailed
+
+    if arguments.traceback:
+        traceback.print_exc()
+    if isinstance(error, Interrupted):
+        return {"status": "failed", "error": str(error)}, EXIT_CODES[error.number]  # pyright: ignore[reportArgumentType]
+    if isinstance(error, StageFailed):
+        return {"status": "failed", "error": str(error)}, error.code if error.code > 0 else 1
+    if isinstance(error, UserError | OSError):
+        return {"status": "failed", "error": str(error)}, 1
+    text = " ".join(str(error).split())
+    hint = "" if arguments.traceback else " (this should not happen: --traceback shows where)"
+    return {"status": "failed", "error": f"{type(error).__name__}: {text}{hint}"}, 1
+
+
+@contextlib.contextmanager
+def _only_json():
+    """Point file descriptor 1 at standard error for the time of the run; yields the real standard output."""
+    sys.stdout.flush()
+    real = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
+    try:
+        with contextlib.redirect_stdout(sys.stderr):
+            yield real
+    finally:
+        real.flush()
+        os.dup2(real.fileno(), 1)
+        real.close()
+
+
+def _module(verb: str) -> Any:
+    return importlib.import_module(f".commands.{verb}", __package__)
+
+
+def _parser(verb: str | None) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="voxzoo",
+        description="A component zoo for speech translation: compose parts in YAML, train, evaluate and translate.",
+        epilog="voxzoo VERB --help shows an example of each.",
+    )
+    parser.add_argument("--version", action="version", version=f"voxzoo {_version()}")
+    verbs = parser.add_subparsers(dest="verb", metavar="VERB")
+    for name in VERBS:
+        if verb in VERBS and name != verb:
+            verbs.add_parser(name)  # only the verb in use is imported: the others cost start-up time
+            continue
+        module = _module(name)
+        sub = verbs.add_parser(
+            name,
+            help=module.HELP,
+            description=module.HELP,
+            epilog=f"example:\n  {module.EXAMPLE}",
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        module.configure(sub)
+        for target in _leaves(sub):
+            target.add_argument("--json", action="store_true", help="print exactly one JSON object on standard output")
+            target.add_argument("--traceback", action="store_true", help="show where an error arose")
+    return parser
+
+
+def _leaves(parser: argparse.ArgumentParser) -> list[argparse.ArgumentParser]:
+    """The parsers that take the arguments: a verb's own, or those of its subcommands."""
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            return list({id(p): p for p in action.choices.values()}.values())
+    return [parser]
+
+
+def _version() -> str:
+    try:
+        return importlib.metadata.version("voxzoo")
+    except importlib.metadata.PackageNotFoundError:
+        return "(not installed)"
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

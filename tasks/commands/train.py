@@ -1,0 +1,23 @@
+"""`voxzoo train`"""
+
+from __future__ import annotations
+
+import argparse
+
+from ..training import train
+
+HELP = "train the run that the overrides describe, or go on with it"
+EXAMPLE = "voxzoo train experiment=quickstart adaptor=none trainer.max_steps=500"
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="config overrides; see `voxzoo check`")
+    parser.add_argument("--stage", help="train one stage of a staged experiment alone")
+    parser.add_argument("--config-dir", action="append", default=[], metavar="DIR", help="a folder of your own YAML groups")
+
+
+def run(args: argparse.Namespace) -> dict:
+    result = train(args.overrides, stage=args.stage, config_dirs=args.config_dir)
+    if not args.json:
+        print(f"done: {result['run']}")
+    return result

@@ -1,0 +1,62 @@
+"""Fitting discrete units and writing those of a corpus: the stage before a vocoder and a second pass."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from ..components.roles import UnitExtractor
+from ..components.search import SearchOptions
+from ..components.types import Batch, Loss, Prediction
+from .checkpoints import write_atomically
+from .task import Task
+from .units import extract_units, fit_units
+
+
+class FitUnits(Task):
+    """Fits a unit extractor on the training speech and writes `units.jsonl` for all splits.
+
+    Args:
+        unit_extractor: what is fitted.
+        column: which speech of the manifest: `tgt_audio` (units to predict) or `audio`.
+        max_hours: how much training speech the clusters are fitted on.
+        seed: of the sample and the clustering.
+    """
+
+    needs = frozenset({"target_speech"})
+    modes = frozenset()
+    roles = ("unit_extractor",)
+
+    def __init__(
+        self,
+        *,
+        unit_extractor: UnitExtractor,
+        column: Literal["tgt_audio", "audio"] = "tgt_audio",
+        max_hours: float = 1.0,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        self.unit_extractor = unit_extractor
+        self.column = column
+        self.max_hours = max_hours
+        self.seed = seed
+
+    def run_once(self, data: Any, folder: Path) -> dict[str, Any]:
+        """Fit, extract, save; returns statistics. What is already written is not made again."""
+        fitted = fit_units(
+            self.unit_extractor, data.rows("train"), column=self.column, max_hours=self.max_hours, seed=self.seed
+        )
+        rows = [row for split in data.splits() for row in data.rows(split)]
+        extracted = extract_units(self.unit_extractor, rows, column=self.column, path=folder / "units.jsonl")
+        content: dict[str, Any] = {"state_dict": self.state_dict()}
+        self.on_save_checkpoint(content)
+        write_atomically(folder / "checkpoints" / "last.ckpt", lambda file: torch.save(content, file))
+        return {"task": "FitUnits", "units": str(folder / "units.jsonl"), "fit": fitted, "extract": extracted}
+
+    def measure(self, batch: Batch) -> tuple[dict[str, Loss], dict[str, Loss]]:
+        raise RuntimeError("units are fitted by clustering, not by gradient steps")
+
+    def predict(self, batch: Batch, *, task: str | None = None, options: SearchOptions | None = None) -> list[Prediction]:
+        raise RuntimeError("a unit extractor translates nothing; use `voxzoo units extract`")

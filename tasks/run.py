@@ -1,0 +1,220 @@
+"""A run on disk: `config.yaml`, `checkpoints/`, `logs/`, and `stages/` where it was trained in stages."""
+
+from __future__ import annotations
+
+import difflib
+import os
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import DictConfig, OmegaConf
+
+from ..components.errors import UserError
+from ..components.roles import Tokenizer
+from ..configs.build import build
+from ..configs.targets import allow_list
+from .checkpoints import pick_checkpoint, write_atomically
+from .task import Task
+
+# What may differ between two calls of the same run: how it is executed, not what it computes.
+_FREE = ("stage_jobs", "threads", "allow")
+
+
+@dataclass(frozen=True)
+class Run:
+    """A loaded run.
+
+    Attributes:
+        task: the trained task, in evaluation mode.
+        config: its resolved config.
+        folder: the run folder (the folder of the checkpoint's run, where a checkpoint was given).
+        checkpoint: the file the weights came from.
+    """
+
+    task: Task
+    config: DictConfig
+    folder: Path
+    checkpoint: Path
+
+    def datamodule(self) -> Any:
+        """The DataModule of the run's config, with the run's tokenizer and what the task can read."""
+        data = build(self.config.data, allowed=allow_list(self.config), tokenizer=self.task.tokenizer)
+        data.needs = self.task.needs
+        return data
+
+
+def load_run(path: Any) -> Run:
+    """Load a run folder (its last stage, its best checkpoint) or a checkpoint file.
+
+    Raises:
+        UserError: the path does not exist, is not a run, or its checkpoint does not fit its config.
+    """
+    folder, checkpoint = find_checkpoint(Path(path))
+    content = read_checkpoint(checkpoint)
+    config = OmegaConf.create(content["voxzoo"]["config"])
+    assert isinstance(config, DictConfig)
+    task = build_task(config, content["voxzoo"]["assets"])
+    problems = task.load_state_dict(content["state_dict"], strict=False)
+    if problems.missing_keys or problems.unexpected_keys:
+        raise UserError(
+            f"{checkpoint}: does not fit its own config; missing: {_few(problems.missing_keys)}; "
+            f"unexpected: {_few(problems.unexpected_keys)}"
+        )
+    return Run(task.eval(), config, folder, checkpoint)
+
+
+def find_checkpoint(path: Path) -> tuple[Path, Path]:
+    """The run folder and the checkpoint that a RUN argument means."""
+    if path.is_file():
+        folder = path.parent.parent if path.parent.name == "checkpoints" else path.parent
+        return folder, path
+    if not path.exists():
+        raise UserError(f"{path}: no such run folder or checkpoint")
+    if not (path / "config.yaml").exists():
+        raise UserError(f"{path}: not a run (no config.yaml in it); a run is a folder that `voxzoo train` wrote")
+    config = OmegaConf.load(path / "config.yaml")
+    stages = active_stages(config)  # pyright: ignore[reportArgumentType]
+    if stages:
+        return find_checkpoint(path / "stages" / stages[-1])
+    return path, pick_checkpoint(path / "checkpoints")
+
+
+def active_stages(config: DictConfig) -> list[str]:
+    """Names of the stages to run, in order; a stage whose `requires` names an absent part is left out."""
+    names = []
+    for name, stage in (config.get("stages") or {}).items():
+        if stage is None:
+            continue
+        parts = [config.get(role) for role in stage.get("requires") or ()]
+        if all(part is not None and part.get("_target_") is not None for part in parts):
+            names.append(str(name))
+    return names
+
+
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """Read a checkpoint with `weights_only=True`: nothing in it is executed.
+
+    Raises:
+        UserError: not a checkpoint, cut off, or not one of voxzoo's.
+    """
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except (OSError, EOFError, RuntimeError, zipfile.BadZipFile) as error:
+        raise UserError(f"{path}: cannot be read as a checkpoint ({str(error).splitlines()[0]})") from None
+    except Exception as error:  # pickle.UnpicklingError: something that would run code
+        raise UserError(f"{path}: refused, it holds more than tensors and plain values ({str(error).splitlines()[0]})") from None
+    if not isinstance(content, dict) or "voxzoo" not in content or "state_dict" not in content:
+        raise UserError(f"{path}: a checkpoint, but not one that `voxzoo train` wrote (no voxzoo entry)")
+    return content
+
+
+def build_task(config: DictConfig, assets: dict[str, torch.Tensor]) -> Task:
+    """Build the task of a config; files it needs come from the assets of its checkpoint."""
+    given: dict[str, Any] = {}
+    if "tokenizer" in assets:
+        given["tokenizer"] = tokenizer_from_asset(config, assets["tokenizer"])
+    task = build(config.task, allowed=allow_list(config), **given)
+    task.config = OmegaConf.to_container(config, resolve=True)
+    return task
+
+
+def tokenizer_from_asset(config: DictConfig, content: torch.Tensor) -> Tokenizer:
+    """Rebuild the tokenizer of a config from the bytes that a checkpoint carries."""
+    from ..configs.targets import locate
+
+    settings = OmegaConf.to_container(config.tokenizer, resolve=True)
+    assert isinstance(settings, dict)
+    cls = locate(str(settings.pop("_target_")), allow_list(config))
+    settings.pop("model", None)
+    return cls.from_bytes(content.numpy().tobytes(), **{k: v for k, v in settings.items() if not str(k).startswith("_")})
+
+
+def load_parts(task: Task, sources: dict[str, str], run_dir: Path) -> list[str]:
+    """Take parts of a task from other runs: `init` of the config. Returns one line a part, for the log.
+
+    Args:
+        task: what to load into.
+        sources: role -> run folder, checkpoint, or the name of an earlier stage of the same run.
+        run_dir: folder of this run; stages are its siblings.
+
+    Raises:
+        UserError: an unknown role, a run without that part, or weights that do not fit it.
+    """
+    lines = []
+    for role, source in sources.items():
+        if source is None:
+            continue
+        parts = task.parts()
+        if role not in parts:
+            raise UserError(f"init.{role}: {type(task).__name__} has no such part; it has: {', '.join(parts)}")
+        sibling = run_dir.parent / source
+        _, checkpoint = find_checkpoint(sibling if sibling.is_dir() else Path(source))
+        state = read_checkpoint(checkpoint)["state_dict"]
+        prefix = f"{role}."
+        weights = {key[len(prefix) :]: value for key, value in state.items() if key.startswith(prefix)}
+        if not weights:
+            raise UserError(f"init.{role}: {checkpoint} holds no {role}")
+        own = parts[role].state_dict()
+        wrong = [k for k, v in weights.items() if k in own and own[k].shape != v.shape]
+        missing, unexpected = sorted(own.keys() - weights.keys()), sorted(weights.keys() - own.keys())
+        if wrong or missing or unexpected:
+            shapes = "; ".join(f"{k}: {tuple(weights[k].shape)} there, {tuple(own[k].shape)} here" for k in wrong[:3])
+            raise UserError(
+                f"init.{role}: the {role} of {checkpoint} does not fit this config; other shapes: {shapes or 'none'}; "
+                f"missing: {_few(missing)}; unexpected: {_few(unexpected)}"
+            )
+        parts[role].load_state_dict(weights)
+        lines.append(f"{role}: {len(weights)} tensors from {checkpoint}")
+    return lines
+
+
+def _few(names: list[str]) -> str:
+    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "") if names else "none"
+
+
+def settle_config(folder: Path, text: str) -> None:
+    """Write the resolved config once; refuse another one in the same folder, showing the difference.
+
+    Raises:
+        UserError: the folder holds the run of another config.
+    """
+    path = folder / "config.yaml"
+    if path.exists():
+        old, new = OmegaConf.load(path), OmegaConf.create(text)
+        for config in (old, new):
+            for key in _FREE:
+                config.pop(key, None)  # pyright: ignore[reportArgumentType, reportCallIssue]
+        if OmegaConf.to_container(old) != OmegaConf.to_container(new):
+            before, after = OmegaConf.to_yaml(old).splitlines(), OmegaConf.to_yaml(new).splitlines()
+            changes = [line for line in difflib.unified_diff(before, after, lineterm="", n=1) if line[:3] not in ("---", "+++")]
+            shown = "\n    ".join(changes[:30])
+            raise UserError(
+                f"{folder} holds a run of another config (- there, + now):\n    {shown}\n"
+                "  Give this run another `name=`, or delete the folder to start over"
+            )
+        return
+    write_atomically(path, lambda file: file.write(text.encode()))
+
+
+def is_done(folder: Path) -> bool:
+    """Whether the run in a folder has ended."""
+    return (folder / "done.json").exists()
+
+
+def pid_lock(folder: Path) -> Any:
+    """Hold a run folder for one process; a second `train` on it is refused instead of corrupting it."""
+    import fcntl
+
+    folder.mkdir(parents=True, exist_ok=True)
+    file = open(folder / ".lock", "w")  # noqa: SIM115 - held open for the life of the run
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        file.close()
+        raise UserError(f"{folder} is being trained by another process") from None
+    file.write(str(os.getpid()))
+    file.flush()
+    return file

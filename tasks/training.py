@@ -1,0 +1,250 @@
+"""From a config to a trained run: one task, or several stages that build on each other."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import DictConfig, OmegaConf
+
+from ..components.errors import UserError
+from ..components.tokenizer import train_sentencepiece
+from ..configs.build import build
+from ..configs.check import require_valid
+from ..configs.compose import compose, to_yaml
+from ..configs.targets import allow_list
+from .checkpoints import AtomicCheckpointIO, Checkpointer, write_atomically
+from .progress import RunProgress
+from .run import active_stages, is_done, load_parts, pid_lock, settle_config
+from .task import Task
+
+# What a run that was stopped by a signal exits with; 75 (EX_TEMPFAIL) tells a scheduler to requeue.
+EXIT_CODES = {signal.SIGINT: 130, signal.SIGTERM: 75, signal.SIGUSR1: 75}
+
+
+def train(overrides: Sequence[str], *, stage: str | None = None, config_dirs: Sequence[str] = ()) -> dict[str, Any]:
+    """Train, or go on training, the run that the overrides describe. Returns what `voxzoo train --json` prints.
+
+    Args:
+        overrides: as on the command line, for instance `["experiment=quickstart", "adaptor=stack"]`.
+        stage: train this stage alone.
+        config_dirs: further folders of YAML groups.
+
+    Raises:
+        UserError: a faulty config, data that cannot be read, a folder that holds another run.
+    """
+    config = compose(overrides, stage=stage, config_dirs=config_dirs)
+    names = active_stages(config)
+    if names:
+        for name in names:  # every stage's faults before the first stage runs
+            require_valid(compose(overrides, stage=name, config_dirs=config_dirs))
+        return _train_stages(config, names, overrides, config_dirs)
+    require_valid(config)
+    return _train_one(config)
+
+
+# One task
+
+
+def _train_one(config: DictConfig) -> dict[str, Any]:
+    quiet_libraries()
+    folder = Path(config.run_dir)
+    if config.get("threads"):
+        torch.set_num_threads(config.threads)
+    started = time.monotonic()
+    with pid_lock(folder):
+        data = prepare_data(config)
+        settle_config(folder, to_yaml(config))
+        if is_done(folder):
+            say(f"{folder}: already trained")
+            return {"status": "ok", "run": str(folder), **json.loads((folder / "done.json").read_text())}
+        torch.manual_seed(config.seed)
+        task = build_for_training(config, folder)
+        if hasattr(task, "run_once"):  # a task without gradient steps, such as fitting units
+            result = task.run_once(data, folder)  # pyright: ignore[reportCallIssue]
+        else:
+            result = _fit(config, task, data, folder)
+        result["seconds"] = round(time.monotonic() - started, 1)
+        write_atomically(folder / "done.json", lambda file: file.write(json.dumps(result, indent=1).encode()))
+    return {"status": "ok", "run": str(folder), **result}
+
+
+def prepare_data(config: DictConfig) -> Any:
+    """Build the DataModule of a config; make the corpus and train the tokenizer where they are missing.
+
+    Fills in `tokenizer.languages` from the data where the config leaves it empty.
+    """
+    allowed = allow_list(config)
+    data = build(config.data, allowed=allowed, tokenizer=None)
+    data.prepare_data()
+    if "tokenizer" in config.task:
+        if not config.tokenizer.languages:
+            config.tokenizer.languages = list(data.languages())
+        model = Path(config.tokenizer.model)
+        if not model.exists():
+            size = int(config.tokenizer.vocab_size) - 4 - len(config.tokenizer.languages)
+            train_sentencepiece(data.texts("train"), str(model), vocab_size=size)
+            say(f"tokenizer: trained on the texts of the training data: {model}")
+        data.tokenizer = build(config.tokenizer, allowed=allowed)
+    return data
+
+
+def build_for_training(config: DictConfig, folder: Path) -> Task:
+    """Build the task, load `init`, apply `freeze`, attach optimizer and schedule."""
+    allowed = allow_list(config)
+    task: Task = build(config.task, allowed=allowed)
+    task.config = OmegaConf.to_container(config, resolve=True)  # pyright: ignore[reportAttributeAccessIssue]
+    for line in load_parts(task, dict(config.init), folder):
+        say(f"init {line}")
+    task.freeze_parts([str(role) for role, frozen in config.freeze.items() if frozen])
+    task.attach_optimizer(build(config.optim, allowed=allowed), build(config.schedule, allowed=allowed))
+    return task
+
+
+def _fit(config: DictConfig, task: Task, data: Any, folder: Path) -> dict[str, Any]:
+    allowed = allow_list(config)
+    data.needs = task.needs
+    keeper = Checkpointer(folder=str(folder / "checkpoints"), **OmegaConf.to_container(config.checkpoint))  # pyright: ignore[reportCallIssue]
+    callbacks = [keeper, RunProgress(), *build(config.callbacks, allowed=allowed).values()]
+    trainer = build(
+        config.trainer,
+        allowed=allowed,
+        logger=build(config.logger, allowed=allowed) or False,
+        callbacks=callbacks,
+        plugins=[AtomicCheckpointIO()],
+        default_root_dir=str(folder),
+    )
+    counts = [sum(p.numel() for p in task.parameters() if p.requires_grad), sum(p.numel() for p in task.parameters())]
+    say(f"{type(task).__name__}: {counts[0]:,} of {counts[1]:,} parameters learn; run folder {folder}")
+    resume = str(keeper.last) if keeper.last.exists() else None
+    if resume:
+        say(f"resuming from {resume}")
+    trainer.fit(task, datamodule=data, ckpt_path=resume, weights_only=True)
+    metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
+    return {"task": type(task).__name__, "steps": trainer.global_step, "trainable": counts[0], "metrics": metrics}
+
+
+# Stages
+
+
+def _train_stages(
+    config: DictConfig, names: list[str], overrides: Sequence[str], config_dirs: Sequence[str]
+) -> dict[str, Any]:
+    """Run stages in processes of their own, side by side where `stage_jobs` and `after` allow."""
+    folder = Path(config.run_dir)
+    folder.mkdir(parents=True, exist_ok=True)
+    started = time.monotonic()
+    settle_config(folder, to_yaml(config))
+    after = {name: [n for n in config.stages[name].get("after") or () if n in names] for name in names}
+    waiting, running, done = list(names), {}, []
+    jobs = max(int(config.stage_jobs), 1)
+    try:
+        while waiting or running:
+            for name in [n for n in waiting if set(after[n]) <= set(done)][: jobs - len(running)]:
+                waiting.remove(name)
+                running[name] = _Stage(name, overrides, config_dirs, jobs)
+            if not running:
+                raise UserError(f"stages {', '.join(waiting)} wait for each other: look at their `after`")
+            for name in [n for n, stage in running.items() if stage.ended]:
+                stage = running.pop(name)
+                if stage.code:
+                    raise StageFailed(name, stage.code, stage.last_line)
+                done.append(name)
+            time.sleep(0.05)
+    except BaseException:
+        for stage in running.values():
+            stage.stop()
+        raise
+    results = {name: json.loads((folder / "stages" / name / "done.json").read_text()) for name in names}
+    return {"status": "ok", "run": str(folder), "seconds": round(time.monotonic() - started, 1), "stages": results}
+
+
+class StageFailed(UserError):
+    """A stage's process ended with an error, which it has printed itself."""
+
+    def __init__(self, name: str, code: int, last_line: str) -> None:
+        super().__init__(f"stage {name} stopped (exit {code}): {last_line or 'see the lines above'}")
+        self.code = code
+
+
+class _Stage:
+    """A stage in its own process; its lines are passed on with its name before them."""
+
+    def __init__(self, name: str, overrides: Sequence[str], config_dirs: Sequence[str], jobs: int) -> None:
+        self.name = name
+        self.last_line = ""
+        self.asked_to_stop = False
+        command = [sys.executable, "-m", "voxzoo.tasks.cli", "train", "--stage", name]
+        for folder in config_dirs:
+            command += ["--config-dir", folder]
+        environment = dict(os.environ)
+        if jobs > 1:  # side by side, threads of one stage would only wait for those of the other
+            environment.setdefault("OMP_NUM_THREADS", str(max((os.cpu_count() or 1) // jobs, 1)))
+        # Its own process group: Ctrl-C reaches this process, which tells each stage once.
+        self.process = subprocess.Popen(
+            [*command, *overrides],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            errors="replace",
+            env=environment,
+            start_new_session=True,
+        )
+        self.thread = threading.Thread(target=self._pass_on, daemon=True)
+        self.thread.start()
+
+    def _pass_on(self) -> None:
+        assert self.process.stdout is not None
+        for line in self.process.stdout:
+            if line.strip():
+                self.last_line = line.strip()
+                print(f"[{self.name}] {line.rstrip()}", file=sys.stderr, flush=True)
+
+    @property
+    def ended(self) -> bool:
+        return self.process.poll() is not None and not self.thread.is_alive()
+
+    @property
+    def code(self) -> int:
+        return self.process.returncode
+
+    def stop(self) -> None:
+        """Ask the stage to save and stop, and wait for it."""
+        if self.process.poll() is None:
+            self.process.send_signal(signal.SIGINT)
+            try:
+                self.process.wait(60)
+            except subprocess.TimeoutExpired:
+                self.process.kill()
+        self.thread.join(5)
+
+
+def say(line: str) -> None:
+    """A line for the person who waits."""
+    print(line, file=sys.stderr, flush=True)
+
+
+def quiet_libraries() -> None:
+    """Lightning's advice on things decided here is noise to the user."""
+    for name in ("lightning.pytorch", "lightning.fabric", "lightning.pytorch.utilities.rank_zero"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    for message in (
+        ".*dataloader is not resumable.*",
+        ".*does not have many workers.*",
+        ".*Checkpoint directory.*exists.*",
+        ".*LeafSpec.*",
+        ".*isinstance.treespec.*",
+        ".*Trying to infer the `batch_size`.*",
+    ):
+        warnings.filterwarnings("ignore", message=message)
