@@ -6,7 +6,7 @@ Letters: B batch, S tokens, D model dim, V vocabulary, N rows that count.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Literal
+from typing import Literal, cast
 
 import torch
 from torch import Tensor
@@ -79,7 +79,10 @@ def token_loss(
         total, correct = chunk(rows, targets)
     else:
         parts = [
-            checkpoint(chunk, some_rows, some_targets, use_reentrant=False, preserve_rng_state=False)
+            cast(
+                tuple[Tensor, Tensor],
+                checkpoint(chunk, some_rows, some_targets, use_reentrant=False, preserve_rng_state=False),
+            )
             for some_rows, some_targets in zip(rows.split(chunk_rows), targets.split(chunk_rows), strict=True)
         ]
         total = torch.stack([part[0] for part in parts]).sum()
@@ -116,6 +119,6 @@ class _SmoothedCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, grad_total: Tensor, grad_correct: Tensor) -> tuple[Tensor, None, None, None]:
+    def backward(ctx, *grad_outputs: Tensor) -> tuple[Tensor, None, None, None]:
         (gradient,) = ctx.saved_tensors
-        return gradient * grad_total.to(gradient.dtype), None, None, None
+        return gradient * grad_outputs[0].to(gradient.dtype), None, None, None

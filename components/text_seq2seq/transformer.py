@@ -29,7 +29,8 @@ class TransformerSeq2Seq(TextSeq2Seq):
         tie_embeddings: encoder and decoder share one embedding matrix.
         tie_output: the output layer is the decoder's embedding matrix.
         scale_embeddings: multiply embeddings by sqrt(D).
-        position_start: number of the first position: 2 for NLLB and official SeamlessM4T, 1 for transformers' SeamlessM4T.
+        position_start: number of the first position: 2 for NLLB and official SeamlessM4T, 1 for the port in
+            transformers.
         pad_id: id whose embedding stays zero.
     """
 
