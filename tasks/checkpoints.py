@@ -55,8 +55,9 @@ def write_atomically(path: Path, write: Any) -> None:
 class Interrupted(Exception):
     """A signal asked the run to stop, and its state is saved."""
 
-    def __init__(self, number: int, step: int) -> None:
-        super().__init__(f"stopped by {signal.Signals(number).name} at step {step}; the same command continues")
+    def __init__(self, number: int, step: int | None) -> None:
+        where = "" if step is None else f" at step {step}"
+        super().__init__(f"stopped by {signal.Signals(number).name}{where}; the same command continues")
         self.number = number
 
 

@@ -24,7 +24,7 @@ from ..configs.build import build
 from ..configs.check import require_valid
 from ..configs.compose import compose, to_yaml
 from ..configs.targets import allow_list
-from .checkpoints import AtomicCheckpointIO, Checkpointer, write_atomically
+from .checkpoints import AtomicCheckpointIO, Checkpointer, Interrupted, write_atomically
 from .progress import RunProgress
 from .run import active_stages, is_done, load_parts, pid_lock, settle_config
 from .task import Task
@@ -56,9 +56,23 @@ def train(overrides: Sequence[str], *, stage: str | None = None, config_dirs: Se
 
 # One task
 
+_WATCH = "VOXZOO_WATCH_PARENT"
+
+
+def _stop_with_parent() -> None:
+    """In a stage's process: save and stop when the process that started the stages is gone, however it went."""
+
+    def watch() -> None:
+        sys.stdin.read()
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    if os.environ.pop(_WATCH, None):
+        threading.Thread(target=watch, daemon=True).start()
+
 
 def _train_one(config: DictConfig) -> dict[str, Any]:
     quiet_libraries()
+    _stop_with_parent()
     folder = Path(config.run_dir)
     if config.get("threads"):
         torch.set_num_threads(config.threads)
@@ -149,6 +163,11 @@ def _train_stages(
     after = {name: [n for n in config.stages[name].get("after") or () if n in names] for name in names}
     waiting, running, done = list(names), {}, []
     jobs = max(int(config.stage_jobs), 1)
+
+    def stop(number: int, frame: Any) -> None:
+        raise Interrupted(number, None)
+
+    handlers = {number: signal.signal(number, stop) for number in EXIT_CODES} if _in_main_thread() else {}
     try:
         while waiting or running:
             for name in [n for n in waiting if set(after[n]) <= set(done)][: jobs - len(running)]:
@@ -166,8 +185,15 @@ def _train_stages(
         for stage in running.values():
             stage.stop()
         raise
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
     results = {name: json.loads((folder / "stages" / name / "done.json").read_text()) for name in names}
     return {"status": "ok", "run": str(folder), "seconds": round(time.monotonic() - started, 1), "stages": results}
+
+
+def _in_main_thread() -> bool:
+    return threading.current_thread() is threading.main_thread()
 
 
 class StageFailed(UserError):
@@ -184,16 +210,16 @@ class _Stage:
     def __init__(self, name: str, overrides: Sequence[str], config_dirs: Sequence[str], jobs: int) -> None:
         self.name = name
         self.last_line = ""
-        self.asked_to_stop = False
         command = [sys.executable, "-m", "voxzoo.tasks.cli", "train", "--stage", name]
         for folder in config_dirs:
             command += ["--config-dir", folder]
-        environment = dict(os.environ)
+        environment = {**os.environ, _WATCH: "1", "PYTHONUNBUFFERED": "1"}
         if jobs > 1:  # side by side, threads of one stage would only wait for those of the other
             environment.setdefault("OMP_NUM_THREADS", str(max((os.cpu_count() or 1) // jobs, 1)))
         # Its own process group: Ctrl-C reaches this process, which tells each stage once.
         self.process = subprocess.Popen(
             [*command, *overrides],
+            stdin=subprocess.PIPE,  # held open: its end tells the stage that this process is gone
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,

@@ -1,0 +1,62 @@
+"""`voxzoo parts`"""
+
+from __future__ import annotations
+
+import argparse
+import inspect
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import OmegaConf
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from ... import components
+from ...components.roles import Part
+from ...configs.build import build
+from ...configs.compose import CONFIG_DIR, compose
+from ..training import quiet_libraries
+
+HELP = "list the zoo: every part by role, its choices in YAML, parameters and paper"
+EXAMPLE = "voxzoo parts adaptor"
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("role", nargs="?", choices=sorted(components.parts()), help="one role alone")
+
+
+def run(args: argparse.Namespace) -> dict:
+    quiet_libraries()
+    roles = [args.role] if args.role else list(components.parts())
+    found = {role: [_describe(role, path) for path in sorted((CONFIG_DIR / role).glob("*.yaml"))] for role in roles}
+    if not args.json:
+        for role, choices in found.items():
+            table = Table(title=role, box=box.SIMPLE_HEAD, title_justify="left")
+            for column in ("override", "class", "parameters", "what it is", "paper"):
+                table.add_column(column, justify="right" if column == "parameters" else "left", overflow="fold")
+            for choice in choices:
+                count = choice["parameters"]
+                table.add_row(
+                    f"{role}={choice['choice']}", choice["class"] or "-", f"{count:,}" if count is not None else "-",
+                    choice["about"], choice["paper"],
+                )  # fmt: skip
+            Console(width=None if Console().is_terminal else 140).print(table)
+    return {"status": "ok", "roles": found}
+
+
+def _describe(role: str, path: Path) -> dict[str, Any]:
+    about = path.read_text().splitlines()[0].lstrip("# ").strip()
+    target = OmegaConf.load(path).get("_target_")  # pyright: ignore[reportAttributeAccessIssue]
+    entry: dict[str, Any] = {"choice": path.stem, "class": None, "parameters": None, "about": about, "paper": ""}
+    if target is None:
+        return entry
+    cls = getattr(components, target.rpartition(".")[2])
+    entry.update({"class": cls.__name__, "paper": getattr(cls, "paper", ""), "doc": inspect.getdoc(cls) or ""})
+    if issubclass(cls, Part):
+        config = compose([f"{role}={path.stem}"])
+        with torch.device("meta"):
+            part = build(config[role])
+        entry["parameters"] = sum(p.numel() for p in part.parameters())
+    return entry

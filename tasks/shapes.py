@@ -1,0 +1,212 @@
+"""What flows through a task: built on the meta device, run on fake tensors, in seconds and without weights.
+
+Letters: B batch, T frames, S subwords, U units, N samples.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from omegaconf import DictConfig
+from torch import Tensor, nn
+
+from ..components.errors import UserError
+from ..components.roles import Tokenizer
+from ..components.types import Adapted, Batch, Loss, Padded, UnitOutput
+from ..configs.build import build
+from ..configs.targets import allow_list
+from .task import Task
+
+# The calls of each role that a task makes while it trains.
+_CALLS = {
+    "speech_encoder": ("forward",),
+    "adaptor": ("forward",),
+    "text_seq2seq": ("encode", "decode"),
+    "t2u": ("forward",),
+    "vocoder": ("losses", "forward"),
+    "unit_extractor": ("forward",),
+}
+_SECONDS = (5.0, 3.1)
+_SUBWORDS = (14, 9)
+
+
+@dataclass
+class Row:
+    """One part: its class, what went in and came out, and its parameters."""
+
+    part: str
+    cls: str
+    input: str = "not used in training"
+    output: str = ""
+    parameters: int = 0
+    trainable: int = 0
+
+    @property
+    def state(self) -> str:
+        if not self.parameters:
+            return "no parameters"
+        if self.trainable == self.parameters:
+            return "trainable"
+        return "frozen" if not self.trainable else f"{self.trainable:,} trainable"
+
+
+def trace(config: DictConfig) -> list[Row]:
+    """Build the task of a config on the meta device and push a fake batch through it.
+
+    Returns:
+        One row per part, in the order of the data flow, then what belongs to the task itself (such as a CTC head).
+
+    Raises:
+        UserError: parts that do not fit; names the part, what it got and what it expects.
+    """
+    allowed = allow_list(config)
+    given: dict[str, Any] = {}
+    if "tokenizer" in config.task:
+        given["tokenizer"] = FakeTokenizer(int(config.tokenizer.vocab_size), config.tokenizer.languages)
+    with torch.device("meta"):
+        task: Task = build(config.task, allowed=allowed, **given)
+    task.freeze_parts([str(role) for role, frozen in config.freeze.items() if frozen])
+    task.train()
+    rows = {role: _row(role, part) for role, part in task.parts().items()}
+    if not hasattr(task, "run_once"):
+        for role, part in task.parts().items():
+            _watch(role, part, rows[role])
+        batch = fake_batch(task, build(config.frontend, allowed=allowed))
+        try:
+            task.measure(batch)
+            _serve(task, batch, rows)
+        except UserError:
+            raise
+        except Exception as error:
+            raise UserError(f"{type(task).__name__}: {_first_line(error)}") from error
+    owned = sum(p.numel() for part in task.parts().values() for p in part.parameters())
+    rest = sum(p.numel() for p in task.parameters()) - owned
+    if rest:
+        learn = sum(p.numel() for p in task.parameters() if p.requires_grad) - sum(r.trainable for r in rows.values())
+        rows["task"] = Row("(heads)", type(task).__name__, "", "", rest, learn)
+    return list(rows.values())
+
+
+def fake_batch(task: Task, frontend: Any) -> Batch:
+    """A batch of two with meta data and real lengths, holding what the task needs."""
+    samples = torch.tensor([int(16000 * s) for s in _SECONDS])
+    frames = torch.tensor([frontend.output_length(int(n)) for n in samples])
+    words = torch.tensor(_SUBWORDS)
+    units = torch.tensor([int(50 * s) for s in _SECONDS])
+    width = frontend.output_dim
+
+    def ids(lengths: Tensor) -> Padded:
+        return Padded(torch.zeros(2, int(lengths.max()), dtype=torch.int64, device="meta"), lengths)
+
+    def real(lengths: Tensor, *shape: int) -> Padded:
+        return Padded(torch.zeros(2, int(lengths.max()), *shape, device="meta"), lengths)
+
+    return Batch(
+        ids=("a", "b"),
+        task=(sorted(task.modes)[0],) * 2 if task.modes else (),
+        speech=real(frames, width) if width > 1 else real(samples),
+        transcript=ids(words),
+        source=ids(words + 2),
+        target=ids(words + 3),
+        units=ids(units) if "units" in task.needs else None,
+        target_speech=real(samples),
+        seconds=torch.tensor(_SECONDS),
+    )
+
+
+def _row(role: str, part: nn.Module) -> Row:
+    parameters = list(part.parameters())
+    return Row(
+        role,
+        type(part).__name__,
+        parameters=sum(p.numel() for p in parameters),
+        trainable=sum(p.numel() for p in parameters if p.requires_grad),
+    )
+
+
+def _watch(role: str, part: nn.Module, row: Row) -> None:
+    """Record the shapes of a part's calls, and name the part when one fails."""
+    for name in _CALLS.get(role, ()):
+        inner: Callable | None = getattr(part, name, None)
+        if inner is None:
+            continue
+
+        def call(*args: Any, _inner: Callable = inner, _name: str = name, **kwargs: Any) -> Any:
+            shapes = _shapes([*args, *kwargs.values()])
+            try:
+                result = _inner(*args, **kwargs)
+            except UserError:
+                raise
+            except Exception as error:
+                width = getattr(part, "input_dim", None) or getattr(part, "dim", None)
+                expected = f"; it expects width {width}" if width else ""
+                raise UserError(
+                    f"{role} ({type(part).__name__}): got {shapes}{expected}. {_first_line(error)}"
+                ) from error
+            if not row.output:
+                row.input, row.output = shapes, _shapes([result])
+            return result
+
+        setattr(part, name, call)
+
+
+def _serve(task: Task, batch: Batch, rows: dict[str, Row]) -> None:
+    """Call the parts that training does not call, as inference does."""
+    parts = task.parts()
+    vocoder, extractor = parts.get("vocoder"), parts.get("unit_extractor")
+    if vocoder is not None and batch.units is not None and not rows["vocoder"].output:
+        vocoder(batch.units, durations=batch.units)
+    if extractor is not None and batch.target_speech is not None and not rows["unit_extractor"].output:
+        extractor(batch.target_speech)
+
+
+def _shapes(values: Iterable[Any]) -> str:
+    found = []
+    for value in values:
+        if isinstance(value, Padded):
+            found.append(str(tuple(value.data.shape)))
+        elif isinstance(value, Adapted):
+            found.append(_shapes([value.states, value.losses]))
+        elif isinstance(value, UnitOutput):
+            found.append(str(tuple(value.units.data.shape)))
+        elif isinstance(value, Tensor):
+            found.append(str(tuple(value.shape)))
+        elif isinstance(value, dict) and value and all(isinstance(v, Loss) for v in value.values()):
+            found.append("losses: " + ", ".join(value))
+    return " ".join(text for text in found if text)
+
+
+def _first_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+
+
+class FakeTokenizer(Tokenizer):
+    """The sizes of a tokenizer that may not be trained yet."""
+
+    pad_id, unk_id, bos_id, eos_id = 0, 1, 2, 3
+
+    def __init__(self, vocab_size: int, languages: Iterable[str]) -> None:
+        self.vocab_size = vocab_size
+        self.languages = tuple(languages)
+
+    def encode(self, text: str) -> list[int]:
+        raise RuntimeError("a stand-in for shapes has no pieces")
+
+    def decode(self, ids: Iterable[int]) -> str:
+        raise RuntimeError("a stand-in for shapes has no pieces")
+
+    def lang_id(self, lang: str) -> int:
+        return self.vocab_size - 1
+
+    def piece_characters(self) -> Tensor:
+        """(V, 1) int64: one character a piece."""
+        return torch.zeros(self.vocab_size, 1, dtype=torch.int64)
+
+    def piece_lengths(self) -> Tensor:
+        """(V,) int64: one character a piece."""
+        return torch.ones(self.vocab_size, dtype=torch.int64)
+
+    num_characters = 1
