@@ -1,7 +1,7 @@
 """`SpokenPhrases`: makes the corpus once, then finds it again.
 
-Training sentences, validation sentences and two test sets: `test_seen` by the voices of training, `test_unseen` by other
-voices. No sentence occurs twice, so neither do translations.
+Training sentences, validation sentences and two test sets: `test_seen` by the voices of training, `test_unseen` by
+other voices. No sentence occurs twice, so neither do translations.
 """
 
 from __future__ import annotations
@@ -40,7 +40,8 @@ UNSEEN = ("m7", "m8", "f5", "Alicia", "Gene", "steph")
 
 
 class SpokenPhrases:
-    """Spoken numbers, dates, times, prices, countries and languages in Spanish (and four more), with English text and speech.
+    """Numbers, dates, times, prices, countries and languages, spoken in Spanish (and four more), with English text and
+    speech.
 
     Args:
         root: folder of all corpora; each set of settings has a folder of its own below it.
@@ -48,9 +49,9 @@ class SpokenPhrases:
         num_train, num_valid, num_test: sentences of `train`, of `valid`, and of each test set.
         source_languages: any of spa, fra, ita, por, deu; sentences are dealt to them in turn.
         countries: how many countries, or None for every country that Babel can name (about 230; Spanish only).
-        target_speech: also speak the English side, always in one voice. Text-only tasks prepare in half the time without.
+        target_speech: also speak the English side, always in one voice. Without, it is made in half the time.
         target_voice, target_rate, target_pitch: espeak-ng voice of the English side, words a minute, 0 to 100.
-        noise_snr: lowest and highest signal-to-noise ratio in dB of noise added to the source, or None for clean speech.
+        noise_snr: lowest and highest signal-to-noise ratio in dB of noise added to the source; None for clean speech.
         held_out_pairs: share of (template, country) pairs that training never sees; they make up the extra split
             `test_held_out`.
         held_out_numbers: lowest and highest count that training never sees; they join `test_held_out`.
@@ -275,7 +276,7 @@ class SpokenPhrases:
             workers = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         command = [sys.executable, "-m", "voxzoo.datamodules.spoken_phrases", str(plan), str(out),
                    self.settings["voice"], str(self.settings["seed"]), str(workers)]  # fmt: skip
-        threads = {name: "1" for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")}
+        threads = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
         with tempfile.TemporaryFile("w+") as errors, Progress(transient=True) as bar:
             task = bar.add_task(f"speaking {total} sentences", total=total)
             process = subprocess.Popen(

@@ -1,4 +1,4 @@
-"""espeak-ng through ctypes. The library is loaded at run time from the optional package espeakng-loader (GPL-3.0-or-later).
+"""espeak-ng through ctypes, loaded at run time from the optional package espeakng-loader (GPL-3.0-or-later).
 
 Letters: N samples.
 """
@@ -9,7 +9,6 @@ import ctypes
 from pathlib import Path
 
 import numpy as np
-
 from voxzoo.components.errors import UserError
 
 _RATE, _PITCH, _RANGE = 1, 3, 4
@@ -30,8 +29,8 @@ def require() -> None:
 
 
 class Espeak:
-    """One engine. It keeps state from sentence to sentence, so audio is reproducible only for a fresh process that speaks
-    the same sentences in the same order after `seed`.
+    """One engine. It keeps state from sentence to sentence, so audio is reproducible only for a fresh process that
+    speaks the same sentences in the same order after `seed`.
 
     Args:
         seed: of the engine's noise generator.
@@ -45,7 +44,7 @@ class Espeak:
 
         self._library = ctypes.CDLL(espeakng_loader.get_library_path())
         data = Path(espeakng_loader.get_data_path())
-        rate = self._library.espeak_Initialize(_SYNCHRONOUS, 0, str(data.parent).encode(), 0)
+        rate = self._library.espeak_Initialize(_SYNCHRONOUS, 2000, str(data.parent).encode(), 0)
         if rate != self.sample_rate:
             raise UserError(
                 f"espeak-ng did not start with the data in {data} (answer {rate}); reinstall espeakng-loader"

@@ -1,8 +1,8 @@
 """Speaks a plan: the part of the corpus generator that runs in clean processes.
 
 A plan is cut into chunks of fixed size. Each chunk is spoken by a fresh process that seeds the engine with the chunk's
-number, because the engine keeps state: so audio does not depend on how many processes there are. Nothing here may import
-torch; the processes fork.
+number, because the engine keeps state: so audio does not depend on how many processes there are. Nothing here may
+import torch; the processes fork.
 
 Letters: N samples.
 """
@@ -25,33 +25,40 @@ from .tones import Tones
 
 SAMPLE_RATE = 16000
 CHUNK = 64
+_HALF = 40
+"""Inputs on either side that the resampling filter reads."""
 ENGINES = {"espeak": Espeak, "tones": Tones}
 
 
 @cache
-def _kernel(half_width: int = 32, cutoff: float = 0.95) -> np.ndarray:
-    """(441 + 2 * half_width, 320) taps of a Kaiser-windowed sinc that turns 441 samples into 320 (22,050 to 16,000 Hz)."""
-    places = np.arange(320) * (441 / 320)
-    distance = places[None] - np.arange(-half_width, 441 + half_width)[:, None]
+def _kernel(parts: int = 8, half_width: int = _HALF, cutoff: float = 0.97) -> list[tuple[int, np.ndarray]]:
+    """Taps that turn 441 samples into 320 (22,050 to 16,000 Hz), in `parts` blocks of outputs to skip zero taps.
+
+    Each block: the first input it reads (counted from `half_width` before the 441), and (inputs, 320 / parts) taps of a
+    Kaiser-windowed sinc.
+    """
     scale = cutoff * 320 / 441
-    window = np.where(
-        np.abs(distance) < half_width,
-        np.i0(9.0 * np.sqrt(np.clip(1 - (distance / half_width) ** 2, 0, 1))) / np.i0(9.0),
-        0,
-    )
-    taps = scale * np.sinc(scale * distance) * window
-    return (taps / taps.sum(0)).astype(np.float32)
+    blocks = []
+    for places in np.split(np.arange(320) * (441 / 320), parts):
+        begin = int(places[0]) - half_width
+        inputs = np.arange(begin, int(places[-1]) + half_width + 1)
+        distance = places[None] - inputs[:, None]
+        window = np.i0(8.0 * np.sqrt(np.clip(1 - (distance / half_width) ** 2, 0, 1))) / np.i0(8.0)
+        taps = scale * np.sinc(scale * distance) * np.where(np.abs(distance) < half_width, window, 0)
+        blocks.append((begin + half_width, (taps / taps.sum(0)).astype(np.float32)))
+    return blocks
 
 
 def resample_22050(samples: np.ndarray) -> np.ndarray:
     """(N,) samples at 22,050 Hz -> (ceil(N * 320 / 441),) float32 samples at 16,000 Hz, polyphase."""
-    kernel = _kernel()
-    half = (kernel.shape[0] - 441) // 2
     blocks = -(-len(samples) // 441)
-    padded = np.zeros(blocks * 441 + 2 * half, np.float32)
-    padded[half : half + len(samples)] = samples
-    frames = np.lib.stride_tricks.sliding_window_view(padded, 441 + 2 * half)[::441]
-    return (frames @ kernel).reshape(-1)[: -(-len(samples) * 320 // 441)]
+    padded = np.zeros((blocks + 1) * 441 + 2 * _HALF, np.float32)
+    padded[_HALF : _HALF + len(samples)] = samples
+    outputs = []
+    for begin, taps in _kernel():
+        frames = np.lib.stride_tricks.as_strided(padded[begin:], (blocks, len(taps)), (441 * 4, 4))
+        outputs.append(frames @ taps)
+    return np.concatenate(outputs, 1).reshape(-1)[: -(-len(samples) * 320 // 441)]
 
 
 def _with_noise(samples: np.ndarray, snr: float, seed: int) -> np.ndarray:

@@ -1,7 +1,7 @@
 """Tone words: a voice that needs no synthesiser. Each letter is a short two-tone chord, each word ends in silence.
 
-It is no speech, but it has what a speech translator must cope with: one symbol after the other without a mark between them,
-and speakers that differ in pitch, tempo and timbre. For tests and for machines without espeak-ng.
+It is no speech, but it has what a speech translator must cope with: one symbol after the other without a mark between
+them, and speakers that differ in pitch, tempo and timbre. For tests and for machines without espeak-ng.
 
 Letters: N samples.
 """
