@@ -3,8 +3,8 @@
 The decoder is used for text (TransformerSeq2Seq) and for units (autoregressive text-to-unit); `components.search`
 drives it through `start`, `step` and `project`.
 
-Letters: B batch, T memory steps, S tokens, D model dim, V vocabulary, R = B x beams rows, L layers, H heads, d head
-dim.
+Letters: B batch, T memory steps, S tokens, D model dim, V vocabulary, K beams, R = B x K rows, L layers, H heads, d
+head dim.
 """
 
 from __future__ import annotations
@@ -103,15 +103,14 @@ class DecoderLayer(nn.Module):
         return x + self.ffn_dropout(self.ffn(self.ffn_norm(x)))
 
     def step(self, x: Tensor, cache: DecoderCache, layer: int) -> Tensor:
-        """(R, 1, D) newest step -> (R, 1, D)."""
+        """(B, K, D) newest step of the K beams of each sample -> (B, K, D); to attention the beams are query steps."""
         attention = self.self_attention
         query, keys_values = attention.qkv(self.self_attention_norm(x)).split([x.shape[-1], 2 * x.shape[-1]], dim=-1)
-        keys, values = cache.append(layer, keys_values[:, 0])
-        x = x + attention.attend(attention.heads(query), attention.heads(keys), attention.heads(values))
-        # The beams of a sample share its keys and values: to the attention they are query steps of one row.
+        keys, values = cache.append(layer, keys_values)
+        x = x + attention.attend(attention.heads(query), attention.heads(keys), attention.heads(values), cache.mask)
         attention = self.memory_attention
-        query = attention.q(self.memory_attention_norm(x)).view(-1, cache.beams, x.shape[-1])
-        x = x + attention.attend(attention.heads(query), *cache.memory[layer], cache.memory_mask).view_as(x)
+        query = attention.heads(attention.q(self.memory_attention_norm(x)))
+        x = x + attention.attend(query, *cache.memory[layer], cache.memory_mask)
         return x + self.ffn(self.ffn_norm(x))
 
 
@@ -193,13 +192,14 @@ class TokenEmbedding(nn.Module):
 class DecoderCache(DecoderState):
     """Keys and values of the tokens so far, and of the memory.
 
-    The cache of the own keys and values is one tensor (steps, L, 2, R, D), time first: it grows by doubling, what is
-    used is contiguous, and beams are reordered by a single gather into a spare tensor of the same shape.
+    Beams share. Keys and values of the memory stand once per sample. Those of the tokens stay where they were written
+    when beams are reordered: each beam attends over what all beams of its sample wrote, under a mask that says which of
+    it is its own past. Moving that mask is far cheaper than moving keys and values, and the extra products are few.
 
     Args:
         memory: for each layer, keys and values (B, H, T, d).
         memory_mask: (B, 1, 1, T) bool.
-        beams: rows per sample; the rows of a sample stand together.
+        beams: K, rows per sample; the rows of a sample stand together.
     """
 
     def __init__(self, memory: list[tuple[Tensor, Tensor]], memory_mask: Tensor, beams: int) -> None:
@@ -208,38 +208,50 @@ class DecoderCache(DecoderState):
         self.beams = beams
         self.length = 0
         batch, heads, _, width = memory[0][0].shape
-        self._cache = memory[0][0].new_empty(16, len(memory), 2, batch * beams, heads * width)
-        self._spare: Tensor | None = None
+        # (L, 2, B, steps, K, D): what a sample has written so far is contiguous. Grows by doubling.
+        self._cache = memory[0][0].new_empty(len(memory), 2, batch, 16, beams, heads * width)
+        # (B, K, steps, K): whether the beam's past at that step is what beam k wrote. Each begins with its own.
+        self._own = torch.eye(beams, dtype=torch.bool, device=memory_mask.device)
+        self._past = self._own[:, None].repeat(batch, 1, 16, 1)
 
     @property
     def rows(self) -> int:
-        return self._cache.shape[3]
+        return self._cache.shape[2] * self.beams
+
+    @property
+    def mask(self) -> Tensor | None:
+        """(B, 1, K, S x K) bool: what each beam may attend to, its newest step included; None: all."""
+        if self.beams == 1:
+            return None
+        return self._past[:, :, : self.length + 1].flatten(2)[:, None]
 
     def append(self, layer: int, keys_values: Tensor) -> tuple[Tensor, Tensor]:
-        """Store (R, 2D) of the newest step; return all keys and all values of the layer, each (R, S, D)."""
-        self._cache[self.length, layer] = keys_values.unflatten(-1, (2, -1)).transpose(0, 1)
-        used = self._cache[: self.length + 1, layer]
-        return used[:, 0].transpose(0, 1), used[:, 1].transpose(0, 1)
+        """Store (B, K, 2D) of the newest step; return all keys and all values of the layer, each (B, S x K, D)."""
+        cache = self._cache[layer]
+        cache[:, :, self.length] = keys_values.unflatten(-1, (2, -1)).movedim(2, 0)
+        keys, values = cache[:, :, : self.length + 1].flatten(2, 3)
+        return keys, values
 
     def advance(self) -> None:
         """Call once all layers have appended."""
         self.length += 1
-        if self.length == self._cache.shape[0]:
-            self._cache = torch.cat([self._cache, torch.empty_like(self._cache)])
-            self._spare = None
+        if self.length == self._cache.shape[3]:
+            layers, two, batch, steps, beams, dim = self._cache.shape
+            grown = self._cache.new_empty(layers, two, batch, 2 * steps, beams, dim)
+            grown[:, :, :, :steps] = self._cache
+            self._cache = grown
+            self._past = torch.cat([self._past, self._own[:, None].expand(batch, beams, steps, beams)], dim=2)
 
     def reorder(self, rows: Tensor) -> None:
         """Keep rows `rows` (R',) int64. The rows of one sample stay together and samples keep their order; a sample is
-        kept or dropped whole, so what belongs to the memory moves only when a sample leaves."""
+        kept or dropped whole, so keys and values move only when a sample leaves."""
         if rows.shape[0] != self.rows:
             samples = rows[:: self.beams] // self.beams
             self.memory = [(key[samples], value[samples]) for key, value in self.memory]
             self.memory_mask = self.memory_mask[samples]
-        if self._spare is None or self._spare.shape[3] != rows.shape[0]:
-            steps, layers, two, _, dim = self._cache.shape
-            self._spare = self._cache.new_empty(steps, layers, two, rows.shape[0], dim)
-        torch.index_select(self._cache[: self.length], 3, rows, out=self._spare[: self.length])
-        self._cache, self._spare = self._spare, self._cache
+            self._cache = self._cache[:, :, samples]
+        self._past = self._past.flatten(0, 1)[rows].unflatten(0, (-1, self.beams))
+        self._past[:, :, self.length :] = self._own[:, None]
 
 
 class TransformerDecoder(nn.Module):
@@ -327,11 +339,11 @@ class TransformerDecoder(nn.Module):
             raise ValueError(f"one token for each of the {state.rows} rows is needed; got {tuple(tokens.shape)}")
         if self.training:
             raise RuntimeError("cached decoding has no dropout: call eval() first")
-        x = self.embed(tokens[:, None], state.length)
+        x = self.embed(tokens[:, None], state.length).view(-1, state.beams, self.dim)
         for number, layer in enumerate(self._layers()):
             x = layer.step(x, state, number)
         state.advance()
-        return self.norm(x[:, 0])
+        return self.norm(x).flatten(0, 1)
 
     def _layers(self) -> list[DecoderLayer]:
         return [layer for layer in self.layers if isinstance(layer, DecoderLayer)]

@@ -295,8 +295,8 @@ class _Search:
             probs = probs.masked_fill(probs.cumsum(dim=-1) - probs >= options.top_p, 0)
         if not bool(probs.isfinite().all()):
             raise ValueError(
-                "nothing to sample from: either suppress, no_repeat_ngram, unk_penalty and min_length block every token, "
-                "or the decoder gives NaN"
+                "nothing to sample from: either suppress, no_repeat_ngram, unk_penalty and min_length block every "
+                "token, or the decoder gives NaN"
             )
         choice = torch.multinomial(probs, 1, generator=self.generator)
         scores = self.scores + values.gather(1, choice) - normaliser
