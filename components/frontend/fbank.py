@@ -1,4 +1,5 @@
-"""Kaldi log-mel filter banks, standardised per utterance and stacked. Letters: N samples, n frames, T steps, F features."""
+"""Kaldi log-mel filter banks, standardised per utterance and stacked. Letters: N samples, n frames, T steps,
+F features."""
 
 from __future__ import annotations
 
@@ -16,7 +17,7 @@ _VARIANCE_FLOOR = 1e-7
 
 
 class Fbank(Frontend):
-    """Log-mel filter banks as SeamlessM4T and w2v-BERT 2.0 read them (arXiv 2308.11596, section 4.1).
+    """Log-mel filter banks as SeamlessM4T and w2v-BERT 2.0 read them (arXiv 2308.11596).
 
     Frames of 25 ms every 10 ms without padding at the edges, so n = 1 + (N - window) // shift; DC removed, pre-emphasis
     0.97, Povey window, no dither, log. Each bin is brought to mean 0 and (unbiased) variance 1 over all n frames of the
@@ -50,7 +51,8 @@ class Fbank(Frontend):
         top = sample_rate / 2 if high_freq is None else high_freq
         if not 0 <= low_freq < top <= sample_rate / 2:
             raise ValueError(
-                f"the filter bank needs 0 <= low_freq < high_freq <= {sample_rate / 2:g} Hz; got {low_freq:g} and {top:g}"
+                f"the filter bank needs 0 <= low_freq < high_freq <= {sample_rate / 2:g} Hz; "
+                f"got {low_freq:g} and {top:g}"
             )
         if output_dim is not None and output_dim != num_mel_bins * stack:
             raise ValueError(
@@ -70,7 +72,9 @@ class Fbank(Frontend):
     def __call__(self, waveform: Tensor) -> Tensor:
         """(N,) samples in -1..1 -> (T, num_mel_bins x stack) float32."""
         if waveform.dim() != 1:
-            raise ValueError(f"Fbank takes one channel of shape (N,); got {tuple(waveform.shape)}. Average or pick a channel")
+            raise ValueError(
+                f"Fbank takes one channel of shape (N,); got {tuple(waveform.shape)}. Average or pick a channel"
+            )
         steps = self.output_length(len(waveform))
         if not steps:
             return waveform.new_zeros(0, self.output_dim, dtype=torch.float32)

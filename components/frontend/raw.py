@@ -14,7 +14,7 @@ class RawWaveform(Frontend):
     Args:
         sample_rate: samples per second.
         normalise: bring each utterance to mean 0 and variance 1, as wav2vec 2.0 and XLS-R large read it (Baevski et al.
-            2020, arXiv 2006.11477, section 4.2); silence becomes zeros.
+            2020, arXiv 2006.11477); silence becomes zeros.
         output_dim: 1; a place for configs to interpolate widths from.
     """
 

@@ -1,0 +1,100 @@
+"""The Conformer block. Letters: B batch, H heads, T frames, D model dim."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .convolution import ConvModule, ConvNorm
+from .relative_attention import Position, RelativeSelfAttention
+
+
+class FeedForward(nn.Module):
+    """Linear, activation, linear."""
+
+    def __init__(
+        self,
+        dim: int,
+        hidden_dim: int,
+        activation: Literal["silu", "relu"] = "silu",
+        dropout: float = 0.0,
+        activation_dropout: float = 0.0,
+    ) -> None:
+        super().__init__()
+        self.inner = nn.Linear(dim, hidden_dim)
+        self.outer = nn.Linear(hidden_dim, dim)
+        self.activation = activation
+        self.dropout = dropout
+        self.activation_dropout = activation_dropout
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., D) -> (..., D)."""
+        x = self.inner(x)
+        x = F.silu(x) if self.activation == "silu" else F.relu(x)
+        if self.activation_dropout:
+            x = F.dropout(x, self.activation_dropout, self.training)
+        x = self.outer(x)
+        return F.dropout(x, self.dropout, self.training) if self.dropout else x
+
+
+class ConformerLayer(nn.Module):
+    """Half-step feed-forward, self-attention, convolution, half-step feed-forward, norm (Gulati et al. 2020, arXiv
+    2005.08100, section 2), each on a normalised input with a residual."""
+
+    def __init__(
+        self,
+        dim: int,
+        num_heads: int,
+        ffn_dim: int,
+        kernel_size: int,
+        position: Position = "relative_key",
+        left: int = 64,
+        right: int = 8,
+        causal_conv: bool = True,
+        conv_norm: ConvNorm = "layer",
+        dropout: float = 0.0,
+        attention_dropout: float = 0.0,
+        activation_dropout: float = 0.0,
+        conv_dropout: float = 0.0,
+    ) -> None:
+        super().__init__()
+        self.ffn1_norm = nn.LayerNorm(dim)
+        self.ffn1 = FeedForward(dim, ffn_dim, "silu", dropout, activation_dropout)
+        self.attention_norm = nn.LayerNorm(dim)
+        self.attention = RelativeSelfAttention(dim, num_heads, position, left, right, attention_dropout)
+        self.dropout = nn.Dropout(dropout)
+        self.conv = ConvModule(dim, kernel_size, causal_conv, conv_norm, conv_dropout)
+        self.ffn2_norm = nn.LayerNorm(dim)
+        self.ffn2 = FeedForward(dim, ffn_dim, "silu", dropout, activation_dropout)
+        self.final_norm = nn.LayerNorm(dim)
+
+    def forward(
+        self,
+        x: Tensor,
+        keep: Tensor | None = None,
+        mask: Tensor | None = None,
+        table: Tensor | None = None,
+        skip: bool = False,
+    ) -> Tensor:
+        """One block.
+
+        Args:
+            x: (B, T, D).
+            keep: (B, T) bool, True = real; None where no step is padding.
+            mask: bool, broadcastable to (B, H, T, T), True = may attend; None where all may.
+            table: the layers' shared `positions`.
+            skip: LayerDrop. The block then passes `x` on, but its parameters get a zero gradient and the call itself is
+                made: DDP and FSDP, which wait for every parameter and every call, stay in step without a search.
+        """
+        if skip:
+            if torch.is_grad_enabled():
+                x = x + 0 * sum(p.flatten()[0] for p in self.parameters() if p.requires_grad)
+            return x
+        x = x + 0.5 * self.ffn1(self.ffn1_norm(x))
+        x = x + self.dropout(self.attention(self.attention_norm(x), mask, table))
+        x = x + self.conv(x, keep)
+        x = x + 0.5 * self.ffn2(self.ffn2_norm(x))
+        return self.final_norm(x)
