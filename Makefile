@@ -1,0 +1,37 @@
+# make setup   a virtual environment in .venv with the tested, hash-locked versions
+# make demo    set up, train, evaluate and translate: Spanish speech to English text and speech
+# make test    all tests       make lint / make type    ruff / pyright
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+RUNS ?= runs
+LOCKED := $(filter Linux,$(shell uname -s))
+
+.PHONY: setup setup-dev demo test lint type
+
+setup: $(VENV)/.demo
+setup-dev: $(VENV)/.dev
+
+$(VENV)/.demo $(VENV)/.dev: $(VENV)/.%: requirements-%.lock pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+ifeq ($(LOCKED),Linux)
+	$(BIN)/python -m pip install --quiet --require-hashes -r requirements-$*.lock
+	$(BIN)/python -m pip install --quiet --no-deps -e .
+else
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[demo,eval,dev]'
+endif
+	touch $@
+
+demo: setup
+	$(BIN)/python -m voxzoo.demo --out $(RUNS)
+
+test: setup-dev
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile -q
+
+lint: setup-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+type: setup-dev
+	$(BIN)/pyright
