@@ -8,6 +8,8 @@ Letters: B batch, T frames, N samples, F mel bins.
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+
 import torch
 from torch import Tensor, nn
 from torchaudio.functional import melscale_fbanks
@@ -42,13 +44,20 @@ class LogMel(nn.Module):
         self.stft = STFT(fft_size, window_length, hop_length)
         self.sample_rate, self.num_mel_bins, self.floor = sample_rate, num_mel_bins, floor
         self.hop_length = hop_length
-        filters = melscale_fbanks(
-            self.stft.num_bins, low_freq, sample_rate / 2, num_mel_bins, sample_rate, norm="slaney", mel_scale="slaney"
-        )
+        with torch.device("cpu"):  # it indexes by its own values, which the meta device cannot
+            filters = melscale_fbanks(
+                self.stft.num_bins,
+                low_freq,
+                sample_rate / 2,
+                num_mel_bins,
+                sample_rate,
+                norm="slaney",
+                mel_scale="slaney",
+            )
         # Slaney's norm gives each band unit area in Hz; times the bin width its rows sum to about one, so a band is the
         # mean magnitude under it. The constant keeps full-scale tones near 0 dB whatever the window.
         filters = filters * (2 * sample_rate / fft_size / (window_length / 2))
-        self.register_buffer("filters", filters, persistent=False)
+        self.register_buffer("filters", filters.to(self.stft.window.device), persistent=False)
 
     def forward(self, samples: Tensor) -> Tensor:
         """(B, N) samples, N a multiple of the hop -> (B, N // hop, F), zeros assumed outside."""
@@ -59,8 +68,9 @@ class LogMel(nn.Module):
         return self.of_magnitude(self.stft.inner(samples).abs())
 
     def of_magnitude(self, magnitude: Tensor) -> Tensor:
-        """(..., bins) magnitudes -> (..., F)."""
-        return (magnitude @ self.filters).clamp(min=self.floor).log()
+        """(..., bins) magnitudes -> (..., F), in float32 whatever the autocast."""
+        with full_precision(magnitude):
+            return (magnitude.float() @ self.filters).clamp(min=self.floor).log()
 
     def magnitude(self, log_mel: Tensor, updates: int = 30) -> Tensor:
         """Non-negative magnitudes (..., bins) whose bands are those of (..., F) log-mels.
@@ -68,10 +78,16 @@ class LogMel(nn.Module):
         Multiplicative updates for the squared error (Lee and Seung 2001), from the transposed filters as a start: they
         never leave the positive orthant, and are two small matrix products each, batched.
         """
-        bands = log_mel.exp()
-        up = bands @ self.filters.T
-        gram = self.filters @ self.filters.T
-        estimate = up / self.filters.sum(1).clamp(min=1e-3 * self.filters.sum(1).max())
-        for _ in range(updates):
-            estimate = estimate * (up / (estimate @ gram).clamp(min=1e-10))
+        with full_precision(log_mel):
+            up = log_mel.float().exp() @ self.filters.T
+            gram = self.filters @ self.filters.T
+            estimate = up / self.filters.sum(1).clamp(min=1e-3 * self.filters.sum(1).max())
+            for _ in range(updates):
+                estimate = estimate * (up / (estimate @ gram).clamp(min=1e-10))
         return estimate
+
+
+def full_precision(data: Tensor):
+    """Autocast off for the device of `data`: spectra span more decades than bfloat16 has digits."""
+    kind = data.device.type
+    return torch.autocast(kind, enabled=False) if torch.amp.is_autocast_available(kind) else nullcontext()

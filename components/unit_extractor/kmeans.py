@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ..layers.kmeans import kmeans, nearest
-from ..layers.mel import LogMel
+from ..layers.mel import LogMel, full_precision
 from ..roles import Frontend, SpeechEncoder, UnitExtractor
 from ..types import Padded
 
@@ -79,7 +79,12 @@ class KMeansUnits(UnitExtractor):
         if encoder is None and (frontend is not None or layer is not None):
             raise ValueError("frontend and layer belong to features='encoder'; log-mel units take neither")
         self.num_units, self.kind, self.layer, self.normalise = num_units, features, layer, normalise
-        self.sample_rate, self.max_frames, self.iterations, self.restarts = sample_rate, max_frames, iterations, restarts
+        self.sample_rate, self.max_frames, self.iterations, self.restarts = (
+            sample_rate,
+            max_frames,
+            iterations,
+            restarts,
+        )
         self.frames_per_unit = frames_per_unit
         self.encoder, self.frontend = encoder, frontend
         if encoder is None:
@@ -93,7 +98,8 @@ class KMeansUnits(UnitExtractor):
             encoder.requires_grad_(False).eval()
             self.mel = None
             # Over many seconds, so that the frames lost at the edges of an encoder without padding do not count.
-            steps = self.output_lengths(torch.tensor([1000 * sample_rate]))
+            with torch.device("cpu"):  # lengths are real even where a part is built on the meta device
+                steps = self.output_lengths(torch.tensor([1000 * sample_rate]))
             self.frame_rate = round(int(steps) / 1000, 1)
             self.hop_length = round(sample_rate / self.frame_rate)
             width = encoder.output_dim
@@ -138,7 +144,7 @@ class KMeansUnits(UnitExtractor):
             if speech.data.is_meta:  # the shape check: frontends read samples one by one, so only lengths go through
                 steps = [self.frontend.output_length(int(length)) for length in speech.lengths]
                 shape = (len(speech), max(steps), *([self.frontend.output_dim] if self.frontend.output_dim > 1 else []))
-                inputs = Padded(speech.data.new_empty(shape), torch.tensor(steps))
+                inputs = Padded(speech.data.new_empty(shape), torch.tensor(steps, device="cpu"))
             else:
                 frontend = self.frontend
                 inputs = Padded.from_list([frontend(row.float().cpu()) for row in speech.unpad()]).to(speech.device)
@@ -225,7 +231,7 @@ class KMeansUnits(UnitExtractor):
         states = self.features(speech)
         batch, steps, width = states.data.shape
         points = (states.data.float() - self.mean) / self.scale
-        with torch.autocast(points.device.type, enabled=False):
+        with full_precision(points):
             labels, _ = nearest(points.reshape(batch * steps, width), self.centroids)
         return Padded(labels.view(batch, steps), states.lengths).zeroed()
 

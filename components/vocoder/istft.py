@@ -16,6 +16,10 @@ from ..types import Loss, Padded
 from .unit_states import UnitStates, limit_peak, random_crops
 
 
+FLOOR = 3e-3
+"""Magnitudes below this, about the step of 16-bit samples under a window, are silence to the loss."""
+
+
 class ISTFTVocoder(UnitVocoder):
     """Vocos (arXiv 2306.00814, section 3) over units, without its discriminators: one forward pass, no iterations.
 
@@ -106,7 +110,7 @@ class ISTFTVocoder(UnitVocoder):
 
     def losses(self, units: Padded, speech: Padded, speaker: Tensor | None = None) -> dict[str, Loss]:
         """`mel`: absolute error of log-mel, mean over bins, per frame of a random crop; `stft`: spectral convergence plus
-        absolute error of log magnitude, mean over three resolutions, per row; `duration`: per run.
+        absolute error of log magnitude of a row, mean over three resolutions, per frame; `duration`: per run.
 
         Args:
             units: (B, U), one per frame.
@@ -116,22 +120,22 @@ class ISTFTVocoder(UnitVocoder):
         cropped, target = random_crops(units, speech, self.crop_units, self.hop_length, 0)
         predicted = self.samples(self.states(cropped, None, speaker))
         target = predicted.with_data(target.float()).zeroed().data
-        frames = Padded(target, cropped.lengths * self.frames_per_unit)  # for its lengths only
-        steps = torch.arange(target.shape[1] // self.mel.hop_length, device=target.device)
-        mask = steps < frames.lengths.to(target.device)[:, None]
+        frames = cropped.lengths.to(target.device) * self.frames_per_unit
+        mask = torch.arange(target.shape[1] // self.mel.hop_length, device=target.device) < frames[:, None]
         error = (self.mel(predicted.data) - self.mel(target)).abs().mean(2)
         distance = torch.zeros(len(units), device=target.device)
         for stft in self.resolutions:
-            ours, theirs = (_magnitude(stft, samples) for samples in (predicted.data, target))
+            steps = predicted.lengths.to(target.device) // stft.hop_length
+            real = torch.arange(target.shape[1] // stft.hop_length, device=target.device) < steps[:, None]
+            ours, theirs = (_magnitude(stft, samples) * real[..., None] for samples in (predicted.data, target))
             norm = theirs.square().sum((1, 2)).clamp(min=1e-3).sqrt()
             convergence = (ours - theirs).square().sum((1, 2)).clamp(min=1e-8).sqrt() / norm
-            # Frames beyond a row are the same silence in both; the mean is over the frames it has.
-            real = (predicted.lengths.to(target.device) / stft.hop_length) * stft.num_bins
-            log_error = (ours.log() - theirs.log()).abs().sum((1, 2)) / real.clamp(min=1)
+            log_error = (ours.clamp(min=FLOOR).log() - theirs.clamp(min=FLOOR).log()).abs().sum((1, 2))
+            log_error = log_error / (steps * stft.num_bins).clamp(min=1)
             distance = distance + (convergence + log_error) / len(self.resolutions)
         return {
             "mel": Loss(error.masked_fill(~mask, 0).sum(), mask.sum()),
-            "stft": Loss(distance.sum(), torch.tensor(len(units), device=target.device)),
+            "stft": Loss((distance * frames).sum(), mask.sum()),
             "duration": self.states.duration_loss(units, None, speaker),
         }
 
@@ -139,7 +143,7 @@ class ISTFTVocoder(UnitVocoder):
 def _magnitude(stft: nn.Module, samples: Tensor) -> Tensor:
     # A floor under the square root: the slope of |z| at 0 is not finite, and silence has many zeros.
     spectrum = stft(samples)
-    return (spectrum.real.square() + spectrum.imag.square() + 1e-5).sqrt()
+    return (spectrum.real.square() + spectrum.imag.square() + FLOOR**2).sqrt()
 
 
 class ConvNeXt(nn.Module):

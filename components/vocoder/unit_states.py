@@ -26,7 +26,13 @@ class UnitStates(nn.Module):
     """
 
     def __init__(
-        self, num_units: int, dim: int, num_speakers: int = 0, num_langs: int = 0, duration_dim: int = 256, dropout: float = 0.1
+        self,
+        num_units: int,
+        dim: int,
+        num_speakers: int = 0,
+        num_langs: int = 0,
+        duration_dim: int = 256,
+        dropout: float = 0.1,
     ):
         super().__init__()
         self.units = nn.Embedding(num_units, dim)

@@ -1,0 +1,247 @@
+"""Unit vocoders: lengths, padding, losses, learning."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from voxzoo.components import GriffinLimVocoder, ISTFTVocoder
+from voxzoo.components.layers.griffin_lim import GriffinLim
+from voxzoo.components.layers.mel import LogMel
+from voxzoo.components.layers.stft import STFT
+from voxzoo.components.types import Padded
+from voxzoo.components.vocoder.unit_states import limit_peak, random_crops
+
+SMALL = {"fft_size": 320, "window_length": 320, "num_mel_bins": 20, "duration_dim": 8, "kernel_size": 3}
+MAKERS = {
+    "griffin_lim": lambda **k: GriffinLimVocoder(
+        **{"num_units": 6, "dim": 16, "num_layers": 1, "iterations": 4, **SMALL, **k}
+    ),
+    "istft": lambda **k: ISTFTVocoder(**{"num_units": 6, "dim": 16, "hidden_dim": 24, "num_layers": 2, **SMALL, **k}),
+}
+
+
+@pytest.fixture(params=sorted(MAKERS))
+def make(request):
+    torch.manual_seed(0)
+    return MAKERS[request.param]
+
+
+def batch(*lengths: int, seed: int = 0) -> Padded:
+    generator = torch.Generator().manual_seed(seed)
+    return Padded.from_list([torch.randint(6, (n,), generator=generator) for n in lengths])
+
+
+def pairs(*lengths: int, seed: int = 0) -> tuple[Padded, Padded]:
+    """Units and samples that belong together: each unit is a loudness and a pitch."""
+    units = batch(*lengths, seed=seed)
+    rows = []
+    for row in units.unpad():
+        each = row.repeat_interleave(320)
+        phase = torch.cumsum((each + 1) * 0.06, 0)
+        rows.append(0.05 * (1 + each) * torch.sin(phase))
+    return units, Padded.from_list(rows)
+
+
+def test_length_is_the_sum_of_durations(make):
+    vocoder = make().eval()
+    units, durations = batch(5, 3), Padded.from_list([torch.tensor([1, 2, 3, 1, 4]), torch.tensor([7, 1, 1])])
+    audio = vocoder(units, durations=durations)
+    assert audio.lengths.tolist() == [11 * 320, 9 * 320]
+    assert audio.data.shape == (2, 11 * 320)
+    assert (audio.data[~audio.mask] == 0).all()
+    predicted = vocoder(units)
+    assert (
+        predicted.lengths.tolist()
+        == (320 * vocoder.states.durations.predict(vocoder.states(units)).data.sum(1)).tolist()
+    )
+
+
+def test_padding_changes_nothing(make):
+    vocoder = make().eval()
+    units = batch(9, 4, 1)
+    durations = Padded.from_list([torch.randint(1, 4, (n,)) for n in (9, 4, 1)])
+    for given in (durations, None):
+        together = vocoder(units, durations=given).unpad()
+        for i, (row, audio) in enumerate(zip(units.unpad(), together)):
+            alone = vocoder(
+                Padded.from_list([row]), durations=None if given is None else Padded.from_list([given.unpad()[i]])
+            )
+            assert alone.lengths.tolist() == [len(audio)]
+            torch.testing.assert_close(audio, alone.data[0], atol=1e-4, rtol=1e-3)
+
+
+def test_audio_is_repeatable_audible_and_not_clipped(make):
+    vocoder = make().eval()
+    with torch.no_grad():
+        for parameter in vocoder.parameters():
+            parameter.mul_(3)  # an exploded network still may not clip
+    units = batch(12)
+    first, second = (vocoder(units, durations=units.with_data(torch.ones_like(units.data))).data for _ in range(2))
+    assert torch.equal(first, second)
+    assert torch.isfinite(first).all()
+    assert first.abs().max() <= 0.951
+    assert first.square().mean().sqrt() > 1e-5
+
+
+def test_limit_peak_scales_rows_apart():
+    audio = Padded(torch.tensor([[0.5, -3.8, 0.0], [0.1, 0.2, 9.0]]), torch.tensor([3, 2]))
+    limited = limit_peak(audio).data
+    torch.testing.assert_close(limited, torch.tensor([[0.125, -0.95, 0.0], [0.1, 0.2, 0.0]]))
+
+
+def test_losses_have_fixed_keys_and_reach_all_parameters(make):
+    vocoder = make(num_speakers=2)
+    speaker = torch.tensor([0, 1])
+    keys = []
+    for lengths in ((12, 5), (1, 1)):
+        vocoder.zero_grad()
+        losses = vocoder.losses(*pairs(*lengths), speaker)
+        keys.append(list(losses))
+        torch.stack([loss.total for loss in losses.values()]).sum().backward()
+        assert all(torch.isfinite(loss.total) and loss.count > 0 for loss in losses.values())
+        for name, parameter in vocoder.named_parameters():
+            assert parameter.grad is not None, name
+            assert torch.isfinite(parameter.grad).all(), name
+    assert keys[0] == keys[1]
+    assert {"mel", "duration"} <= set(keys[0])
+
+
+def test_losses_do_not_see_padding(make):
+    vocoder = make(crop_units=100).eval()
+    units, speech = pairs(9, 4)
+    wide = Padded(torch.nn.functional.pad(units.data, (0, 3), value=5), units.lengths)
+    loud = Padded(torch.nn.functional.pad(speech.data, (0, 500), value=1.0), speech.lengths)
+    together = vocoder.losses(wide, loud)
+    alone = [vocoder.losses(*(Padded.from_list([row]) for row in pair)) for pair in zip(units.unpad(), speech.unpad())]
+    for name, loss in together.items():
+        torch.testing.assert_close(loss.total, alone[0][name].total + alone[1][name].total, atol=1e-3, rtol=1e-4)
+        assert float(loss.count) == float(alone[0][name].count + alone[1][name].count)
+
+
+def test_crops_are_random_by_the_global_seed(make):
+    vocoder = make(crop_units=4).eval()
+    data = pairs(30, 20)
+
+    def mel(seed: int) -> float:
+        torch.manual_seed(seed)
+        return float(vocoder.losses(*data)["mel"].total.detach())
+
+    assert mel(1) == mel(1)
+    assert len({mel(seed) for seed in range(5)}) > 1
+
+
+def test_crops_keep_units_and_samples_together():
+    units = Padded.from_list([torch.arange(20), torch.arange(3)])
+    speech = Padded.from_list([torch.arange(1, 20 * 10 + 1).float(), torch.arange(1, 28).float()])  # 3 samples short
+    for seed in range(20):
+        torch.manual_seed(seed)
+        cropped, samples = random_crops(units, speech, 5, 10, 2)
+        assert cropped.lengths.tolist() == [5, 3]
+        start = int(cropped.data[0, 0])
+        assert cropped.data[0].tolist() == list(range(start, start + 5))
+        expected = torch.arange(start * 10 - 2, start * 10 + 52) + 1
+        expected[(expected < 1) | (expected > 200)] = 0
+        assert samples[0].tolist() == expected.tolist()
+        assert samples[1].tolist() == [0, 0, *range(1, 28), *[0] * 25]
+
+
+def test_units_of_another_rate_are_refused(make):
+    units, speech = pairs(12, 9)
+    with pytest.raises(ValueError, match=r"row 1 has 9 units of 320 samples but 1440 samples"):
+        make().losses(units, Padded(speech.data, torch.tensor([3840, 1440])))
+
+
+def test_conditions_change_the_voice_and_are_asked_for(make):
+    vocoder = make(num_speakers=3, num_langs=2).eval()
+    units = batch(6)
+    ones = units.with_data(torch.ones_like(units.data))
+
+    def voice(lang: int, speaker: int) -> torch.Tensor:
+        return vocoder(units, torch.tensor([lang]), torch.tensor([speaker]), ones).data
+
+    assert not torch.allclose(voice(0, 0), voice(0, 2), atol=1e-4)
+    assert not torch.allclose(voice(0, 0), voice(1, 0), atol=1e-4)
+    with pytest.raises(ValueError, match="3 values of `speaker`"):
+        vocoder(units, lang=torch.tensor([0]))
+    plain = make().eval()
+    torch.testing.assert_close(plain(units, durations=ones).data, plain(units, None, torch.tensor([1]), ones).data)
+
+
+def test_durations_must_fit_the_units(make):
+    with pytest.raises(ValueError, match="must have the shape of the units"):
+        make()(batch(5), durations=batch(4))
+
+
+def test_a_vocoder_learns(make):
+    torch.manual_seed(0)
+    vocoder = make(dim=32)
+    optimizer = torch.optim.AdamW(vocoder.parameters(), 5e-3)
+    data = pairs(16, 14, 12, 16)
+    first = last = 0.0
+    for step in range(40):
+        loss = torch.stack([value.mean for value in vocoder.losses(*data).values()]).sum()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        last = float(loss.detach())
+        first = first or last
+    assert last < 0.6 * first
+
+
+def test_predicted_durations_follow_training(make):
+    torch.manual_seed(0)
+    vocoder = make(dropout=0.0)
+    # Unit u always lasts u + 1 frames.
+    order = torch.tensor([1, 3, 0, 4, 2, 5, 1, 0, 2, 4])
+    units = Padded.from_list([order.repeat_interleave(order + 1)])
+    optimizer = torch.optim.Adam(vocoder.states.parameters(), 1e-2)
+    for _ in range(120):
+        loss = vocoder.states.duration_loss(units)
+        optimizer.zero_grad()
+        loss.mean.backward()
+        optimizer.step()
+    vocoder.eval()
+    assert vocoder(Padded.from_list([order])).lengths.tolist() == [320 * int((order + 1).sum())]
+    vocoder.duration_factor = 2.0
+    assert vocoder(Padded.from_list([order])).lengths.tolist() == [320 * int(2 * (order + 1).sum())]
+
+
+def test_griffin_lim_finds_a_signal():
+    torch.manual_seed(0)
+    mel = LogMel(num_mel_bins=40)
+    samples = torch.sin(torch.arange(8000) * 0.3)[None] * 0.3 + 0.01 * torch.randn(1, 8000)
+    magnitude = mel.stft(samples).abs()
+    mask = torch.ones(magnitude.shape[:2], dtype=torch.bool)
+
+    def convergence(iterations: int) -> float:
+        rebuilt = mel.stft(GriffinLim(mel.stft, iterations)(magnitude, mask)).abs()
+        return float((rebuilt - magnitude).norm() / magnitude.norm())
+
+    assert convergence(32) < 0.15
+    assert convergence(32) < 0.5 * convergence(0)
+    with pytest.raises(ValueError, match="momentum"):
+        GriffinLim(STFT(320, 320, 160), 8, 1.0)
+
+
+def test_runs_on_meta(make):
+    with torch.device("meta"):
+        vocoder = make()
+    units = Padded(torch.zeros(2, 7, dtype=torch.int64, device="meta"), torch.tensor([7, 3]))
+    ones = Padded(torch.ones(2, 7, dtype=torch.int64, device="meta"), units.lengths)
+    for durations in (None, ones):
+        audio = vocoder(units, durations=durations)
+        assert audio.data.is_meta
+        assert audio.data.shape == (2, 7 * 320)
+        assert audio.lengths.tolist() == [7 * 320, 3 * 320]
+    speech = Padded(torch.zeros(2, 7 * 320, device="meta"), units.lengths * 320)
+    assert all(loss.total.is_meta for loss in vocoder.losses(units, speech).values())
+
+
+def test_a_state_dict_round_trip_keeps_the_voice(make):
+    vocoder, other = make().eval(), make().eval()
+    units = batch(6)
+    ones = units.with_data(torch.ones_like(units.data))
+    assert not torch.allclose(vocoder(units, durations=ones).data, other(units, durations=ones).data, atol=1e-4)
+    other.load_state_dict(vocoder.state_dict())
+    assert torch.equal(vocoder(units, durations=ones).data, other(units, durations=ones).data)
