@@ -12,5 +12,5 @@ ron:ro rus:ru san:sa sin:si slk:sk slv:sl sna:sn snd:sd som:so spa:es sqi:sq srp
 tat:tt tel:te tgk:tg tgl:tl tha:th tuk:tk tur:tr ukr:uk urd:ur uzb:uz uzn:uz vie:vi yid:yi yor:yo yue:zh
 """
 
-WHISPER_LANGUAGES: dict[str, str] = dict(pair.split(":") for pair in _PAIRS.split())
+WHISPER_LANGUAGES: dict[str, str] = {pair.partition(":")[0]: pair.partition(":")[2] for pair in _PAIRS.split()}
 """ISO 639-3 code -> Whisper's code, macrolanguages and the variants SeamlessM4T names included."""

@@ -1,8 +1,8 @@
 """Text normalisers: applied to both sides before WER and ASR-BLEU, so that only the words count.
 
-A recogniser writes "$9,300", "5:30" or "August 21st" for what a reference spells out, so the English normaliser spells
-numbers out. It is voxzoo's own (not Whisper's English normaliser, which goes from words to digits): the rules are below,
-in the order in which they run. Other languages get case folding and punctuation off.
+A recogniser writes "$9,300", "5:30" or "August 21st" for what a reference spells out, so the English one spells numbers
+out. It is voxzoo's own (Whisper's English normaliser goes the other way, from words to digits): the rules are below, in
+the order in which they run. Other languages get case folding and punctuation off.
 """
 
 from __future__ import annotations
@@ -169,10 +169,32 @@ def _plural(word: str) -> str:
     return word[:-1] + "ies" if word.endswith("y") else word + "es" if word.endswith("x") else word + "s"
 
 
-_MONTHS = (
-    "january february march april may june july august september october november december "
-    "jan feb mar apr jun jul aug sep sept oct nov dec"
-).split()
+_MONTHS = [
+    "january",
+    "february",
+    "march",
+    "april",
+    "may",
+    "june",
+    "july",
+    "august",
+    "september",
+    "october",
+    "november",
+    "december",
+    "jan",
+    "feb",
+    "mar",
+    "apr",
+    "jun",
+    "jul",
+    "aug",
+    "sep",
+    "sept",
+    "oct",
+    "nov",
+    "dec",
+]
 _MONTH = rf"(?:{'|'.join(_MONTHS)})\b\.?"
 _DAY = r"(?:3[01]|[12]\d|0?[1-9])"
 _HOUR = r"(?:2[0-4]|1\d|0?\d)"
@@ -200,16 +222,33 @@ _L = r"(?<![\d.,:/a-z])"
 _R = r"(?![\d:/]|[.,]\d)"
 
 
-_UNITS = "zero one two three four five six seven eight nine".split()
-_TEENS = "ten eleven twelve thirteen fourteen fifteen sixteen seventeen eighteen nineteen".split()
-_TENS = "twenty thirty forty fifty sixty seventy eighty ninety".split()
+_UNITS = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
+_TEENS = ["ten", "eleven", "twelve", "thirteen", "fourteen", "fifteen", "sixteen", "seventeen", "eighteen", "nineteen"]
+_TENS = ["twenty", "thirty", "forty", "fifty", "sixty", "seventy", "eighty", "ninety"]
 _CARDINAL = "|".join([*_UNITS, *_TEENS, *_TENS])
 _ORDINAL = {
-    **dict(zip(_UNITS[1:], "first second third fourth fifth sixth seventh eighth ninth".split(), strict=True)),
+    **dict(
+        zip(
+            _UNITS[1:],
+            ["first", "second", "third", "fourth", "fifth", "sixth", "seventh", "eighth", "ninth"],
+            strict=True,
+        )
+    ),
     **dict(
         zip(
             _TEENS,
-            "tenth eleventh twelfth thirteenth fourteenth fifteenth sixteenth seventeenth eighteenth nineteenth".split(),
+            [
+                "tenth",
+                "eleventh",
+                "twelfth",
+                "thirteenth",
+                "fourteenth",
+                "fifteenth",
+                "sixteenth",
+                "seventeenth",
+                "eighteenth",
+                "nineteenth",
+            ],
             strict=True,
         )
     ),
@@ -331,7 +370,8 @@ _AFTER: list[tuple[re.Pattern[str], str | Callable[[re.Match[str]], str]]] = [
         ),
         # "august fifteen" and "august fifteenth" are both written "August 15".
         (
-            rf"\b({_FULL_MONTHS}) (?:the )?(twenty |thirty )?({'|'.join(_ORDINAL)})\b(?! (?:{_SCALE}|{_CARDINAL}|{_ORDINALS})\b)",
+            rf"\b({_FULL_MONTHS}) (?:the )?(twenty |thirty )?({'|'.join(_ORDINAL)})\b"
+            rf"(?! (?:{_SCALE}|{_CARDINAL}|{_ORDINALS})\b)",
             lambda m: _ordinal_day(m),
         ),
     ]

@@ -15,7 +15,7 @@ import json
 import math
 import os
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from typing import Any, Literal
@@ -26,6 +26,7 @@ from torchaudio.functional import melscale_fbanks
 
 from ...components.errors import UserError
 from .languages import WHISPER_LANGUAGES
+from .speech import cut_at_quiet, is_silent
 
 RecogniserName = Literal["tiny.en", "base"]
 
@@ -33,10 +34,12 @@ SAMPLE_RATE = 16_000
 WINDOW_SECONDS = 30
 INSTALL = "pip install voxzoo[eval]"
 
+MARGIN_SECONDS = 1.0
+"""Least silence after the utterance in a fitted window: with less, Whisper drops last words."""
+
 _HOP = 160
 _FFT = 400
 _MAX_TOKENS = 448
-_SILENCE = 1e-4
 
 
 @dataclass(frozen=True)
@@ -156,7 +159,8 @@ class Recogniser:
             samples = samples.detach().to("cpu", torch.float32)
             if samples.dim() != 1:
                 raise ValueError(f"utterance {index} has shape {tuple(samples.shape)}; expected (N,) mono samples")
-            pieces.extend((index, piece) for piece in _cut(samples) if piece.abs().max() >= _SILENCE)
+            cuts = cut_at_quiet(samples, SAMPLE_RATE, WINDOW_SECONDS)
+            pieces.extend((index, piece) for _, piece in cuts if not is_silent(piece))
 
         buckets: defaultdict[int, list[int]] = defaultdict(list)
         for position, (_, piece) in enumerate(pieces):
@@ -215,10 +219,6 @@ class Recogniser:
         return [self._tokenizer.token_to_id(token) for token in [*tokens, "<|notimestamps|>"]]
 
 
-MARGIN_SECONDS = 2.0
-"""Silence after the utterance in a fitted window: with less, Whisper starts to repeat itself or drops last words."""
-
-
 class LogMel:
     """Whisper's features: 80 Slaney mel bands of 25 ms windows every 10 ms, log10, 8 decades deep, about -1..1."""
 
@@ -237,18 +237,6 @@ class LogMel:
         decades = (self._bands @ power).clamp(min=1e-10).log10()
         floor = decades.amax(dim=(1, 2), keepdim=True) - 8
         return (torch.maximum(decades, floor) + 4) / 4
-
-
-def _cut(samples: Tensor) -> Iterator[Tensor]:
-    """Pieces of at most 30 s, cut at the quietest tenth of a second of the last ten seconds of each window."""
-    limit, search, step = WINDOW_SECONDS * SAMPLE_RATE, 10 * SAMPLE_RATE, SAMPLE_RATE // 10
-    while len(samples) > limit:
-        energy = samples[limit - search : limit].view(-1, step).square().mean(dim=1)
-        cut = limit - search + int(energy.argmin()) * step + step // 2
-        yield samples[:cut]
-        samples = samples[cut:]
-    if len(samples):
-        yield samples
 
 
 def _need(module: str) -> Any:
