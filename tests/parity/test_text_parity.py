@@ -61,7 +61,7 @@ def theirs_from(
     ours: dict[str, Tensor], layer: dict, encoder: str, decoder: str, shared: list[str]
 ) -> dict[str, Tensor]:
     """The way back."""
-    state = {name: ours["decoder.embed.embedding.weight"] for name in shared}
+    state = dict.fromkeys(shared, ours["decoder.embed.embedding.weight"])
     for name, prefix, count in (("encoder", encoder, ENCODER_LAYERS), ("decoder", decoder, DECODER_LAYERS)):
         for kind in ("weight", "bias"):
             state[f"{prefix}.layer_norm.{kind}"] = ours[f"{name}.norm.{kind}"]
@@ -206,12 +206,25 @@ def test_loss_and_gradients(family, pad, eos):
         )
 
 
+class ForceEos(transformers.LogitsProcessor):
+    """Only eos in the last step, at its own log-probability (the peer's own processor would count it as certain)."""
+
+    def __init__(self, length: int, eos: int) -> None:
+        self.length, self.eos = length, eos
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        if input_ids.shape[1] + 1 < self.length:
+            return scores
+        forced = torch.full_like(scores, -torch.inf)
+        forced[:, self.eos] = scores[:, self.eos]
+        return forced
+
+
 def peer_ids(peer, source: Padded, prefix: Tensor, limit: int, pad: int, eos: int, **options) -> list[list[list[int]]]:
     """What the peer generates, without prefix, eos and padding; sequences of a sample best first."""
     call = {
         "max_new_tokens": limit,
         "min_new_tokens": 1,
-        "forced_eos_token_id": eos,
         "suppress_tokens": [pad],
         **options,
     }
@@ -224,6 +237,7 @@ def peer_ids(peer, source: Padded, prefix: Tensor, limit: int, pad: int, eos: in
         attention_mask=source.mask.long(),
         decoder_input_ids=prefix,
         generation_config=config,
+        logits_processor=transformers.LogitsProcessorList([ForceEos(prefix.shape[1] + limit, eos)]),
     )
     rows = []
     for row in sequences[:, prefix.shape[1] :].tolist():
