@@ -89,19 +89,19 @@ def run(args: argparse.Namespace) -> dict:
     translator = Translator(task, args.task, args.to, args.source, args.batch_size, args.beam, args.segment, args.out)
     items = list(read_inputs(args.inputs, translator.reads_text, translator.out))
     if not items:
-        raise UserError(
-            f"nothing to translate in {', '.join(args.inputs)}: no {'sentence' if translator.reads_text else 'audio file'}"
-        )
+        kind = "sentence" if translator.reads_text else "audio file"
+        raise UserError(f"nothing to translate in {', '.join(args.inputs)}: no {kind}")
     results, failures = [], []
     for item in translator.serve(items):
         if item.error is not None:
             failures.append({"id": item.id, "input": item.name, "error": item.error})
             print(f"voxzoo translate: {item.name}: {item.error}", file=sys.stderr, flush=True)
             continue
-        results.append(translator.result(item))
-        if not args.json:
-            print(json.dumps(results[-1], ensure_ascii=False), flush=True)
-            results[-1] = {}  # said already; a long run must not keep what it wrote
+        result = translator.result(item)
+        if args.json:
+            results.append(result)
+        else:
+            print(json.dumps(result, ensure_ascii=False), flush=True)
     answer: dict[str, Any] = {"status": "failed" if failures else "ok", "results": results, "failures": failures}
     if failures:
         answer["error"] = f"{len(failures)} of {len(items)} inputs could not be served; the others were"
@@ -196,9 +196,7 @@ class Translator:
         self.reads_text, self.speaks = mode.startswith("t2"), mode.endswith("2st")
         self.source = to if mode == "asr" else source
         if mode == "asr" and source not in (None, to):
-            raise UserError(
-                f"--from {source} --to {to}: asr writes down what is spoken; give the same language twice or --to alone"
-            )
+            raise UserError(f"--from {source} --to {to}: asr writes down what is spoken; give --to alone")
         for flag, lang in (("--to", to), ("--from", self.source)):
             if lang is not None and lang not in task.tokenizer.languages:
                 raise UserError(
@@ -209,11 +207,13 @@ class Translator:
         if self.speaks and out is None:
             raise UserError(f"--task {mode} needs --out: the folder for the audio")
         self.out = Path(out) if out is not None else None
+        self._taken: set[Path] = set()  # every input, and every file written so far
         self.batch_size, self.segment = batch_size, segment
         self.options = search_options(task, beam)
 
     def serve(self, items: Sequence[Item]) -> Iterator[Item]:
         """Predict items; each comes out in the order it was given, with its predictions or its error."""
+        self._taken |= {item.path.resolve() for item in items if item.path is not None}
         window: list[Item] = []
         size = 0
         for item in items:
@@ -336,11 +336,12 @@ class Translator:
         return answer
 
     def _free_path(self, item: Item) -> Path:
-        """Where the audio of an item goes: never onto an input. An earlier run's output of the same name is replaced."""
+        """Where the audio of an item goes: never onto an input; output of an earlier call is replaced."""
         assert self.out is not None
         path = self.out / f"{item.id}.{self.to}.wav"
-        while item.path is not None and path.exists() and path.samefile(item.path):
+        while path.resolve() in self._taken:
             path = path.with_name(f"{path.stem}.{self.to}.wav")
+        self._taken.add(path.resolve())
         return path
 
 
@@ -356,28 +357,17 @@ def search_options(task: Any, beam: int | None) -> Any:
 
 def load_speech(path: Path, rate: int) -> Any:
     """Audio of a file as (N,) float32 at `rate`, or a ValueError that says in one line what is wrong with it."""
-    import soundfile
+    from ...datamodules.audio import audio_seconds, level, load_audio
 
-    from ...datamodules import load_audio
-    from ..scoring.speech import is_silent
-
-    if not path.exists():
-        raise ValueError("no such file")
-    if path.is_dir():
-        raise ValueError("is a folder; give it as an argument, not as a line of standard input")
-    if path.stat().st_size == 0:
+    if path.is_file() and path.stat().st_size == 0:
         raise ValueError("the file is empty (0 bytes)")
-    try:
-        seconds = soundfile.info(str(path)).duration
-    except soundfile.LibsndfileError as error:
-        raise ValueError(f"not audio, or damaged ({error.error_string.strip().rstrip('.')})") from None
+    seconds = audio_seconds(path)
     if seconds > 60 * LONGEST_MINUTES:
         raise ValueError(f"{seconds / 60:.0f} minutes long; the limit is {LONGEST_MINUTES}: cut it into several files")
-    samples = load_audio(path, rate)
-    if not bool(samples.isfinite().all()):
-        raise ValueError("holds samples that are not numbers (NaN or infinite); the recording is damaged")
+    samples = load_audio(path, sample_rate=rate)
     if len(samples) < SHORTEST_SECONDS * rate:
-        raise ValueError(f"{len(samples) / rate:.3f} s long; the least is {SHORTEST_SECONDS} s")
-    if is_silent(samples):
-        raise ValueError("silent: no sample above -80 dB of full scale")
+        raise ValueError(f"{len(samples) / rate:.3f} s of audio; expected at least {SHORTEST_SECONDS} s")
+    found = level(samples)
+    if found.silent:
+        raise ValueError(f"silent: its peak is {found.peak:.1g} of full scale; expected speech")
     return samples

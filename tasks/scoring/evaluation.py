@@ -12,12 +12,11 @@ from statistics import fmean
 from typing import Any
 
 from torch import Tensor
-from torchaudio.functional import resample
 
+from ...datamodules.audio import level, resample
 from .normalise import normalise
 from .normalise import signature as normaliser_signature
 from .recogniser import SAMPLE_RATE, Recogniser
-from .speech import is_clipped, is_silent
 from .text import Bleu, Chrf, Metric, compare_systems, error_rate_for, evaluate_corpus
 
 
@@ -61,7 +60,11 @@ class Scored:
 def note_audio(row: Scored, audio: Tensor, sample_rate: int) -> None:
     """Enter what can be seen in (N,) samples of output speech."""
     row.duration = round(len(audio) / sample_rate, 4)
-    row.silent, row.clipped = is_silent(audio), is_clipped(audio)
+    if len(audio) == 0:
+        row.silent, row.clipped = True, False
+        return
+    found = level(audio)
+    row.silent, row.clipped = found.silent, found.clipped
 
 
 def listen(recogniser: Recogniser, audio: Sequence[Tensor], sample_rate: int, langs: Sequence[str]) -> list[str]:
@@ -69,9 +72,7 @@ def listen(recogniser: Recogniser, audio: Sequence[Tensor], sample_rate: int, la
     heard = [""] * len(audio)
     for lang in sorted(set(langs)):
         places = [place for place, other in enumerate(langs) if other == lang]
-        waves = [
-            audio[p] if sample_rate == SAMPLE_RATE else resample(audio[p], sample_rate, SAMPLE_RATE) for p in places
-        ]
+        waves = [resample(audio[p], sample_rate, SAMPLE_RATE) for p in places]
         for place, text in zip(places, recogniser.transcribe(waves, lang), strict=True):
             heard[place] = text
     return heard

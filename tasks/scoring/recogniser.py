@@ -25,8 +25,9 @@ from torch import Tensor
 from torchaudio.functional import melscale_fbanks
 
 from ...components.errors import UserError
+from ...datamodules.audio import level
 from .languages import WHISPER_LANGUAGES
-from .speech import cut_at_quiet, is_silent
+from .speech import cut_at_quiet
 
 RecogniserName = Literal["tiny.en", "base"]
 
@@ -160,7 +161,7 @@ class Recogniser:
             if samples.dim() != 1:
                 raise ValueError(f"utterance {index} has shape {tuple(samples.shape)}; expected (N,) mono samples")
             cuts = cut_at_quiet(samples, SAMPLE_RATE, WINDOW_SECONDS)
-            pieces.extend((index, piece) for _, piece in cuts if not is_silent(piece))
+            pieces.extend((index, piece) for _, piece in cuts if not level(piece).silent)
 
         buckets: defaultdict[int, list[int]] = defaultdict(list)
         for position, (_, piece) in enumerate(pieces):

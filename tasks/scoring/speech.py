@@ -1,4 +1,4 @@
-"""Waveforms at the edges: writing, looking at, and cutting them. Letters: N samples."""
+"""Waveforms at the edges: writing and cutting them. Letters: N samples."""
 
 from __future__ import annotations
 
@@ -10,9 +10,6 @@ from pathlib import Path
 import soundfile
 import torch
 from torch import Tensor
-
-SILENCE = 1e-4
-"""Peak (of full scale 1) under which a waveform counts as silent: -80 dB."""
 
 
 def write_wav(path: Path, audio: Tensor, sample_rate: int) -> None:
@@ -36,16 +33,6 @@ def write_whole(path: Path, content: bytes) -> None:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
-
-
-def is_silent(audio: Tensor) -> bool:
-    """Whether (N,) samples are empty or stay below `SILENCE`."""
-    return audio.numel() == 0 or not bool(audio.abs().max() >= SILENCE)
-
-
-def is_clipped(audio: Tensor, share: float = 1e-3) -> bool:
-    """Whether more than `share` of (N,) samples are at or above full scale."""
-    return audio.numel() > 0 and bool((audio.abs() >= 0.999).float().mean() > share)
 
 
 def cut_at_quiet(samples: Tensor, sample_rate: int, limit: float = 30.0) -> Iterator[tuple[int, Tensor]]:

@@ -1,0 +1,348 @@
+"""`voxzoo evaluate`"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import sys
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+HELP = "score a run on a split: text, and speech through a recogniser"
+EXAMPLE = "voxzoo evaluate runs/quickstart --split test_seen --limit 200"
+
+TASKS = ("s2st", "t2st", "s2tt", "t2tt", "u2s", "asr")
+"""In the order in which a task lends its scores to the top of the answer."""
+RECOGNISERS = ("base", "tiny.en", "none")
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("run", metavar="RUN", help="a run folder or a checkpoint")
+    parser.add_argument("--split", default="test", help="name of the split in the run's data (default test)")
+    parser.add_argument("--limit", type=int, metavar="N", help="the first N utterances alone")
+    parser.add_argument(
+        "--task", choices=TASKS, help="what to do (default: what the data says, with speech where the run speaks)"
+    )
+    parser.add_argument("--batch-size", type=int, default=16, metavar="N", help="utterances at a time (default 16)")
+    parser.add_argument(
+        "--beam", type=int, metavar="N", help="beam size of the text (default: as the run was configured)"
+    )
+    parser.add_argument(
+        "--recogniser",
+        choices=RECOGNISERS,
+        default="base",
+        help="Whisper model that judges speech output: base (default), tiny.en (faster, many more errors), or none",
+    )
+    parser.add_argument("--out", metavar="DIR", help="where the files go (default RUN/evaluation)")
+
+
+def run(args: argparse.Namespace) -> dict:
+    from ...components.errors import UserError
+    from ..run import load_run
+    from ..training import quiet_libraries
+
+    for flag, value in (("--limit", args.limit), ("--batch-size", args.batch_size), ("--beam", args.beam)):
+        if value is not None and value < 1:
+            raise UserError(f"{flag} {value}: expected at least 1")
+    quiet_libraries()
+    loaded = load_run(args.run)
+    folder = Path(args.run) if Path(args.run).is_dir() else loaded.folder
+    answer = {"status": "ok", "run": str(args.run), "checkpoint": str(getattr(loaded, "checkpoint", ""))}
+    answer |= evaluate(
+        loaded.task,
+        loaded.datamodule(),
+        args.split,
+        Path(args.out) if args.out else folder / "evaluation",
+        limit=args.limit,
+        task=args.task,
+        batch_size=args.batch_size,
+        beam=args.beam,
+        recogniser=args.recogniser,
+    )
+    if not args.json:
+        show(answer)
+    return answer
+
+
+def evaluate(
+    model: Any,
+    data: Any,
+    split: str,
+    out: Path,
+    *,
+    limit: int | None = None,
+    task: str | None = None,
+    batch_size: int = 16,
+    beam: int | None = None,
+    recogniser: str = "base",
+) -> dict[str, Any]:
+    """Predict a split, score it, and write `<split>.json`, `<split>.hypotheses.jsonl` and `<split>/<id>.wav` into `out`.
+
+    Args:
+        model: a `tasks.Task` in evaluation mode.
+        data: the DataModule of its config.
+        split, limit: which utterances; None for all.
+        task: what to do with every utterance; None for what the data says.
+        batch_size, beam: utterances at a time; beam size, None for the model's own.
+        recogniser: `base`, `tiny.en` or `none`.
+
+    Returns:
+        Plain dict. `tasks` holds the scores of each task (see `scoring.evaluation.score_rows`); those of the first stand
+        at the top as well. `dropped` lists utterances that could not be served; `notes` what was left out, and why.
+
+    Raises:
+        UserError: unknown split, a task the model cannot do, or nothing left to score.
+    """
+    from ...components.errors import UserError
+    from ..scoring.evaluation import score_rows
+    from ..scoring.speech import write_whole
+
+    every = list(data.rows(split))
+    rows = [replace(row, task=choose_task(model, row, task)) for row in every[:limit]]
+    if not rows:
+        raise UserError(f"--split {split}: no utterances")
+    notes: list[str] = []
+    speaks = any(row.task.endswith("2st") or row.task == "u2s" for row in rows)
+    judge = open_recogniser(recogniser, notes) if speaks else None
+    evaluation = _Evaluation(model, data, out / split, judge, notes, batch_size, beam)
+    scored = evaluation.serve(rows)
+    if not scored:
+        reason = evaluation.dropped[0]["reason"]
+        raise UserError(f"--split {split}: none of {len(rows)} utterances could be served; the first: {reason}")
+    groups: defaultdict[str, list[Any]] = defaultdict(list)
+    for row in scored:
+        groups[row.task].append(row)
+    signature = judge.signature if judge is not None else None
+    scores = {name: score_rows(groups[name], signature) for name in TASKS if name in groups}
+    main = next(iter(scores.values()))
+    lines = "".join(json.dumps(row.line(), ensure_ascii=False) + "\n" for row in scored)
+    answer: dict[str, Any] = {
+        "split": split,
+        **{name: value for name, value in main.items() if name not in ("num_utterances", "directions")},
+        **{name: scores["asr"][name] for name in ("wer", "cer") if name in scores.get("asr", {})},
+        "num_utterances": len(scored),
+        "num_dropped": len(evaluation.dropped),
+        "dropped": evaluation.dropped,
+        "recogniser": signature,
+        "tasks": scores,
+        "notes": notes,
+        "hypotheses": str(out / f"{split}.hypotheses.jsonl"),
+    }
+    write_whole(out / f"{split}.hypotheses.jsonl", lines.encode())
+    write_whole(out / f"{split}.json", json.dumps(answer, ensure_ascii=False, indent=1).encode())
+    return answer
+
+
+def choose_task(model: Any, row: Any, task: str | None) -> str:
+    """What to ask of the model for a row: what was demanded, else the row's task, spoken where the model can speak.
+
+    Raises:
+        UserError: the model can do none of that.
+    """
+    from ...components.errors import UserError
+
+    spoken = {"s2tt": "s2st", "t2tt": "t2st"}.get(row.task, row.task)
+    wanted = [task] if task else [spoken, row.task, *(["u2s"] if row.tgt_audio else [])]
+    for name in wanted:
+        if name in model.modes:
+            return name
+    raise UserError(f"utterance {row.id} asks for {wanted[0]}, but this run can do {', '.join(sorted(model.modes))}")
+
+
+def open_recogniser(name: str, notes: list[str]) -> Any:
+    """The recogniser, or None with a note that says how to get it."""
+    from ...components.errors import UserError
+
+    if name == "none":
+        notes.append("speech output was not judged (--recogniser none)")
+        return None
+    from ..scoring.recogniser import Recogniser
+
+    try:
+        return Recogniser(name)  # pyright: ignore[reportArgumentType]
+    except UserError as error:
+        notes.append(f"speech output was not judged: {error}")
+        print(f"voxzoo evaluate: {notes[-1]}", file=sys.stderr)
+        return None
+
+
+class _Evaluation:
+    """One pass over a split."""
+
+    def __init__(
+        self, model: Any, data: Any, folder: Path, judge: Any, notes: list[str], batch_size: int, beam: int | None
+    ) -> None:
+        from .translate import search_options
+
+        self.model, self.data, self.folder, self.judge, self.notes = model, data, folder, judge, notes
+        self.batch_size = batch_size
+        self.options = search_options(model, beam)
+        self.collate = model.collator()
+        self.dropped: list[dict[str, str]] = []
+        self._names: set[str] = set()
+
+    def serve(self, rows: Sequence[Any]) -> list[Any]:
+        """Predict and judge; what comes back is in the order of the split."""
+        done: dict[tuple[str, str], Any] = {}
+        by_task: defaultdict[str, list[Any]] = defaultdict(list)
+        for row in rows:
+            by_task[row.task].append(row)
+        batches = [
+            group[start : start + self.batch_size]
+            for members in by_task.values()
+            # By length, so that little is padded; longest first, so that memory runs out at once or not at all.
+            for group in [sorted(members, key=lambda row: row.duration or len(row.src_text), reverse=True)]
+            for start in range(0, len(group), self.batch_size)
+        ]
+        for batch in _progress(batches, "predicting"):
+            done.update({(scored.task, scored.id): scored for scored in self._batch(batch)})
+        return [done[row.task, row.id] for row in rows if (row.task, row.id) in done]
+
+    def _batch(self, rows: list[Any]) -> Iterator[Any]:
+        from ...components.errors import UserError
+
+        try:
+            batch = self.collate(rows).to(self.model.device)
+        except (UserError, OSError) as error:
+            # A file that cannot be read is named and counted, and takes nothing else with it.
+            if len(rows) > 1:
+                for row in rows:
+                    yield from self._batch([row])
+                return
+            self.dropped.append({"id": rows[0].id, "reason": " ".join(str(error).split())})
+            print(f"voxzoo evaluate: dropped {rows[0].id}: {error}", file=sys.stderr)
+            return
+        predictions = self.model.predict(batch, task=rows[0].task, options=self.options)
+        yield from self._enter(rows, predictions)
+
+    def _enter(self, rows: list[Any], predictions: list[Any]) -> list[Any]:
+        from ..scoring.evaluation import Scored, note_audio
+        from ..scoring.speech import write_wav
+
+        entered = []
+        for row, prediction in zip(rows, predictions, strict=True):
+            scored = Scored(
+                id=row.id,
+                task=row.task,
+                src_lang=row.src_lang,
+                tgt_lang=row.tgt_lang,
+                reference=row.tgt_text,
+                hypothesis=prediction.text,
+                score=prediction.score,
+            )
+            if prediction.audio is not None:
+                note_audio(scored, prediction.audio, prediction.sample_rate)
+                path = self.folder / f"{self._name(row.id)}.wav"
+                write_wav(path, prediction.audio, prediction.sample_rate)
+                scored.audio = str(path.relative_to(self.folder.parent))
+            entered.append(scored)
+        if all(prediction.audio is not None for prediction in predictions):
+            self._compare_speech(rows, predictions, entered)
+        return entered
+
+    def _compare_speech(self, rows: list[Any], predictions: list[Any], entered: list[Any]) -> None:
+        """Judge the output, and where there is target speech, the recording and its units through the vocoder."""
+        rate = predictions[0].sample_rate
+        self._listen("heard", entered, [prediction.audio for prediction in predictions], rate)
+        places = [place for place, row in enumerate(rows) if row.tgt_audio]
+        batch = self._target_batch([rows[place] for place in places]) if places else None
+        if batch is None:
+            return
+        spoken = [entered[place] for place in places]
+        recordings = batch.target_speech.unpad()
+        for scored, recording in zip(spoken, recordings, strict=True):
+            scored.reference_duration = round(len(recording) / 16000, 4)
+        self._listen("heard_reference", spoken, recordings, 16000)
+        resynthesise: Callable[[Any], list[Any] | None] | None = getattr(self.model, "resynthesise", None)
+        if self.judge is None or resynthesise is None or rows[0].task == "u2s":
+            return
+        again = resynthesise(batch.to(self.model.device))
+        if again is not None:
+            self._listen("heard_resynthesis", spoken, again, rate)
+
+    def _listen(self, field: str, scored: list[Any], audio: list[Any], rate: int) -> None:
+        from ..scoring.evaluation import listen
+
+        if self.judge is None:
+            return
+        for row, text in zip(scored, listen(self.judge, audio, rate, [row.tgt_lang for row in scored]), strict=True):
+            setattr(row, field, text)
+
+    def _target_batch(self, rows: list[Any]) -> Any:
+        from ...components.errors import UserError
+        from ...datamodules import Collator
+
+        try:
+            return Collator(None, None, frozenset({"target_speech"}))(rows)
+        except UserError as error:
+            self.notes.append(f"no ceiling for {len(rows)} utterances: {' '.join(str(error).split())}")
+            return None
+
+    def _name(self, given: str) -> str:
+        """A file name for an id, whatever characters it has; no two ids share one."""
+        base = re.sub(r"[^\w.-]", "_", given).strip(".") or "utterance"
+        name, number = base, 1
+        while name in self._names:
+            number += 1
+            name = f"{base}-{number}"
+        self._names.add(name)
+        return name
+
+
+def _progress(items: Iterable[Any], description: str) -> Iterator[Any]:
+    from rich.console import Console
+    from rich.progress import track
+
+    console = Console(stderr=True)
+    yield from track(list(items), description, console=console, transient=True, disable=not console.is_terminal)
+
+
+_SHOWN = {
+    "bleu": "BLEU",
+    "chrf": "chrF",
+    "wer": "WER %",
+    "cer": "CER %",
+    "asr_bleu": "ASR-BLEU",
+    "asr_bleu_ceiling": "ASR-BLEU of the target recordings (ceiling)",
+    "asr_bleu_resynthesis": "ASR-BLEU of the target units through the vocoder",
+    "asr_bleu_ratio": "ASR-BLEU / ceiling",
+    "resynthesis_ratio": "resynthesis / ceiling",
+    "asr_wer": "WER % of what the recogniser heard",
+    "duration_ratio": "duration / target duration",
+    "silent": "silent outputs",
+    "clipped": "clipped outputs",
+}
+
+
+def show(answer: dict[str, Any]) -> None:
+    """Print the scores as a table, one block for each task."""
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console(width=None if Console().is_terminal else 140)
+    for task, scores in answer["tasks"].items():
+        title = f"{answer['split']}, {task}: {scores['num_utterances']} utterances"
+        table = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left")
+        for column, justify in (("score", "left"), ("value", "right"), ("95 %", "right"), ("signature", "left")):
+            table.add_column(column, justify=justify, overflow="fold")  # pyright: ignore[reportArgumentType]
+        for name, label in _SHOWN.items():
+            value = scores.get(name)
+            if value is None:
+                continue
+            low, high = scores["intervals"].get(name) or (None, None)
+            between = "" if low is None else f"{low:.3g} - {high:.3g}"
+            shown = str(value) if isinstance(value, int) else f"{value:.2f}"
+            table.add_row(label, shown, between, scores["signatures"].get(name, ""))
+        console.print(table)
+    if answer["num_dropped"]:
+        console.print(
+            f"dropped: {answer['num_dropped']} of {answer['num_dropped'] + answer['num_utterances']} utterances"
+        )
+    for note in answer["notes"]:
+        console.print(f"note: {note}", markup=False, highlight=False)
+    console.print(f"written: {answer['hypotheses']}", markup=False, highlight=False)

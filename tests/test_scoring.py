@@ -1,0 +1,352 @@
+"""Scores against sacrebleu and jiwer, bootstrap intervals, normalisers, and the scores of a split."""
+
+from __future__ import annotations
+
+import random
+import time
+
+import jiwer
+import numpy as np
+import pytest
+import torch
+from sacrebleu.metrics.bleu import BLEU
+from sacrebleu.metrics.chrf import CHRF
+from voxzoo.components.errors import UserError
+from voxzoo.tasks.scoring.evaluation import Scored, score_rows
+from voxzoo.tasks.scoring.normalise import normalise, normalise_basic, normalise_english
+from voxzoo.tasks.scoring.speech import cut_at_quiet, write_wav
+from voxzoo.tasks.scoring.text import (
+    Bleu,
+    Chrf,
+    ErrorRate,
+    compare_systems,
+    error_rate_for,
+    evaluate_corpus,
+)
+
+WORDS = [
+    "the",
+    "The",
+    "train",
+    "to",
+    "Peru",
+    "leaves",
+    "on",
+    "the",
+    "15th",
+    "of",
+    "August,",
+    "at",
+    "10:15",
+    ".",
+    "costs",
+    "€",
+    "9,300",
+    "!",
+    "no-one's",
+    "café",
+]
+
+
+def corpus(count: int = 60, seed: int = 0, noise: float = 0.3) -> tuple[list[str], list[str]]:
+    rng = random.Random(seed)
+    references = [" ".join(rng.choices(WORDS, k=rng.randint(1, 14))) for _ in range(count)]
+    hypotheses = [" ".join(w if rng.random() > noise else rng.choice(WORDS) for w in r.split()) for r in references]
+    hypotheses[3] = ""
+    return hypotheses, references
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs"),
+    [
+        (Bleu(), BLEU()),
+        (Bleu(lowercase=True), BLEU(lowercase=True)),
+        (Bleu("jpn"), BLEU(tokenize="char")),
+        (Chrf(), CHRF()),
+        (Chrf(word_order=2), CHRF(word_order=2)),
+    ],
+)
+def test_point_estimate_and_signature_are_those_of_sacrebleu(ours, theirs):
+    hypotheses, references = corpus()
+    expected = theirs.corpus_score(hypotheses, [references])
+    found = evaluate_corpus(ours, hypotheses, references)
+    assert found["score"] == expected.score
+    assert found["signature"] == str(theirs.get_signature())
+    assert found["num_sentences"] == 60
+
+
+@pytest.mark.parametrize("lang", ["cmn", "jpn", "tha", "lao", "mya"])
+def test_languages_without_spaces_are_scored_by_character(lang):
+    assert "tok:char" in Bleu(lang).signature
+    assert error_rate_for(lang).name == "cer"
+    hypotheses, references = ["我喜欢 苹果"], ["我 喜欢苹果"]
+    assert evaluate_corpus(error_rate_for(lang), hypotheses, references)["score"] == 0
+
+
+@pytest.mark.parametrize(("unit", "reference"), [("word", jiwer.wer), ("char", jiwer.cer)])
+def test_error_rates_are_those_of_jiwer(unit, reference):
+    hypotheses, references = corpus()
+    found = evaluate_corpus(ErrorRate(unit), hypotheses, references)
+    assert found["score"] == pytest.approx(100 * reference(references, hypotheses), abs=1e-9)
+    assert found["low"] < found["score"] < found["high"]
+
+
+def test_error_rate_counts_insertions_on_an_empty_reference():
+    assert evaluate_corpus(ErrorRate(), ["one two", "three"], ["", "three"])["score"] == 200.0
+    assert evaluate_corpus(ErrorRate(), [""], [""])["score"] == 0.0
+    assert evaluate_corpus(ErrorRate(), ["so"], [""])["score"] == 100.0
+
+
+def test_bootstrap_is_seeded_and_agrees_with_resampling_by_hand():
+    hypotheses, references = corpus()
+    first, second = (evaluate_corpus(Bleu(), hypotheses, references, seed=3) for _ in range(2))
+    assert first == second
+    assert first["low"] < first["score"] < first["high"]
+    rng, metric, scores = np.random.default_rng(0), BLEU(), []
+    for _ in range(200):
+        rows = rng.integers(0, 60, 60)
+        scores.append(metric.corpus_score([hypotheses[r] for r in rows], [[references[r] for r in rows]]).score)
+    low, high = np.percentile(scores, [2.5, 97.5])
+    assert first["low"] == pytest.approx(low, abs=2.0)
+    assert first["high"] == pytest.approx(high, abs=2.0)
+
+
+def test_bootstrap_of_a_large_corpus_is_fast_and_narrow():
+    hypotheses, references = corpus(count=3000)
+    statistics = Bleu().statistics(hypotheses, references)
+    started = time.process_time()
+    found = evaluate_corpus(Bleu(), hypotheses[:2000], references[:2000])
+    assert time.process_time() - started < 5
+    assert found["high"] - found["low"] < 5
+    assert statistics.shape == (3000, 10)
+
+
+def test_paired_bootstrap_tells_a_better_system_from_an_equal_one():
+    better, references = corpus(count=200, noise=0.1)
+    worse, _ = corpus(count=200, noise=0.4)
+    found = compare_systems(Bleu(), better, worse, references)
+    assert found["low"] > 0
+    assert found["p_value"] < 0.01
+    assert found["ratio_low"] < found["ratio"] < found["ratio_high"]
+    equal = compare_systems(Bleu(), better, better, references)
+    assert (equal["difference"], equal["low"], equal["high"], equal["ratio"]) == (0, 0, 0, 1)
+    assert equal["p_value"] == 1
+    # Paired: the interval of the difference is narrower than what two separate intervals would allow.
+    one, other = evaluate_corpus(Bleu(), better, references), evaluate_corpus(Bleu(), worse, references)
+    assert found["high"] - found["low"] < (one["high"] - one["low"]) + (other["high"] - other["low"])
+
+
+def test_ratio_to_a_baseline_of_zero_is_none():
+    found = compare_systems(Bleu(), ["a b c d e"], [""], ["a b c d e"])
+    assert found["ratio"] is None
+
+
+@pytest.mark.parametrize(
+    ("hypotheses", "references", "message"),
+    [(["a"], ["a", "b"], "1 hypotheses but 2 references"), ([], [], "empty"), ("a b", ["a b"], "one string")],
+)
+def test_bad_corpora_are_refused(hypotheses, references, message):
+    with pytest.raises(ValueError, match=message):
+        evaluate_corpus(Bleu(), hypotheses, references)
+
+
+ENGLISH = {
+    # money
+    "$9,300": "nine thousand three hundred dollars",
+    "It costs $3.50.": "it costs three dollars fifty cents",
+    "€1.5 million": "one point five million euros",
+    "45€": "forty five euros",
+    "1 EUR": "one euro",
+    "$0.50": "fifty cents",
+    "$1": "one dollar",
+    "£2.01": "two pounds one penny",
+    "$1,234.56": "one thousand two hundred thirty four dollars fifty six cents",
+    "ten dollars and five cents": "ten dollars five cents",
+    "845 phones cost 7,755 euros": "eight hundred forty five phones cost seven thousand seven hundred fifty five euros",
+    # times
+    "5:30": "five thirty",
+    "5:05": "five oh five",
+    "five o five": "five oh five",
+    "5:00": "five",
+    "five o'clock": "five",
+    "5 o'clock": "five",
+    "at 10.15": "at ten fifteen",
+    "10.15": "ten point one five",
+    "10.15 a.m.": "ten fifteen am",
+    "5pm": "five pm",
+    "The plane arrived at 1225.": "the plane arrived at twelve twenty five",
+    "at 220": "at two twenty",
+    "at 1225 people": "at one thousand two hundred twenty five people",
+    "at 1000": "at one thousand",
+    "0830 hours": "eight thirty hours",
+    # ordinals and dates
+    "21st": "twenty first",
+    "August 15": "august fifteenth",
+    "august fifteen": "august fifteenth",
+    "August the 15th": "august fifteenth",
+    "the 15th of August": "fifteenth august",
+    "the fifteenth of august": "fifteenth august",
+    "15 August": "fifteenth august",
+    "august twenty one": "august twenty first",
+    "august twenty five thousand": "august twenty five thousand",
+    "on October 18 at 325": "on october eighteenth at three twenty five",
+    "may 20 people come": "may twenty people come",
+    "20th century": "twentieth century",
+    # years
+    "in 1995": "in nineteen ninety five",
+    "August 15, 1998": "august fifteenth nineteen ninety eight",
+    "since 1905,": "since nineteen oh five",
+    "in 2005": "in two thousand five",
+    "1990s": "nineteen nineties",
+    "'90s": "nineties",
+    "in 1200 books": "in one thousand two hundred books",
+    # numbers
+    "1,225,300": "one million two hundred twenty five thousand three hundred",
+    "two hundred and five": "two hundred five",
+    "a hundred": "one hundred",
+    "three hundred sixty-five": "three hundred sixty five",
+    "3.14": "three point one four",
+    "1/2": "one half",
+    "3/4": "three quarters",
+    "2½": "two point five",
+    "two and a half": "two point five",
+    "10-15": "ten to fifteen",
+    "1-2-3": "one two three",
+    "007": "zero zero seven",
+    "B12": "b twelve",
+    "-5 degrees": "minus five degrees",
+    "30°C": "thirty degrees celsius",
+    "100%": "one hundred percent",
+    # words
+    "bread and butter": "bread and butter",
+    "won't, it's John's": "will not it is johns",
+    "café Ångström Curaçao Łódź": "cafe angstrom curacao lodz",
+    "Hello, Mr. Smith!": "hello mister smith",
+    "[Music] hello (sighs)": "hello",
+    "um, well": "well",
+    "": "",
+}
+
+
+@pytest.mark.parametrize("text", ENGLISH)
+def test_english_normaliser(text):
+    pytest.importorskip("num2words", reason="the English normaliser spells numbers with num2words (voxzoo[eval])")
+    once = normalise_english(text)
+    assert once == ENGLISH[text]
+    assert normalise_english(once) == once
+
+
+def test_spelled_out_and_written_numbers_meet_in_the_middle():
+    num2words = pytest.importorskip("num2words").num2words
+    for number in [*range(130), 999, 1000, 1100, 1234, 9300, 54321, 100_000, 999_999]:
+        spelled = normalise_english(f"we saw {num2words(number)} books")
+        assert spelled == normalise_english(f"we saw {number:,} books")
+        assert spelled == normalise_english(f"We saw {number} books.")
+    for hour in range(1, 13):
+        for minute in range(1, 60):
+            spoken = f"at {num2words(hour)} {'oh ' if minute < 10 else ''}{num2words(minute)}"
+            for written in (f"at {hour}:{minute:02d}", f"at {hour}.{minute:02d}", f"at {hour}{minute:02d}."):
+                assert normalise_english(written) == normalise_english(spoken), written
+    for day in range(1, 32):
+        spoken = normalise_english(f"on august {num2words(day, to='ordinal')} at noon")
+        assert spoken == normalise_english(f"on August {day} at noon")
+
+
+def test_english_normaliser_says_what_it_lacks(monkeypatch):
+    import sys
+
+    from voxzoo.tasks.scoring import normalise as module
+
+    module._num2words.cache_clear()
+    monkeypatch.setitem(sys.modules, "num2words", None)
+    assert normalise_english("No digits.") == "no digits"
+    with pytest.raises(UserError, match=r"pip install voxzoo\[eval\]"):
+        normalise_english("5 books")
+    module._num2words.cache_clear()
+
+
+def test_basic_normaliser_keeps_vowel_signs_and_drops_punctuation():
+    assert normalise_basic("¿Cómo está, señor (risas)?") == "cómo está señor"
+    assert normalise_basic("नमस्ते, दुनिया!") == "नमस्ते दुनिया"
+    assert normalise("ÜBER—alles…", "deu") == "über alles"
+
+
+def test_cuts_fall_into_silence_and_lose_nothing():
+    generator = torch.Generator().manual_seed(0)
+    speech = 0.3 * torch.randn(75 * 16000, generator=generator)
+    for second in (24, 50):
+        speech[second * 16000 : second * 16000 + 8000] = 0
+    pieces = list(cut_at_quiet(speech, 16000, 30.0))
+    assert torch.equal(torch.cat([piece for _, piece in pieces]), speech)
+    assert all(len(piece) <= 30 * 16000 for _, piece in pieces)
+    starts = [start / 16000 for start, _ in pieces]
+    assert starts[0] == 0
+    assert 24 < starts[1] < 24.5
+    assert 50 < starts[2] < 50.5
+    assert list(cut_at_quiet(torch.zeros(0), 16000)) == []
+    assert [len(p) for _, p in cut_at_quiet(torch.ones(16000), 16000, 1.0)] == [16000]
+
+
+def test_wav_is_16_bit_and_whole(tmp_path):
+    import soundfile
+
+    path = tmp_path / "deep" / "a.wav"
+    write_wav(path, torch.tensor([0.0, 0.5, -2.0, float("nan")]), 16000)
+    info = soundfile.info(str(path))
+    assert (info.subtype, info.samplerate, info.frames) == ("PCM_16", 16000, 4)
+    samples, _ = soundfile.read(str(path))
+    assert samples == pytest.approx([0.0, 0.5, -1.0, 0.0], abs=1e-4)
+    assert [p.name for p in path.parent.iterdir()] == ["a.wav"]
+
+
+def scored(task: str, src: str, tgt: str, reference: str, hypothesis: str, **more) -> Scored:
+    return Scored(f"{task}-{src}-{reference}", task, src, tgt, reference, hypothesis, **more)
+
+
+def test_scores_of_translation_and_of_recognition():
+    rows = [
+        scored("s2tt", "spa", "eng", f"The train to Peru leaves at {n}.", f"The train to Peru leaves at {n}.")
+        for n in range(9)
+    ]
+    found = score_rows(rows)
+    assert found["bleu"] == pytest.approx(100)
+    assert found["intervals"]["bleu"] == pytest.approx([100, 100])
+    assert "tok:13a" in found["signatures"]["bleu"]
+    heard = score_rows(
+        [scored("asr", "spa", "spa", "Hola, mundo", "hola mundo"), scored("asr", "spa", "spa", "uno dos", "uno")]
+    )
+    assert heard["wer"] == 25.0
+    assert heard["signatures"]["wer"].startswith("norm:basic")
+    assert "bleu" not in heard
+
+
+def test_several_directions_are_scored_apart_and_averaged():
+    good = [scored("s2tt", "spa", "eng", "one two three four five", "one two three four five")]
+    bad = [scored("s2tt", "fra", "eng", "one two three four five", "none of it is here")]
+    found = score_rows(good + bad)
+    assert found["directions"]["spa-eng"]["bleu"] == pytest.approx(100)
+    assert found["bleu"] == pytest.approx((100 + found["directions"]["fra-eng"]["bleu"]) / 2)
+    assert found["num_utterances"] == 2
+
+
+def test_speech_is_judged_relative_to_its_ceiling():
+    rows = []
+    for n in range(20):
+        reference = f"the train leaves at {n + 1} with many people on board"
+        heard = reference if n % 2 else "something else was said"
+        rows.append(
+            scored(
+                "s2st", "spa", "eng", reference, reference, duration=2.0, reference_duration=1.0 if n % 2 else 4.0,
+                silent=n == 0, clipped=False, heard=heard, heard_reference=reference.upper() + ".", heard_resynthesis=reference,
+            )
+        )  # fmt: skip
+    found = score_rows(rows, recogniser="whisper:x")
+    assert found["asr_bleu_ceiling"] == pytest.approx(100)
+    assert found["asr_bleu_resynthesis"] == pytest.approx(100)
+    assert found["asr_bleu"] < 80
+    assert found["asr_bleu_ratio"] == pytest.approx(found["asr_bleu"] / 100)
+    assert found["intervals"]["asr_bleu_ratio"][0] < found["asr_bleu_ratio"] < found["intervals"]["asr_bleu_ratio"][1]
+    assert found["duration_ratio"] == pytest.approx((2.0 + 0.5) / 2)
+    assert (found["silent"], found["clipped"]) == (1, 0)
+    assert "whisper:x" in found["signatures"]["asr_bleu"]
+    assert "case:lc" in found["signatures"]["asr_bleu"]
