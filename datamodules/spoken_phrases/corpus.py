@@ -20,8 +20,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from voxzoo.components.errors import UserError
-
+from ...components.errors import UserError
 from . import espeak, synthesis
 from .phrases import CURATED, LANGUAGES, WITH_COUNTRY, Phrase, countries, phrases
 

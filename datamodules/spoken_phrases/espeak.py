@@ -9,7 +9,8 @@ import ctypes
 from pathlib import Path
 
 import numpy as np
-from voxzoo.components.errors import UserError
+
+from ...components.errors import UserError
 
 _RATE, _PITCH, _RANGE = 1, 3, 4
 _SYNCHRONOUS = 2

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
 
-from voxzoo.components.errors import UserError
+from ...components.errors import UserError
 
 CURATED = (
     *("MX", "ES", "FR", "IT", "PT", "DE", "GR", "JP", "CN", "IN", "BR", "AR", "CL", "PE", "CO", "VE", "BO", "EC", "UY"),

@@ -110,7 +110,7 @@ def speak_plan(
     with path.open(encoding="utf-8") as lines:
         total = sum(1 for _ in lines)
     _kernel()  # built once, inherited by the forks
-    context = multiprocessing.get_context("fork" if "fork" in multiprocessing.get_all_start_methods() else "spawn")
+    context: Any = multiprocessing.get_context("fork" if "fork" in multiprocessing.get_all_start_methods() else "spawn")
     waiting = list(range(0, total, CHUNK))[::-1]
     running: dict[int, tuple[Any, int]] = {}
     lengths: dict[str, int] = {}

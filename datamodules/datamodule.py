@@ -1,0 +1,467 @@
+"""`SpeechTranslationData`: manifests (or a built-in corpus) to batches.
+
+Letters: W world size.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import zlib
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from lightning import LightningDataModule
+from lightning.fabric.utilities.rank_zero import rank_zero_only
+from torch.utils.data import Dataset
+
+from ..components.errors import UserError
+from ..components.roles import Frontend, Tokenizer
+from .audio import AudioError, audio_seconds
+from .batching import BatchSampler, Item
+from .collator import FROM_SPEECH, TASKS, Collator
+from .feature_cache import FeatureCache
+from .loader import ResumableLoader
+from .manifest import Manifest, Utterance, read_manifest
+from .spoken_phrases import SpokenPhrases
+
+_log = logging.getLogger(__name__)
+_SHOWN = 5
+
+
+class _Utterances(Dataset[Utterance]):
+    """(epoch, index) -> utterance, with the speed that this epoch plays it at."""
+
+    def __init__(self, items: list[Utterance], speeds: Sequence[float], seed: int) -> None:
+        self.items, self.speeds, self.seed = items, speeds, seed
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def __getitem__(self, item: Item) -> Utterance:
+        epoch, index = item
+        utterance = self.items[index]
+        if not self.speeds or utterance.audio is None:
+            return utterance
+        draw = zlib.crc32(f"{self.seed} {epoch} {utterance.id}".encode())
+        return replace(utterance, speed=self.speeds[draw % len(self.speeds)])
+
+
+class SpeechTranslationData(LightningDataModule):
+    """Batches for every task of the zoo, the same on 1 or W processes and after a restart.
+
+    Args:
+        train, valid: manifests (`.jsonl` or `.tsv`).
+        test: split name -> manifest.
+        corpus: a built-in corpus in place of manifests; `prepare_data` makes it.
+        frontend: waveform to features; needed by tasks that read speech.
+        tokenizer: needed by tasks that read or write text; may be set after the texts were read to train it.
+        units: JSON lines of {"id", "units": [...]}: target units, one per frame, joined by id.
+        tasks: which of s2tt, asr, t2tt, s2st, t2st each row becomes; a batch holds one of them. `asr` takes the source
+            text and language as target.
+        batch_seconds: most padded seconds of audio in a batch.
+        batch_tokens: most padded target tokens in a batch (the longer side for text input).
+        batch_size: most utterances in a batch.
+        min_seconds, max_seconds: shorter and longer training and validation audio is dropped, and said.
+        max_tokens: longer target texts are dropped from training and validation, and said.
+        speed_perturb: factors, one of which is drawn for each (seed, epoch, id) in training; [] is none. Batches are
+            planned for the slowest.
+        num_workers: processes that read data; 0 reads in the training process.
+        cache_dir: folder of the feature cache; None computes features each time.
+        seed: of the order of batches and of the speeds.
+
+    Attributes:
+        needs: names of the `Batch` fields that the task reads; set it before a loader is made.
+        dropped: split -> reason -> ids, of the loaders made so far.
+
+    Raises:
+        UserError: contradictory settings; later, data that cannot be used.
+    """
+
+    def __init__(
+        self,
+        *,
+        train: str | None = None,
+        valid: str | None = None,
+        test: dict[str, str] | None = None,
+        corpus: SpokenPhrases | None = None,
+        frontend: Frontend | None = None,
+        tokenizer: Tokenizer | None = None,
+        units: str | None = None,
+        tasks: dict[str, bool] | None = None,
+        batch_seconds: float | None = None,
+        batch_tokens: int | None = None,
+        batch_size: int | None = None,
+        min_seconds: float = 0.1,
+        max_seconds: float | None = None,
+        max_tokens: int | None = None,
+        speed_perturb: Sequence[float] = (),
+        num_workers: int = 0,
+        cache_dir: str | None = None,
+        seed: int = 1,
+    ) -> None:
+        super().__init__()
+        given = [name for name, value in (("train", train), ("valid", valid), ("test", test)) if value]
+        if corpus is not None and given:
+            raise UserError(f"data.corpus brings its own splits: leave out {', '.join(given)}, or set corpus to null")
+        if corpus is None and not given:
+            raise UserError("there is no data: set data.train, data.valid and data.test to manifests, or data.corpus")
+        chosen = {"s2tt": True} if tasks is None else dict(tasks)
+        unknown = [name for name in chosen if name not in TASKS]
+        if unknown or not any(chosen.values()):
+            raise UserError(f"data.tasks={chosen}: expected some of {', '.join(TASKS)} to be true")
+        wrong = [factor for factor in speed_perturb if not 0.5 <= factor <= 2]
+        if wrong:
+            raise UserError(f"data.speed_perturb={list(speed_perturb)}: expected factors from 0.5 to 2")
+        if max_seconds is not None and max_seconds <= min_seconds:
+            raise UserError(f"data.max_seconds={max_seconds}: expected more than min_seconds={min_seconds}")
+        if batch_seconds is None and batch_tokens is None and batch_size is None:
+            raise UserError("data needs a budget: set batch_seconds, batch_tokens or batch_size")
+        self.corpus, self.frontend, self.tokenizer = corpus, frontend, tokenizer
+        self.units_path = units
+        self.tasks = tuple(name for name in TASKS if chosen.get(name))
+        self.budget = {"batch_seconds": batch_seconds, "batch_tokens": batch_tokens, "batch_size": batch_size}
+        self.min_seconds, self.max_seconds, self.max_tokens = min_seconds, max_seconds, max_tokens
+        self.speed_perturb = tuple(float(factor) for factor in speed_perturb)
+        self.num_workers, self.cache_dir, self.seed = num_workers, cache_dir, seed
+        self.needs: frozenset[str] = frozenset({"speech", "target"})
+        self.dropped: dict[str, dict[str, list[str]]] = {}
+        self._paths: dict[str, str] = {}
+        if corpus is None:
+            named = {"train": train, "valid": valid, **(test or {})}
+            self._paths = {split: path for split, path in named.items() if path}
+        self._rows: dict[str, Manifest] = {}
+        self._units: dict[str, np.ndarray] | None = None
+        self._seconds: dict[str, float] = {}
+
+    # Reading
+
+    def prepare_data(self) -> None:
+        """Make the built-in corpus, if there is one."""
+        if self.corpus is not None:
+            self.corpus.prepare()
+
+    def splits(self) -> tuple[str, ...]:
+        """Names that `rows`, `texts` and `loader` take; also `test`, for the first test set."""
+        return self.corpus.splits if self.corpus is not None else tuple(self._paths)
+
+    def rows(self, split: str) -> Manifest:
+        """The manifest of a split, as written. Raises UserError for an unknown split or a faulty manifest."""
+        split = self._resolve(split)
+        if split not in self._rows:
+            if self.corpus is not None:
+                self.corpus.prepare()
+                path: str | Path = self.corpus.manifests()[split]
+            else:
+                path = self._paths[split]
+            rows = self._rows[split] = read_manifest(path)
+            if rows.extra:
+                keys = ", ".join(f"{key!r} ({count})" for key, count in rows.extra.most_common(_SHOWN))
+                _say(f"{path}: ignored {len(rows.extra)} unknown key{'s' if len(rows.extra) > 1 else ''}: {keys}")
+        return self._rows[split]
+
+    def _resolve(self, split: str) -> str:
+        names = self.splits()
+        if split not in names and split == "test":
+            tests = [name for name in names if name not in ("train", "valid")]
+            if tests:
+                return tests[0]
+        if split not in names:
+            raise UserError(f"split {split!r}: this data has {', '.join(names)}")
+        return split
+
+    def languages(self) -> tuple[str, ...]:
+        """All language codes of all splits, sorted."""
+        found = set()
+        for split in self.splits():
+            for row in self.rows(split):
+                found |= {row.src_lang, row.tgt_lang}
+        return tuple(sorted(found - {""}))
+
+    def texts(self, split: str = "train") -> Iterator[str]:
+        """Source and target texts of a split, for training a tokenizer."""
+        for row in self.rows(split):
+            yield from (text for text in (row.src_text, row.tgt_text) if text)
+
+    def statistics(self) -> dict[str, dict[str, Any]]:
+        """Split -> utterances, hours, shortest and longest (seconds), words a side, languages, speakers."""
+        return {split: describe(self.rows(split)) for split in self.splits()}
+
+    # Loaders
+
+    def train_dataloader(self) -> ResumableLoader:
+        """Shuffled batches; goes on where the trainer's restored progress stands."""
+        self._refuse_foreign_sampler()
+        return self._loader("train", training=True)
+
+    def val_dataloader(self) -> ResumableLoader | list[Any]:
+        """Every validation utterance once, over all ranks."""
+        self._refuse_foreign_sampler()
+        return self._loader("valid", training=False) if "valid" in self.splits() else []
+
+    def test_dataloader(self) -> list[ResumableLoader]:
+        """One loader for each test split, in the order of `splits`."""
+        self._refuse_foreign_sampler()
+        return [self.loader(split) for split in self.splits() if split not in ("train", "valid")]
+
+    def loader(
+        self,
+        split: str,
+        *,
+        tasks: Iterable[str] | None = None,
+        needs: Iterable[str] | None = None,
+        batch_seconds: float | None = None,
+        batch_tokens: int | None = None,
+        batch_size: int | None = None,
+    ) -> ResumableLoader:
+        """Every utterance of a split once over all ranks, longest first, also those without a reference.
+
+        Args:
+            split: a name of `splits`, or `test`.
+            tasks: in place of the data module's.
+            needs: `Batch` fields, in place of the data module's.
+            batch_seconds, batch_tokens, batch_size: in place of the data module's budget, if any is given.
+        """
+        budget = {"batch_seconds": batch_seconds, "batch_tokens": batch_tokens, "batch_size": batch_size}
+        return self._loader(
+            self._resolve(split),
+            training=False,
+            keep_all=True,
+            tasks=self.tasks if tasks is None else tuple(tasks),
+            needs=self.needs if needs is None else frozenset(needs),
+            budget=budget if any(value is not None for value in budget.values()) else None,
+        )
+
+    def collator(self, needs: Iterable[str] | None = None) -> Collator:
+        """What makes a batch of utterances, with this module's frontend, tokenizer, units, speakers and cache."""
+        needs = self.needs if needs is None else frozenset(needs)
+        cache = None
+        if self.cache_dir is not None and self.frontend is not None and "speech" in needs:
+            cache = FeatureCache(Path(self.cache_dir) / "features", self.frontend.fingerprint)
+        return Collator(
+            self.frontend,
+            self.tokenizer,
+            needs,
+            units=self._read_units() if "units" in needs else None,
+            speakers=self.speakers() if "speaker" in needs else None,
+            cache=cache,
+        )
+
+    def speakers(self) -> dict[str, int]:
+        """Speaker label -> index, over the training data, sorted."""
+        return {
+            name: place for place, name in enumerate(sorted({row.speaker for row in self.rows("train") if row.speaker}))
+        }
+
+    def _loader(
+        self,
+        split: str,
+        *,
+        training: bool,
+        keep_all: bool = False,
+        tasks: tuple[str, ...] | None = None,
+        needs: frozenset[str] | None = None,
+        budget: dict[str, Any] | None = None,
+    ) -> ResumableLoader:
+        needs = self.needs if needs is None else needs
+        budget = budget or self.budget
+        items, seconds, tokens = self._items(split, keep_all, tasks or self.tasks, needs, budget)
+        speeds = self.speed_perturb if training else ()
+        if speeds:
+            seconds = [value / min(speeds) for value in seconds]
+        sampler = BatchSampler(
+            seconds=seconds,
+            tokens=tokens,
+            groups=[item.task for item in items],
+            shuffle=training,
+            seed=self.seed,
+            **budget,
+        )
+        if sampler.oversized:
+            over = [items[index].id for index in sampler.oversized]
+            _say(
+                f"{split}: {_count(over)} alone exceed the budget of a batch; each is a batch of its own: {_few(over)}"
+            )
+        loader = ResumableLoader(
+            _Utterances(items, speeds, self.seed),
+            sampler=sampler,
+            position=self._position if training else None,
+            options={
+                "collate_fn": self.collator(needs),
+                "num_workers": self.num_workers,
+                "persistent_workers": self.num_workers > 0,
+                "pin_memory": torch.cuda.is_available(),
+            },
+        )
+        if training:
+            loader.rescale = lambda old, new: self._rescale(old, new, len(sampler))
+        return loader
+
+    def _items(
+        self, split: str, keep_all: bool, tasks: tuple[str, ...], needs: frozenset[str], budget: dict[str, Any]
+    ) -> tuple[list[Utterance], list[float], list[int] | None]:
+        """Utterances with their task, seconds and tokens, without those that cannot be used."""
+        counted = budget["batch_tokens"] is not None or (self.max_tokens is not None and not keep_all)
+        if counted and self.tokenizer is None:
+            raise UserError("batch_tokens and max_tokens count tokens: give the data a tokenizer")
+        units = self._read_units() if "units" in needs else {}
+        items, seconds, tokens = [], [], []
+        dropped: dict[str, list[str]] = defaultdict(list)
+        for row in self.rows(split):
+            for task in tasks:
+                item = _asked(row, task)
+                reason, length, count = self._judge(item, needs, keep_all, units, counted)
+                if reason:
+                    dropped[reason].append(item.id)
+                else:
+                    items.append(
+                        item if item.duration is not None or not item.audio else replace(item, duration=length)
+                    )
+                    seconds.append(length)
+                    tokens.append(count)
+        self.dropped[split] = dict(dropped)
+        total = len(self.rows(split)) * len(tasks)
+        for reason, ids in dropped.items():
+            _say(f"{split}: dropped {len(ids)} of {total}, {reason}: {_few(ids)}")
+        if not items:
+            reasons = "; ".join(f"{len(ids)} {reason}" for reason, ids in dropped.items())
+            raise UserError(f"{split}: none of {total} utterances can be used: {reasons}")
+        return items, seconds, tokens if counted else None
+
+    def _judge(
+        self, item: Utterance, needs: frozenset[str], keep_all: bool, units: dict[str, np.ndarray], counted: bool
+    ) -> tuple[str, float, int]:
+        """Why an item is dropped ("" if it is not), seconds to plan with, tokens."""
+        spoken = item.task in FROM_SPEECH
+        reads_speech = spoken and "speech" in needs
+        if reads_speech and not item.audio:
+            return "no audio", 0, 0
+        if not spoken and not item.src_text:
+            return "no source text", 0, 0
+        if "target" in needs and not item.tgt_text and not keep_all:
+            return "no target text", 0, 0
+        if "target_speech" in needs and not item.tgt_audio:
+            return "no target audio", 0, 0
+        if "units" in needs and item.id not in units:
+            return "no units", 0, 0
+        length = 0.0
+        try:
+            if reads_speech:
+                length = item.duration or self._measure(item.audio)
+            elif "target_speech" in needs:
+                length = self._measure(item.tgt_audio)
+            elif "units" in needs:
+                length = 0.02 * len(units[item.id])
+        except AudioError as error:
+            return f"unreadable audio ({error})", 0, 0
+        if length and not keep_all:
+            if length < self.min_seconds:
+                return f"shorter than {self.min_seconds:g} s", 0, 0
+            if self.max_seconds is not None and length > self.max_seconds:
+                return f"longer than {self.max_seconds:g} s", 0, 0
+        count = 0
+        if counted:
+            assert self.tokenizer is not None
+            count = len(self.tokenizer.encode(item.tgt_text)) + 3
+            if not spoken:
+                count = max(count, len(self.tokenizer.encode(item.src_text)) + 2)
+            if self.max_tokens is not None and count > self.max_tokens and not keep_all:
+                return f"more than {self.max_tokens} tokens", 0, 0
+        return "", length, count
+
+    def _measure(self, path: str | None) -> float:
+        assert path is not None
+        if path not in self._seconds:
+            self._seconds[path] = audio_seconds(path)
+        return self._seconds[path]
+
+    def _read_units(self) -> dict[str, np.ndarray]:
+        if self._units is None:
+            if self.units_path is None:
+                raise UserError("the task reads units: set data.units to what `voxzoo units extract` wrote")
+            path = Path(self.units_path)
+            if not path.is_file():
+                raise UserError(f"data.units={self.units_path}: no such file; `voxzoo units extract` writes it")
+            units: dict[str, np.ndarray] = {}
+            with path.open(encoding="utf-8") as lines:
+                for number, line in enumerate(lines, 1):
+                    try:
+                        row = json.loads(line)
+                        units[row["id"]] = np.asarray(row["units"], np.int32)
+                    except (ValueError, KeyError, TypeError):
+                        raise UserError(f'{path}, line {number}: expected {{"id": ..., "units": [...]}}') from None
+            self._units = units
+        return self._units
+
+    # Position
+
+    def _position(self) -> tuple[int, int] | None:
+        """(epoch, batches done in it) by the trainer's count; None outside of `fit`."""
+        trainer = self.trainer
+        if trainer is None or trainer.state.fn != "fit":
+            return None
+        loop = trainer.fit_loop
+        return int(vars(loop.epoch_progress.current)["processed"]), loop.epoch_loop.batch_progress.current.ready
+
+    def _rescale(self, old: int, new: int, batches: int) -> None:
+        """Recount the finished batches of this epoch after a change of the world size; at most W - 1 are repeated."""
+        if self.trainer is None:
+            return
+        progress = self.trainer.fit_loop.epoch_loop.batch_progress
+        done = int(vars(progress.current)["processed"])
+        now = batches if progress.is_last_batch else min(done * old // new, batches)
+        _say(f"resuming on {new} processes a run of {old}: batch {done} of an epoch becomes batch {now} of {batches}")
+        for name in ("ready", "started", "processed", "completed"):
+            setattr(progress.current, name, getattr(progress.current, name) + now - done)
+
+    def _refuse_foreign_sampler(self) -> None:
+        trainer = self.trainer
+        if trainer is not None and trainer.world_size > 1 and trainer._accelerator_connector.use_distributed_sampler:
+            raise UserError(
+                "trainer.use_distributed_sampler=true would deal the batches a second time; set it to false"
+                " (the data module deals them to the processes)"
+            )
+
+
+def describe(rows: Sequence[Utterance]) -> dict[str, Any]:
+    """Size of a manifest: utterances, hours, shortest and longest (seconds), words a side, languages, speakers."""
+    seconds = [row.duration for row in rows if row.duration is not None]
+    pairs = Counter(f"{row.src_lang}-{row.tgt_lang}" if row.tgt_lang else row.src_lang for row in rows)
+    return {
+        "utterances": len(rows),
+        "hours": round(math.fsum(seconds) / 3600, 3),
+        "shortest": min(seconds, default=None),
+        "longest": max(seconds, default=None),
+        "src_words": sum(len(row.src_text.split()) for row in rows),
+        "tgt_words": sum(len(row.tgt_text.split()) for row in rows),
+        "languages": dict(sorted(pairs.items())),
+        "speakers": len({row.speaker for row in rows if row.speaker}),
+    }
+
+
+def _asked(row: Utterance, task: str) -> Utterance:
+    """The row as one task sees it."""
+    if task == "asr":
+        return replace(row, task=task, tgt_lang=row.src_lang, tgt_text=row.src_text, tgt_audio=None)
+    if task in FROM_SPEECH:
+        return replace(row, task=task)
+    return replace(row, task=task, audio=None, duration=None)
+
+
+def _few(ids: list[str]) -> str:
+    return ", ".join(ids[:_SHOWN]) + (f" and {len(ids) - _SHOWN} more" if len(ids) > _SHOWN else "")
+
+
+def _count(ids: list[str]) -> str:
+    return f"{len(ids)} utterance{'s' if len(ids) > 1 else ''}"
+
+
+@rank_zero_only
+def _say(line: str) -> None:
+    _log.warning(line)

@@ -1,0 +1,81 @@
+"""A DataLoader that begins where training stands."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from lightning.fabric.utilities.rank_zero import rank_zero_warn
+from torch.utils.data import DataLoader, Dataset
+
+from .batching import BatchSampler
+
+
+class _Lazy(Iterator[Any]):
+    """Asks for an iterator when the first batch is wanted."""
+
+    def __init__(self, begin: Callable[[], Iterator[Any]]) -> None:
+        self._begin = begin
+        self._iterator: Iterator[Any] | None = None
+
+    def __next__(self) -> Any:
+        if self._iterator is None:
+            self._iterator = self._begin()
+        return next(self._iterator)
+
+
+class ResumableLoader(DataLoader):
+    """DataLoader over a `BatchSampler`.
+
+    Lightning makes the iterator before it has put its progress in order after a restart. So the position is asked for
+    with the first batch, from the trainer's own count of finished batches: what workers have prefetched cannot shift it.
+
+    Args:
+        dataset: maps an (epoch, index) to an utterance.
+        sampler: the plan.
+        position: () -> (epoch, batches done in it); None leaves the sampler where it is.
+        options: for `DataLoader`.
+
+    Attributes:
+        rescale: called with (old, new) world size when a checkpoint of another world size is resumed.
+    """
+
+    def __init__(
+        self,
+        dataset: Dataset[Any],
+        *,
+        sampler: BatchSampler,
+        position: Callable[[], tuple[int, int] | None] | None = None,
+        options: dict[str, Any],
+    ) -> None:
+        self._plan, self._position = sampler, position
+        self.rescale: Callable[[int, int], None] | None = None
+        # Its own generator: making an iterator draws nothing from the global one.
+        generator = torch.Generator()
+        super().__init__(dataset, batch_sampler=sampler, generator=generator, **options)
+
+    def __iter__(self) -> Any:
+        return _Lazy(self._start)
+
+    def _start(self) -> Iterator[Any]:
+        position = self._position() if self._position is not None else None
+        if position is not None:
+            self._plan.seek(*position)
+        return super().__iter__()
+
+    def state_dict(self) -> dict[str, Any]:
+        """What must be the same when training goes on."""
+        plan = self._plan
+        return {"seed": plan.seed, "world_size": plan.world_size, "plan": plan.fingerprint}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Compare with the run that wrote the checkpoint; warn where the order of batches is another."""
+        now = self.state_dict()
+        if state.get("plan") != now["plan"] or state.get("seed") != now["seed"]:
+            rank_zero_warn(
+                "the training data, its order or the batch budget changed since the checkpoint: the rest of this epoch"
+                " may repeat or miss utterances"
+            )
+        if state.get("world_size", now["world_size"]) != now["world_size"] and self.rescale is not None:
+            self.rescale(int(state["world_size"]), int(now["world_size"]))

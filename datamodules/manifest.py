@@ -1,0 +1,244 @@
+"""Manifests: one row per utterance, as JSON lines or as tab-separated values with a header.
+
+Keys: `id`, `src_lang`; `audio` or `src_text` or both; `duration` (seconds), `tgt_lang`, `tgt_text`, `tgt_audio`,
+`speaker`. Audio paths are relative to the folder of the manifest.
+"""
+
+from __future__ import annotations
+
+import csv
+import difflib
+import json
+import math
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from ..components.errors import UserError
+
+
+@dataclass(frozen=True, slots=True)
+class Utterance:
+    """One row of a manifest, and what is asked for it.
+
+    Attributes:
+        id: unique in its manifest.
+        audio: path of the source speech, or None for text.
+        duration: seconds of `audio`, or None where the manifest does not say.
+        src_lang, tgt_lang: ISO 639-3 codes; tgt_lang is "" where there is no target.
+        src_text, tgt_text: "" where there is none.
+        tgt_audio: path of the target speech, or None.
+        speaker: label, or None.
+        task: one of s2tt asr t2tt s2st t2st. Set by the data module, not read from manifests.
+        speed: factor of speed perturbation. Set by the data module, not read from manifests.
+    """
+
+    id: str
+    audio: str | None = None
+    duration: float | None = None
+    src_lang: str = ""
+    tgt_lang: str = ""
+    src_text: str = ""
+    tgt_text: str = ""
+    tgt_audio: str | None = None
+    speaker: str | None = None
+    task: str = "s2tt"
+    speed: float = 1.0
+
+
+KEYS = tuple(item.name for item in fields(Utterance) if item.name not in ("task", "speed"))
+_PATHS = ("audio", "tgt_audio")
+
+
+@dataclass(frozen=True)
+class Fault:
+    """What is wrong with one line of a manifest."""
+
+    line: int
+    key: str
+    message: str
+
+    def __str__(self) -> str:
+        return f"line {self.line}, {self.key}: {self.message}" if self.key else f"line {self.line}: {self.message}"
+
+
+@dataclass
+class Scan:
+    """All that a manifest holds, good and bad.
+
+    Attributes:
+        utterances: the rows without fault.
+        lines: line number of each of them.
+        faults: the rest.
+        extra: key -> rows that have it, for keys that are not ours.
+    """
+
+    utterances: list[Utterance] = field(default_factory=list)
+    lines: list[int] = field(default_factory=list)
+    faults: list[Fault] = field(default_factory=list)
+    extra: Counter[str] = field(default_factory=Counter)
+
+
+class Manifest(list[Utterance]):
+    """The rows of a manifest; `extra` counts the keys that were ignored."""
+
+    def __init__(self, rows: Iterable[Utterance] = (), *, extra: Counter[str] | None = None) -> None:
+        super().__init__(rows)
+        self.extra: Counter[str] = extra or Counter()
+
+
+def read_manifest(path: str | Path, *, max_faults: int = 20) -> Manifest:
+    """Read a `.jsonl` or `.tsv` manifest.
+
+    Raises:
+        UserError: the file is missing or empty, or any row is at fault; lists up to `max_faults` of them.
+    """
+    scan = scan_manifest(path)
+    if scan.faults:
+        shown = "\n".join(f"  {fault}" for fault in scan.faults[:max_faults])
+        more = len(scan.faults) - max_faults
+        rest = f"\n  and {more} more" if more > 0 else ""
+        raise UserError(f"{path}: {len(scan.faults)} fault{'s' if len(scan.faults) > 1 else ''}\n{shown}{rest}")
+    if not scan.utterances:
+        raise UserError(f"{path}: the manifest is empty; expected one utterance a line")
+    return Manifest(scan.utterances, extra=scan.extra)
+
+
+def scan_manifest(path: str | Path) -> Scan:
+    """Read a manifest and keep going at faults. Raises UserError where the file cannot be read at all."""
+    path = Path(path)
+    readers = {".jsonl": _json_rows, ".tsv": _tsv_rows}
+    if path.suffix not in readers:
+        raise UserError(f"{path}: expected a manifest that ends in {' or '.join(readers)}")
+    if not path.is_file():
+        raise UserError(f"{path}: no such manifest")
+    scan = Scan()
+    first: dict[str, int] = {}
+    try:
+        for line, row in readers[path.suffix](path):
+            if isinstance(row, str):
+                scan.faults.append(Fault(line, "", row))
+                continue
+            before = len(scan.faults)
+            values = _check(line, row, scan)
+            if values.get("id") in first:
+                message = f"{values['id']!r} was used on line {first[values['id']]}; ids must be unique"
+                scan.faults.append(Fault(line, "id", message))
+            if len(scan.faults) == before:
+                first[values["id"]] = line
+                for key in _PATHS:
+                    if values.get(key):
+                        values[key] = str(path.parent / values[key])
+                scan.utterances.append(Utterance(**values))
+                scan.lines.append(line)
+    except UnicodeDecodeError as error:
+        raise UserError(
+            f"{path}: not UTF-8 text ({error.reason} at byte {error.start}); save the manifest as UTF-8"
+        ) from None
+    return scan
+
+
+def write_manifest(path: str | Path, utterances: Iterable[Utterance]) -> None:
+    """Write `.jsonl` or `.tsv`; audio paths become relative to the manifest where they lie beside or below it."""
+    path = Path(path)
+    rows = []
+    for utterance in utterances:
+        row = {key: value for key in KEYS if (value := getattr(utterance, key)) not in (None, "")}
+        for key in _PATHS:
+            if key in row and Path(row[key]).is_relative_to(path.parent):
+                row[key] = Path(row[key]).relative_to(path.parent).as_posix()
+        rows.append(row)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w", encoding="utf-8", newline="") as out:
+        if path.suffix == ".tsv":
+            used = [key for key in KEYS if any(key in row for row in rows)]
+            writer = csv.DictWriter(out, used, delimiter="\t", quoting=csv.QUOTE_NONE, quotechar=None, escapechar=None,
+                                    lineterminator="\n", restval="")  # fmt: skip
+            writer.writeheader()
+            try:
+                writer.writerows(rows)
+            except csv.Error:
+                raise UserError(
+                    f"{path}: a text has a tab or a line break, which .tsv cannot hold; write .jsonl"
+                ) from None
+        elif path.suffix == ".jsonl":
+            out.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+        else:
+            raise UserError(f"{path}: expected a manifest name that ends in .jsonl or .tsv")
+
+
+def _json_rows(path: Path) -> Iterator[tuple[int, dict[str, Any] | str]]:
+    with path.open(encoding="utf-8-sig") as lines:
+        for number, line in enumerate(lines, 1):
+            if not line.strip():
+                continue
+            try:
+                row = json.loads(line)
+            except json.JSONDecodeError as error:
+                yield number, f"not JSON: {error.msg} at column {error.colno}"
+                continue
+            yield number, row if isinstance(row, dict) else f"expected a JSON object, got {type(row).__name__}"
+
+
+def _tsv_rows(path: Path) -> Iterator[tuple[int, dict[str, Any] | str]]:
+    with path.open(encoding="utf-8-sig") as lines:
+        header = next(lines, "").rstrip("\r\n").split("\t")
+        if "id" not in header:
+            yield 1, f"the header has no column 'id'; it has {', '.join(map(repr, header))}"
+            return
+        for number, line in enumerate(lines, 2):
+            if not line.strip():
+                continue
+            values = line.rstrip("\r\n").split("\t")
+            if len(values) != len(header):
+                yield number, f"{len(values)} columns where the header has {len(header)}"
+                continue
+            yield number, {key: value for key, value in zip(header, values) if value != ""}
+
+
+def _check(line: int, row: dict[str, Any], scan: Scan) -> dict[str, Any]:
+    """The row's values in their types; faults and unknown keys go into `scan`."""
+
+    def fault(key: str, message: str) -> None:
+        scan.faults.append(Fault(line, key, message))
+
+    values: dict[str, Any] = {}
+    for key, value in row.items():
+        if key not in KEYS:
+            scan.extra[key] += 1
+        elif value is None:
+            continue
+        elif key == "duration":
+            try:
+                values[key] = float(value)
+            except (TypeError, ValueError):
+                fault(key, f"{value!r} is no number of seconds")
+                continue
+            if not (math.isfinite(values[key]) and values[key] > 0):
+                fault(key, f"{value!r}: expected seconds above 0")
+        elif key == "id" and isinstance(value, int) and not isinstance(value, bool):
+            values[key] = str(value)
+        elif not isinstance(value, str):
+            fault(key, f"expected text, got {value!r}")
+        else:
+            values[key] = value.strip() if key.endswith("text") else value
+    missing = [
+        key
+        for key in ("id", "src_lang")
+        if not values.get(key) and key not in {f.key for f in scan.faults[-9:] if f.line == line}
+    ]
+    if not values.get("audio") and not values.get("src_text"):
+        missing.append("audio (or src_text)")
+    if (values.get("tgt_text") or values.get("tgt_audio")) and not values.get("tgt_lang"):
+        missing.append("tgt_lang")
+    for key in missing:
+        near = difflib.get_close_matches(key.split()[0], [name for name in row if name not in KEYS], 1, 0.6)
+        fault(
+            key,
+            f"missing; there is {near[0]!r}: rename it"
+            if near
+            else f"missing; the row has {', '.join(row) or 'no keys'}",
+        )
+    return {key: value for key, value in values.items() if value != ""}
