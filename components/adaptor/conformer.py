@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from ..layers.attention import MultiHeadAttention
 from ..layers.conformer import FeedForward
 from ..layers.convolution import conv_lengths
+from ..layers.dropout import Dropout
 from ..roles import Adaptor
 from ..types import Adapted, Padded
 
@@ -96,7 +97,7 @@ class _Layer(nn.Module):
         self.attention_norm = nn.LayerNorm(dim)
         self.attention_conv = nn.Conv1d(dim, 2 * dim, kernel, stride, kernel // 2)
         self.attention = MultiHeadAttention(dim, num_heads, attention_dropout)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
         self.ffn_norm = nn.LayerNorm(dim)
         self.ffn = FeedForward(dim, ffn_dim, "relu", dropout, dropout)
 

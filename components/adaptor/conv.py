@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..layers.convolution import conv_lengths
+from ..layers.dropout import Dropout
 from ..roles import Adaptor
 from ..types import Adapted, Padded
 
@@ -54,7 +55,7 @@ class ConvAdaptor(Adaptor):
             nn.Conv1d(width, 2 * following, kernel_size, stride, kernel_size // 2)
             for width, following in pairwise(widths)
         )
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
         self.final_norm = nn.LayerNorm(output_dim) if final_norm else None
 
     def forward(self, states: Padded, text: Padded | None = None) -> Adapted:

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .convolution import ConvModule, ConvNorm
+from .dropout import Dropout
 from .relative_attention import Position, RelativeSelfAttention
 
 
@@ -27,17 +28,14 @@ class FeedForward(nn.Module):
         self.inner = nn.Linear(dim, hidden_dim)
         self.outer = nn.Linear(hidden_dim, dim)
         self.activation = activation
-        self.dropout = dropout
-        self.activation_dropout = activation_dropout
+        self.dropout = Dropout(dropout)
+        self.activation_dropout = Dropout(activation_dropout)
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., D) -> (..., D)."""
         x = self.inner(x)
         x = F.silu(x) if self.activation == "silu" else F.relu(x)
-        if self.activation_dropout:
-            x = F.dropout(x, self.activation_dropout, self.training)
-        x = self.outer(x)
-        return F.dropout(x, self.dropout, self.training) if self.dropout else x
+        return self.dropout(self.outer(self.activation_dropout(x)))
 
 
 class ConformerLayer(nn.Module):
@@ -65,7 +63,7 @@ class ConformerLayer(nn.Module):
         self.ffn1 = FeedForward(dim, ffn_dim, "silu", dropout, activation_dropout)
         self.attention_norm = nn.LayerNorm(dim)
         self.attention = RelativeSelfAttention(dim, num_heads, position, left, right, attention_dropout)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
         self.conv = ConvModule(dim, kernel_size, causal_conv, conv_norm, conv_dropout)
         self.ffn2_norm = nn.LayerNorm(dim)
         self.ffn2 = FeedForward(dim, ffn_dim, "silu", dropout, activation_dropout)
@@ -93,8 +91,8 @@ class ConformerLayer(nn.Module):
             if torch.is_grad_enabled():
                 x = x + 0 * sum(p.flatten()[0] for p in self.parameters() if p.requires_grad)
             return x
-        x = x + 0.5 * self.ffn1(self.ffn1_norm(x))
+        x = torch.add(x, self.ffn1(self.ffn1_norm(x)), alpha=0.5)
         x = x + self.dropout(self.attention(self.attention_norm(x), mask, table))
         x = x + self.conv(x, keep)
-        x = x + 0.5 * self.ffn2(self.ffn2_norm(x))
+        x = torch.add(x, self.ffn2(self.ffn2_norm(x)), alpha=0.5)
         return self.final_norm(x)

@@ -8,6 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .dropout import Dropout
+
 ConvNorm = Literal["layer", "batch"]
 
 
@@ -108,7 +110,7 @@ class ConvModule(nn.Module):
         self.depthwise = DepthwiseConv(dim, kernel_size, causal)
         self.depthwise_norm = MaskedBatchNorm(dim) if norm == "batch" else nn.LayerNorm(dim)
         self.pointwise2 = nn.Linear(dim, dim, bias=False)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """(B, T, D) and (B, T) bool, True = real (None: all) -> (B, T, D)."""

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .attention import MultiHeadAttention
+from .dropout import dropout
 
 Position = Literal["relative_key", "relative", "none"]
 
@@ -67,7 +68,9 @@ class RelativeSelfAttention(MultiHeadAttention):
             mask: bool, broadcastable to (B, H, T, T), True = may attend; every query may attend to something.
             table: `positions(position, ...)` of T frames, made once and shared by the layers; None for `none`.
         """
-        query, key, value = (self.heads(part) for part in self.qkv(x).chunk(3, dim=-1))
+        # One copy puts the frames of a head side by side for all the products below.
+        projected = self.qkv(x).unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4).contiguous()
+        query, key, value = projected.unbind()
         if self.position == "none":
             return self.attend(query, key, value, mask)
         assert table is not None, "relative positions need their table"
@@ -77,7 +80,7 @@ class RelativeSelfAttention(MultiHeadAttention):
             spread = query + self.bias_v[:, None]
             query = query + self.bias_u[:, None]
         else:
-            distances = self.distance[None, None]
+            distances = self.distance
             spread = query
         distances = distances * query.shape[-1] ** -0.5
         if torch.is_grad_enabled() or steps <= _BLOCK_FROM:
@@ -114,18 +117,17 @@ class RelativeSelfAttention(MultiHeadAttention):
             bias = _Spread.apply(
                 spread @ distances.transpose(-1, -2), table[start : start + rows], self.left, self.right
             )
-        dropout = self.dropout if self.training else 0.0
         if query.device.type == "cpu" and torch.is_grad_enabled():
             # With a bias that needs a gradient the fused kernel falls back to this arithmetic with more copies.
             flat = [part.reshape(-1, *part.shape[2:]) for part in (bias, query, key, value)]
             scores = torch.baddbmm(flat[0], flat[1], flat[2].transpose(1, 2), alpha=query.shape[-1] ** -0.5)
             if mask is not None:
                 scores.view(bias.shape).masked_fill_(~mask, float("-inf"))
-            weights = F.dropout(scores.softmax(-1), dropout)
+            weights = dropout(scores.softmax(-1), self.dropout, self.training)
             return torch.bmm(weights, flat[3]).view(query.shape)
         if mask is not None:
             bias = bias.masked_fill(~mask, float("-inf"))
-        return F.scaled_dot_product_attention(query, key, value, bias, dropout_p=dropout)
+        return F.scaled_dot_product_attention(query, key, value, bias, dropout_p=self.dropout if self.training else 0.0)
 
 
 def positions(position: Position, steps: int, like: Tensor, left: int = 64, right: int = 8) -> Tensor | None:

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from ..layers.conformer import ConformerLayer, FeedForward
 from ..layers.convolution import ConvNorm
+from ..layers.dropout import Dropout
 from ..layers.relative_attention import Position, positions
 from ..layers.spec_augment import SpecAugment
 from ..roles import SpeechEncoder
@@ -92,7 +93,7 @@ class ConformerEncoder(SpeechEncoder):
         self.spec_augment = spec_augment
         self.input_norm = nn.LayerNorm(input_dim)
         self.input_projection = nn.Linear(input_dim, dim)
-        self.input_dropout = nn.Dropout(input_dropout)
+        self.input_dropout = Dropout(input_dropout)
         self.layers = nn.ModuleList(
             ConformerLayer(
                 dim,
