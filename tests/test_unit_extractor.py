@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
 import math
 
 import pytest
 import torch
-
 from voxzoo.components import KMeansUnits
+from voxzoo.components.errors import UserError
 from voxzoo.components.layers.kmeans import kmeans, lloyd, nearest
 from voxzoo.components.layers.mel import LogMel
 from voxzoo.components.layers.stft import STFT
 from voxzoo.components.roles import Frontend, SpeechEncoder
 from voxzoo.components.types import Padded
+from voxzoo.datamodules.manifest import Utterance, read_manifest, write_manifest
+from voxzoo.tasks.units import card_of, extract_units, fit_units, load_extractor, read_units, save_extractor
 
 RATE = 16000
 TONES = (300.0, 900.0, 2000.0, 4500.0)
@@ -278,3 +282,109 @@ def test_runs_on_meta():
         assert units.data.is_meta
         assert units.data.shape == (2, steps)
         assert not units.lengths.is_meta
+
+
+# Units of a corpus
+
+
+@pytest.fixture
+def corpus(tmp_path):
+    """A manifest of seven short files, two of them without target speech."""
+    import soundfile
+
+    rows = []
+    for i, samples in enumerate(noise(3200, 5000, 1600, 4000, 2222)):
+        soundfile.write(tmp_path / f"{i}.wav", samples.numpy(), RATE, subtype="FLOAT")
+        rows.append(
+            Utterance(id=f"u{i}", src_lang="eng", tgt_lang="eng", src_text="x", tgt_audio=str(tmp_path / f"{i}.wav"))
+        )
+    rows += [Utterance(id=f"t{i}", src_lang="eng", src_text="x") for i in range(2)]
+    write_manifest(tmp_path / "all.jsonl", rows)
+    return read_manifest(tmp_path / "all.jsonl")
+
+
+def test_fit_and_extract_a_corpus(corpus, tmp_path):
+    part, again = tiny(), tiny()
+    told = []
+    stats = fit_units(part, corpus, max_hours=1, seed=3, progress=lambda *now: told.append(now))
+    fit_units(again, corpus, max_hours=1, seed=3)
+    assert torch.equal(part.centroids, again.centroids)
+    assert stats["utterances"] == 5
+    assert stats["card"] == part.card()
+    assert told[-1][1] == 1
+
+    result = extract_units(part, corpus, path=tmp_path / "units.jsonl", batch_seconds=0.5)
+    assert {k: result[k] for k in ("utterances", "new", "without_speech")} == {
+        "utterances": 5,
+        "new": 5,
+        "without_speech": 2,
+    }
+    found = dict(read_units(tmp_path / "units.jsonl"))
+    assert list(found) == [f"u{i}" for i in range(5)]
+    assert result["units"] == sum(map(len, found.values()))
+    samples = noise(3200, 5000, 1600, 4000, 2222)
+    assert found["u1"] == part(Padded.from_list([samples[1]])).data[0].tolist()
+    assert json.loads((tmp_path / "units.card.json").read_text()) == part.card()
+
+
+def test_extract_goes_on_where_it_stopped(corpus, tmp_path, monkeypatch):
+    part = tiny()
+    fit_units(part, corpus)
+    whole = extract_units(part, corpus, path=tmp_path / "whole.jsonl")
+    path = tmp_path / "units.jsonl"
+    calls = []
+
+    def dies(done, total):
+        calls.append(done)
+        if done >= 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        extract_units(part, corpus, path=path, progress=dies, batch_seconds=0.1)
+    assert not path.exists()  # incomplete, so not under its name
+    with open(tmp_path / ".units.jsonl.partial", "a") as file:
+        file.write('{"id":"u3","un')  # what a kill in the middle of a write leaves
+    resumed = extract_units(part, corpus, path=path)
+    assert resumed["new"] == 3
+    assert resumed["units"] == whole["units"]
+    assert path.read_text() == (tmp_path / "whole.jsonl").read_text()
+    assert extract_units(part, corpus, path=path)["new"] == 0
+    # Another extractor: the old units may not stay.
+    other = tiny()
+    fit_units(other, corpus, seed=9)
+    assert extract_units(other, corpus, path=path)["new"] == 5
+    # A longer corpus: only what is new.
+    path.write_text("".join(path.read_text().splitlines(keepends=True)[:4]))
+    assert extract_units(other, corpus, path=path)["new"] == 1
+
+
+def test_faults_of_a_corpus(corpus, tmp_path):
+    with pytest.raises(UserError, match="voxzoo units fit"):
+        extract_units(tiny(), corpus, path=tmp_path / "u.jsonl")
+    with pytest.raises(UserError, match="no row has a value in column 'audio'"):
+        fit_units(tiny(), corpus, column="audio")
+    with pytest.raises(UserError, match="lower num_units"):
+        fit_units(tiny(num_units=1000), corpus)
+    part = tiny()
+    fit_units(part, corpus)
+    clash = [corpus[0], dataclasses.replace(corpus[1], id="u0")]
+    with pytest.raises(UserError, match="two recordings have the id 'u0'"):
+        extract_units(part, clash, path=tmp_path / "u.jsonl")
+    asked_twice = [corpus[0], dataclasses.replace(corpus[0], task="asr")]
+    assert extract_units(part, asked_twice, path=tmp_path / "u.jsonl")["utterances"] == 1
+    (tmp_path / "bad.jsonl").write_text('{"id": "a", "units": [1]}\n{"id": "b", "units": [1.5]}\n')
+    with pytest.raises(UserError, match=r"bad.jsonl:2: expected"):
+        list(read_units(tmp_path / "bad.jsonl"))
+
+
+def test_an_extractor_folder(corpus, tmp_path):
+    part = tiny()
+    fit_units(part, corpus)
+    config = {"_target_": "voxzoo.components.KMeansUnits", "num_units": 4, "fft_size": 320, "window_length": 320}
+    save_extractor(part, {**config, "num_mel_bins": 20}, tmp_path / "folder")
+    loaded = load_extractor(tmp_path / "folder")
+    assert card_of(loaded) == part.card()
+    speech = Padded.from_list(noise(4000))
+    assert torch.equal(loaded(speech).data, part(speech).data)
+    with pytest.raises(UserError, match="no such run"):
+        load_extractor(tmp_path / "nothing")

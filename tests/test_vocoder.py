@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pytest
 import torch
-
 from voxzoo.components import GriffinLimVocoder, ISTFTVocoder
 from voxzoo.components.layers.griffin_lim import GriffinLim
 from voxzoo.components.layers.mel import LogMel
@@ -179,7 +178,7 @@ def test_a_vocoder_learns(make):
     optimizer = torch.optim.AdamW(vocoder.parameters(), 5e-3)
     data = pairs(16, 14, 12, 16)
     first = last = 0.0
-    for step in range(40):
+    for _ in range(40):
         loss = torch.stack([value.mean for value in vocoder.losses(*data).values()]).sum()
         optimizer.zero_grad()
         loss.backward()

@@ -46,8 +46,10 @@ class GriffinLim(nn.Module):
         return self.stft.inverse(magnitude * angles, mask, envelope)
 
     def _start(self, magnitude: Tensor) -> Tensor:
-        """Phases spread evenly by the golden ratios of two dimensions: no buzz of aligned frames, no random numbers, and
-        the same for a row whatever the batch."""
+        """Phases spread evenly by the golden ratios of two dimensions.
+
+        No buzz of aligned frames, no random numbers, and the same for a row whatever the batch.
+        """
         _, steps, bins = magnitude.shape
         step = torch.arange(steps, device=magnitude.device, dtype=torch.float64)[:, None]
         index = torch.arange(bins, device=magnitude.device, dtype=torch.float64)

@@ -23,7 +23,7 @@ def nearest(points: Tensor, centroids: Tensor, chunk: int = 8192) -> tuple[Tenso
 
 
 def plus_plus(points: Tensor, num_clusters: int, generator: torch.Generator) -> Tensor:
-    """k-means++ (Arthur and Vassilvitskii 2007): (P, F) -> (K, F), each drawn by its squared distance to those before."""
+    """k-means++ (Arthur and Vassilvitskii 2007): (P, F) -> (K, F), each drawn by squared distance to those before."""
     first = int(torch.randint(len(points), (1,), generator=generator))
     centroids = [points[first]]
     squares = points.square().sum(1)

@@ -90,4 +90,4 @@ class LogMel(nn.Module):
 def full_precision(data: Tensor):
     """Autocast off for the device of `data`: spectra span more decades than bfloat16 has digits."""
     kind = data.device.type
-    return torch.autocast(kind, enabled=False) if torch.amp.is_autocast_available(kind) else nullcontext()
+    return torch.autocast(kind, enabled=False) if torch.amp.autocast_mode.is_autocast_available(kind) else nullcontext()

@@ -22,8 +22,8 @@ from ..types import Padded
 class KMeansUnits(UnitExtractor):
     """k-means units (GSLM, arXiv 2102.01192, section 3.1; S2UT, arXiv 2107.05604, section 3.1).
 
-    With `features="log_mel"` a unit is the cluster of the mean of `frames_per_unit` log-mel frames: no pre-trained model is
-    needed, and one voice resynthesised from 100 units is about as intelligible as the recording. With
+    With `features="log_mel"` a unit is the cluster of the mean of `frames_per_unit` log-mel frames: no pre-trained
+    model is needed, and one voice resynthesised from such units is nearly as intelligible as the recording. With
     `features="encoder"` it is the cluster of a state of `encoder`, as published systems do (SeamlessM4T: layer 35 of
     XLS-R, K = 10000).
 
@@ -33,8 +33,8 @@ class KMeansUnits(UnitExtractor):
         encoder: the speech encoder, for `features="encoder"`; it is frozen.
         frontend: what turns samples into what `encoder` reads; None where it reads raw samples.
         layer: take the output of this one of `encoder.layers`, counted from 1; None takes the encoder's output.
-        normalise: `global` subtracts the mean of each feature and divides all by one deviation, `feature` divides each by
-            its own, `none` leaves them.
+        normalise: `global` subtracts the mean of each feature and divides all by one deviation, `feature` divides
+            each by its own, `none` leaves them.
         sample_rate: Hz of the speech.
         fft_size, window_length, hop_length, num_mel_bins: of the log-mel frames, in samples (see `LogMel`).
         frames_per_unit: log-mel frames to a unit; a unit lasts hop_length * frames_per_unit samples.
@@ -73,8 +73,8 @@ class KMeansUnits(UnitExtractor):
             raise ValueError(f"frames_per_unit={frames_per_unit}: a unit is at least 1 frame long")
         if (features == "encoder") != (encoder is not None):
             raise ValueError(
-                f"features={features!r} with encoder={type(encoder).__name__ if encoder else None}: give an encoder with "
-                "features='encoder' and none with features='log_mel'"
+                f"features={features!r} with encoder={type(encoder).__name__ if encoder else None}: give an encoder "
+                "with features='encoder' and none with features='log_mel'"
             )
         if encoder is None and (frontend is not None or layer is not None):
             raise ValueError("frontend and layer belong to features='encoder'; log-mel units take neither")

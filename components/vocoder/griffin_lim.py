@@ -22,8 +22,9 @@ MEL_MEAN, MEL_DEVIATION = -6.5, 2.0
 class GriffinLimVocoder(UnitVocoder):
     """A vocoder that trains in two CPU minutes and has no phase to learn.
 
-    Embedded units go through residual convolutions at the rate of units, are upsampled, and go through more at the rate of
-    mel frames; the loss is the mean absolute error of log-mels. Phase comes from fast Griffin-Lim (Perraudin et al. 2013).
+    Embedded units go through residual convolutions at the rate of units, are upsampled, and go through more at the
+    rate of mel frames; the loss is the mean absolute error of log-mels. Phase comes from fast Griffin-Lim (Perraudin et
+    al. 2013).
 
     Args:
         num_units: size of the unit vocabulary.

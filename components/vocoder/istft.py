@@ -15,7 +15,6 @@ from ..roles import UnitVocoder
 from ..types import Loss, Padded
 from .unit_states import UnitStates, limit_peak, random_crops
 
-
 FLOOR = 3e-3
 """Magnitudes below this, about the step of 16-bit samples under a window, are silence to the loss."""
 
@@ -23,8 +22,8 @@ FLOOR = 3e-3
 class ISTFTVocoder(UnitVocoder):
     """Vocos (arXiv 2306.00814, section 3) over units, without its discriminators: one forward pass, no iterations.
 
-    The network predicts magnitude and phase of every frame. Losses: log-mel, and magnitudes at three resolutions (Parallel
-    WaveGAN, arXiv 1910.11480, section 2.2), on samples.
+    The network predicts magnitude and phase of every frame. Losses: log-mel, and magnitudes at three resolutions
+    (Parallel WaveGAN, arXiv 1910.11480, section 2.2), on samples.
 
     Args:
         num_units: size of the unit vocabulary.
@@ -37,7 +36,7 @@ class ISTFTVocoder(UnitVocoder):
         duration_factor: stretches predicted durations; above 1 is slower.
         dropout: of the duration predictor.
         crop_units: units of an utterance that a training step looks at.
-        sample_rate, fft_size, window_length, hop_length, num_mel_bins: of the frames and of the mel loss (see `LogMel`).
+        sample_rate, fft_size, window_length, hop_length, num_mel_bins: of frames and mel loss (see `LogMel`).
         frames_per_unit: frames to a unit; hop_length * frames_per_unit samples to a unit.
     """
 
@@ -109,8 +108,8 @@ class ISTFTVocoder(UnitVocoder):
         return limit_peak(self.samples(self.states.expand(units, lang, speaker, durations, self.duration_factor)))
 
     def losses(self, units: Padded, speech: Padded, speaker: Tensor | None = None) -> dict[str, Loss]:
-        """`mel`: absolute error of log-mel, mean over bins, per frame of a random crop; `stft`: spectral convergence plus
-        absolute error of log magnitude of a row, mean over three resolutions, per frame; `duration`: per run.
+        """`mel`: absolute error of log-mel, mean over bins, per frame of a random crop; `stft`: spectral convergence
+        plus absolute error of log magnitude of a row, mean over three resolutions, per frame; `duration`: per run.
 
         Args:
             units: (B, U), one per frame.
@@ -125,6 +124,7 @@ class ISTFTVocoder(UnitVocoder):
         error = (self.mel(predicted.data) - self.mel(target)).abs().mean(2)
         distance = torch.zeros(len(units), device=target.device)
         for stft in self.resolutions:
+            assert isinstance(stft, STFT)
             steps = predicted.lengths.to(target.device) // stft.hop_length
             real = torch.arange(target.shape[1] // stft.hop_length, device=target.device) < steps[:, None]
             ours, theirs = (_magnitude(stft, samples) * real[..., None] for samples in (predicted.data, target))
@@ -140,14 +140,14 @@ class ISTFTVocoder(UnitVocoder):
         }
 
 
-def _magnitude(stft: nn.Module, samples: Tensor) -> Tensor:
+def _magnitude(stft: STFT, samples: Tensor) -> Tensor:
     # A floor under the square root: the slope of |z| at 0 is not finite, and silence has many zeros.
     spectrum = stft(samples)
     return (spectrum.real.square() + spectrum.imag.square() + FLOOR**2).sqrt()
 
 
 class ConvNeXt(nn.Module):
-    """ConvNeXt block in one dimension (Vocos, section 3.2), blind to padding. (B, T, D) -> (B, T, D), mask (B, T, 1)."""
+    """ConvNeXt block over time (Vocos, section 3.2), blind to padding. (B, T, D) -> (B, T, D), mask (B, T, 1)."""
 
     def __init__(self, dim: int, hidden_dim: int, kernel_size: int, scale: float):
         super().__init__()

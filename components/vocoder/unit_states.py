@@ -48,8 +48,8 @@ class UnitStates(nn.Module):
                 continue
             if index is None:
                 raise ValueError(
-                    f"this vocoder has {table.num_embeddings} values of `{name}`: give {name} (B,) int64, or build it with "
-                    f"num_{name}s=0"
+                    f"this vocoder has {table.num_embeddings} values of `{name}`: give {name} (B,) int64, or build it "
+                    f"with num_{name}s=0"
                 )
             states = states + table(index.to(states.device))[:, None]
         return units.with_data(states).zeroed()
@@ -93,8 +93,8 @@ def random_crops(units: Padded, speech: Padded, crop_units: int, hop_length: int
     if bool((gap >= 2 * hop_length).any()):
         row = int(gap.argmax())
         raise ValueError(
-            f"row {row} has {int(units.lengths[row])} units of {hop_length} samples but {int(speech.lengths[row])} samples: "
-            "units must stand one per frame (not reduced) and come from this audio with this hop"
+            f"row {row} has {int(units.lengths[row])} units of {hop_length} samples but "
+            f"{int(speech.lengths[row])} samples: units must stand one per frame (not reduced) and come from this audio"
         )
     width = min(crop_units, int(units.lengths.max()))
     lengths = units.lengths.to(units.device)
@@ -111,6 +111,6 @@ def random_crops(units: Padded, speech: Padded, crop_units: int, hop_length: int
 
 
 def limit_peak(audio: Padded, peak: float = 0.95) -> Padded:
-    """(B, N) samples -> the same with rows above `peak` scaled down to it: louder rows get quieter, nothing is clipped."""
+    """(B, N) samples -> the same, rows above `peak` scaled down to it: a loud row gets quieter, nothing is clipped."""
     highest = audio.zeroed().data.abs().amax(1, keepdim=True)
     return audio.with_data(audio.data * (peak / highest.clamp(min=peak))).zeroed()

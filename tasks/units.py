@@ -1,0 +1,285 @@
+"""Discrete units of a corpus: fitting an extractor, writing units, keeping an extractor as a folder.
+
+Letters: B batch, N samples, U units.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from safetensors.torch import load_file, save
+from torch import Tensor
+
+from ..components.errors import UserError
+from ..components.roles import UnitExtractor
+from ..components.types import Padded
+from ..configs.build import build
+from ..configs.targets import ALLOWED
+from ..datamodules.audio import load_audio
+from ..datamodules.manifest import Utterance
+from .checkpoints import write_atomically
+
+Column = Literal["audio", "tgt_audio"]
+Progress = Callable[[float, float], None]
+
+CONFIG, WEIGHTS = "unit_extractor.json", "unit_extractor.safetensors"
+
+
+def fit_units(
+    extractor: UnitExtractor,
+    rows: Iterable[Utterance],
+    column: Column = "tgt_audio",
+    max_hours: float = 1.0,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> dict[str, Any]:
+    """Fit `extractor` on a random part of the speech of `rows`.
+
+    Args:
+        extractor: what is fitted, in place.
+        rows: utterances of a manifest; those without speech in `column` are left out.
+        column: which speech.
+        max_hours: stop after this much; rows are drawn in random order.
+        seed: of that order, of the sample of frames and of the clustering.
+        progress: called with hours read and `max_hours`.
+
+    Returns:
+        The statistics of `UnitExtractor.fit`, and `utterances`, `hours`, `card`.
+
+    Raises:
+        UserError: no row has such speech, or it is too short for that many units.
+    """
+    if max_hours <= 0:
+        raise UserError(f"max_hours={max_hours}: give a positive number of hours to fit on")
+    chosen = [row for row in rows if _source(row, column)]
+    if not chosen:
+        raise UserError(f"no row has a value in column {column!r}: there is no speech to fit units on")
+    order = torch.randperm(len(chosen), generator=torch.Generator().manual_seed(seed)).tolist()
+    heard = {"utterances": 0, "samples": 0}
+    limit = max_hours * 3600 * extractor_rate(extractor)
+
+    def batches() -> Iterator[Padded]:
+        for _, batch in _batches((chosen[i] for i in order), column, extractor_rate(extractor), 120.0):
+            yield batch.to(extractor.device)
+            heard["utterances"] += len(batch)
+            heard["samples"] += int(batch.lengths.sum())
+            if progress is not None:
+                progress(min(heard["samples"], limit) / limit * max_hours, max_hours)
+            if heard["samples"] >= limit:
+                return
+
+    try:
+        statistics = extractor.fit(batches(), seed=seed)
+    except UserError:
+        raise
+    except ValueError as error:
+        raise UserError(str(error)) from error
+    hours = heard["samples"] / extractor_rate(extractor) / 3600
+    return {**statistics, "utterances": heard["utterances"], "hours": round(hours, 4), "card": card_of(extractor)}
+
+
+def extract_units(
+    extractor: UnitExtractor,
+    rows: Iterable[Utterance],
+    column: Column = "tgt_audio",
+    path: Path | str = "units.jsonl",
+    progress: Progress | None = None,
+    batch_seconds: float = 120.0,
+) -> dict[str, Any]:
+    """Write one JSON line `{"id": ..., "units": [...]}` per row with speech, one unit per frame.
+
+    The file appears under its name when it is complete. A call that was killed goes on where it stopped, and rows that
+    were added to the corpus are added to the file; units of another extractor are written anew. The card of the
+    extractor goes beside it (`units.card.json`).
+
+    Args:
+        extractor: a fitted one.
+        rows: utterances of a manifest.
+        column: which speech.
+        path: the file to write.
+        progress: called with rows done and rows in all.
+        batch_seconds: audio in a batch, padding included.
+
+    Returns:
+        `utterances`, `units`, `new` (utterances extracted by this call), `without_speech`, `path`.
+
+    Raises:
+        UserError: an id that stands for two rows, an extractor that is not fitted, a disk that is full.
+    """
+    path = Path(path)
+    card = card_of(extractor)
+    chosen: dict[str, Utterance] = {}
+    silent = 0
+    for row in rows:
+        if not _source(row, column):
+            silent += 1
+            continue
+        # The same row may come once per task that it is asked for.
+        if _source(chosen.setdefault(row.id, row), column) != _source(row, column):
+            raise UserError(
+                f"{path}: two recordings have the id {row.id!r}: units are found by id, so ids must be unique"
+            )
+    partial = path.with_name(f".{path.name}.partial")
+    done = _resume(path, partial, card, chosen)
+    total_units = sum(done.values())
+    todo = [row for row in chosen.values() if row.id not in done]
+    count = len(done)
+    result = {"utterances": len(chosen), "new": len(todo), "without_speech": silent, "path": str(path)}
+    if not todo and path.exists():
+        return {**result, "units": total_units}
+    try:
+        with open(partial, "a", encoding="utf-8") as file:
+            for batch_rows, batch in _batches(todo, column, extractor_rate(extractor), batch_seconds):
+                units = _units(extractor, batch)
+                for row, ids in zip(batch_rows, units, strict=True):
+                    file.write(json.dumps({"id": row.id, "units": ids}, separators=(",", ":")) + "\n")
+                    total_units += len(ids)
+                count += len(batch_rows)
+                if progress is not None:
+                    progress(count, len(chosen))
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror or error}; free some space and run the same command again") from error
+    return {**result, "units": total_units}
+
+
+def _units(extractor: UnitExtractor, batch: Padded) -> list[list[int]]:
+    try:
+        with torch.inference_mode():
+            found = extractor(batch.to(extractor.device))
+    except RuntimeError as error:
+        if "no centroids yet" in str(error):
+            raise UserError(str(error)) from error
+        raise
+    return [row.tolist() for row in Padded(found.data.cpu(), found.lengths.cpu()).unpad()]
+
+
+def _resume(path: Path, partial: Path, card: dict[str, Any], chosen: dict[str, Utterance]) -> dict[str, int]:
+    """Units per id that earlier calls with this card wrote; what they left becomes `partial`."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = card_path(path)
+    if not beside.exists() or json.loads(beside.read_text("utf-8")) != card:
+        partial.unlink(missing_ok=True)
+        path.unlink(missing_ok=True)
+        write_atomically(beside, lambda file: file.write((json.dumps(card, indent=1) + "\n").encode()))
+        return {}
+    if path.exists():
+        known = {name: len(units) for name, units in read_units(path)}
+        if set(known) >= set(chosen):
+            return known
+        os.replace(path, partial)  # rows were added: go on from it
+        return known
+    if not partial.exists():
+        return {}
+    with open(partial, "rb+") as file:
+        whole = file.read().rfind(b"\n") + 1
+        file.truncate(whole)  # a line that a kill cut off
+    return {name: len(units) for name, units in read_units(partial)}
+
+
+def read_units(path: Path | str) -> Iterator[tuple[str, list[int]]]:
+    """Yield (id, units) of a units file.
+
+    Raises:
+        UserError: a line that is not `{"id": text, "units": [whole numbers]}`, with its number.
+    """
+    try:
+        with open(path, encoding="utf-8") as file:
+            for number, line in enumerate(file, 1):
+                if not line.strip():
+                    continue
+                try:
+                    entry = json.loads(line)
+                    name, units = entry["id"], entry["units"]
+                    if not isinstance(name, str) or not all(type(unit) is int and unit >= 0 for unit in units):
+                        raise TypeError
+                except (ValueError, TypeError, KeyError):
+                    raise UserError(
+                        f'{path}:{number}: expected a line {{"id": "...", "units": [3, 3, 17]}}, found {line.strip()[:80]}'
+                    ) from None
+                yield name, units
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror}") from error
+
+
+def card_path(units: Path) -> Path:
+    """Where the card of a units file lies."""
+    return units.with_name(units.name.removesuffix(".jsonl") + ".card.json")
+
+
+def card_of(extractor: UnitExtractor) -> dict[str, Any]:
+    """The card of an extractor; parts of your own without a `card` method get one from their role."""
+    make = getattr(extractor, "card", None)
+    if callable(make):
+        card = make()
+        assert isinstance(card, dict)
+        return card
+    return {"features": type(extractor).__name__, "num_units": extractor.num_units, "frame_rate": extractor.frame_rate}
+
+
+def extractor_rate(extractor: UnitExtractor) -> int:
+    """Hz of the samples an extractor reads."""
+    return int(getattr(extractor, "sample_rate", 16000))
+
+
+# Speech
+
+
+def _source(row: Utterance, column: Column) -> Any:
+    return getattr(row, column)
+
+
+def _batches(
+    rows: Iterable[Utterance], column: Column, sample_rate: int, seconds: float
+) -> Iterator[tuple[list[Utterance], Padded]]:
+    """Rows with their speech, as many at a time as fit into `seconds`, padding included."""
+    kept: list[tuple[Utterance, Tensor]] = []
+    longest = 0
+    for row in rows:
+        samples = load_audio(_source(row, column), sample_rate=sample_rate)
+        if kept and max(longest, len(samples)) * (len(kept) + 1) > seconds * sample_rate:
+            yield [r for r, _ in kept], Padded.from_list([s for _, s in kept])
+            kept, longest = [], 0
+        kept.append((row, samples))
+        longest = max(longest, len(samples))
+    if kept:
+        yield [r for r, _ in kept], Padded.from_list([s for _, s in kept])
+
+
+# An extractor as a folder
+
+
+def save_extractor(extractor: UnitExtractor, config: dict[str, Any], folder: Path | str) -> None:
+    """Write an extractor: its config (with `_target_`) and card as JSON, its tensors as safetensors."""
+    folder = Path(folder)
+    tensors = {name: value.detach().cpu().contiguous().clone() for name, value in extractor.state_dict().items()}
+    write_atomically(folder / WEIGHTS, lambda file: file.write(save(tensors)))
+    content = {"config": config, "card": card_of(extractor)}
+    write_atomically(folder / CONFIG, lambda file: file.write((json.dumps(content, indent=1) + "\n").encode()))
+
+
+def load_extractor(path: Path | str, allowed: tuple[str, ...] = ALLOWED) -> UnitExtractor:
+    """Load an extractor from a folder of `save_extractor`, or from a run that holds one, in evaluation mode.
+
+    Raises:
+        UserError: neither, or a run whose task has no unit extractor.
+    """
+    path = Path(path)
+    if (path / CONFIG).exists():
+        content = json.loads((path / CONFIG).read_text("utf-8"))
+        extractor = build(content["config"], allowed=allowed)
+        extractor.load_state_dict(load_file(path / WEIGHTS))
+        return extractor.eval()
+    from .run import load_run
+
+    extractor = getattr(load_run(path).task, "unit_extractor", None)
+    if extractor is None:
+        raise UserError(f"{path}: this run has no unit extractor; fit one with `voxzoo units fit`")
+    return extractor.eval()
