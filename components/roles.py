@@ -67,6 +67,14 @@ class Tokenizer(ABC):
         """Ids to text; special and language tokens are dropped."""
 
     @abstractmethod
+    def to_bytes(self) -> bytes:
+        """The whole tokenizer, so that a checkpoint can carry it."""
+
+    @abstractmethod
+    def piece_characters(self) -> Tensor:
+        """(V, C) int64 character ids of each token, 0 beyond the end: for parts that spell."""
+
+    @abstractmethod
     def lang_id(self, lang: str) -> int:
         """Id of a language token. Raises ValueError naming the languages there are."""
 
@@ -161,6 +169,9 @@ class TextToUnit(Part):
         """Losses of (B, S, input_dim) states against (B, U) units, one per frame (the part reduces runs itself where it
         works on reduced units). `text` (B, S): the token that each state stands for, where the part wants it.
         Keys and their number never depend on the batch."""
+
+    def set_characters(self, table: Tensor) -> None:
+        """Give the characters of each token, (V, C) int64 with 0 beyond the end. Parts that do not spell ignore it."""
 
     @abstractmethod
     def generate(self, states: Padded, text: Padded | None = None, **options: Any) -> UnitOutput:

@@ -65,6 +65,7 @@ def compose(overrides: Sequence[str] = (), *, stage: str | None = None, config_d
         settings = config.stages[stage].get("set") or {}
         OmegaConf.set_struct(config, False)
         run_name = config.name
+        config.stage_dir = _full(config.stage_dir)
         config = OmegaConf.merge(config, settings)
         assert isinstance(config, DictConfig)
         config.name = f"{run_name}/stages/{stage}"
@@ -80,7 +81,19 @@ def _hydra(overrides: list[str]) -> DictConfig:
         with initialize_config_dir(str(CONFIG_DIR), version_base="1.3"):
             return hydra_compose("config", overrides=overrides)
     except (HydraException, OmegaConfBaseException) as error:
-        raise UserError("config: " + " ".join(str(error).split())) from error
+        raise UserError(f"config: {_words(error)}") from error
+
+
+def _words(error: BaseException) -> str:
+    """The message of an error and of what caused it, in one line; Hydra often leaves the outer one empty."""
+    texts = []
+    cause: BaseException | None = error
+    while cause is not None:
+        text = " ".join(str(cause).split())
+        if text and text not in " ".join(texts):
+            texts.append(text)
+        cause = cause.__cause__
+    return "; ".join(texts) or type(error).__name__
 
 
 def _lenient(override: str, folders: Sequence[Path]) -> str:

@@ -147,6 +147,6 @@ class Collator:
         known = self.speakers or {}
         if utterance.speaker is None or utterance.speaker not in known:
             raise UserError(
-                f"utterance {utterance.id}: speaker {utterance.speaker!r} is none of the {len(known)} of the training data"
+                f"utterance {utterance.id}: speaker {utterance.speaker!r} is none of the {len(known)} in training"
             )
         return known[utterance.speaker]

@@ -89,7 +89,7 @@ class SpeechTranslationData(LightningDataModule):
         *,
         train: str | None = None,
         valid: str | None = None,
-        test: dict[str, str] | None = None,
+        test: dict[str, str | None] | None = None,
         corpus: SpokenPhrases | None = None,
         frontend: Frontend | None = None,
         tokenizer: Tokenizer | None = None,

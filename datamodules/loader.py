@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
-from lightning.fabric.utilities.rank_zero import rank_zero_warn
 from torch.utils.data import DataLoader, Dataset
 
 from .batching import BatchSampler
@@ -29,7 +29,7 @@ class ResumableLoader(DataLoader):
     """DataLoader over a `BatchSampler`.
 
     Lightning makes the iterator before it has put its progress in order after a restart. So the position is asked for
-    with the first batch, from the trainer's own count of finished batches: what workers have prefetched cannot shift it.
+    with the first batch, from the trainer's own count of finished batches, which no prefetching worker can shift.
 
     Args:
         dataset: maps an (epoch, index) to an utterance.
@@ -73,9 +73,10 @@ class ResumableLoader(DataLoader):
         """Compare with the run that wrote the checkpoint; warn where the order of batches is another."""
         now = self.state_dict()
         if state.get("plan") != now["plan"] or state.get("seed") != now["seed"]:
-            rank_zero_warn(
+            warnings.warn(
                 "the training data, its order or the batch budget changed since the checkpoint: the rest of this epoch"
-                " may repeat or miss utterances"
+                " may repeat or miss utterances",
+                stacklevel=2,
             )
         if state.get("world_size", now["world_size"]) != now["world_size"] and self.rescale is not None:
             self.rescale(int(state["world_size"]), int(now["world_size"]))

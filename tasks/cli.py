@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import ast
 import contextlib
 import importlib
 import importlib.metadata
@@ -10,6 +11,7 @@ import json
 import os
 import sys
 import traceback
+from pathlib import Path
 from typing import Any
 
 from ..components.errors import UserError
@@ -83,6 +85,15 @@ def _module(verb: str) -> Any:
     return importlib.import_module(f".commands.{verb}", __package__)
 
 
+def _help(verb: str) -> str:
+    """HELP of a command module, without importing it."""
+    tree = ast.parse((Path(__file__).parent / "commands" / f"{verb}.py").read_text())
+    for node in tree.body:
+        if isinstance(node, ast.Assign) and any(isinstance(t, ast.Name) and t.id == "HELP" for t in node.targets):
+            return str(ast.literal_eval(node.value))
+    raise LookupError(f"tasks/commands/{verb}.py has no HELP")
+
+
 def _parser(verb: str | None) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="voxzoo",
@@ -92,8 +103,8 @@ def _parser(verb: str | None) -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"voxzoo {_version()}")
     verbs = parser.add_subparsers(dest="verb", metavar="VERB")
     for name in VERBS:
-        if verb in VERBS and name != verb:
-            verbs.add_parser(name)  # only the verb in use is imported: the others cost start-up time
+        if name != verb:
+            verbs.add_parser(name, help=_help(name))  # only the verb in use is imported: importing costs seconds
             continue
         module = _module(name)
         sub = verbs.add_parser(

@@ -201,12 +201,9 @@ class FakeTokenizer(Tokenizer):
     def lang_id(self, lang: str) -> int:
         return self.vocab_size - 1
 
+    def to_bytes(self) -> bytes:
+        raise RuntimeError("a stand-in for shapes has no pieces")
+
     def piece_characters(self) -> Tensor:
         """(V, 1) int64: one character a piece."""
-        return torch.zeros(self.vocab_size, 1, dtype=torch.int64)
-
-    def piece_lengths(self) -> Tensor:
-        """(V,) int64: one character a piece."""
-        return torch.ones(self.vocab_size, dtype=torch.int64)
-
-    num_characters = 1
+        return torch.zeros(self.vocab_size, 1, dtype=torch.int64, device="cpu")

@@ -93,6 +93,7 @@ class SpeechToSpeechUnitY(SpeechToText):
                 f"t2u.input_dim is {t2u.input_dim}, but text_seq2seq has width {text_seq2seq.dim}: "
                 "set t2u.input_dim=${text_seq2seq.dim}"
             )
+        t2u.set_characters(tokenizer.piece_characters())
         self.freeze_parts(["vocoder", *(["unit_extractor"] if unit_extractor is not None else [])])
 
     @property
@@ -117,11 +118,13 @@ class SpeechToSpeechUnitY(SpeechToText):
         mode = self.pick_mode(task, batch)
         assert batch.speech is not None
         memory = self.encode_speech(batch.speech)
-        hypotheses = translate_text(self.text_seq2seq, memory, batch.tgt_lang, self.tokenizer, options or self.search)
+        speak = mode == "s2st"
+        options = options or self.search
+        hypotheses = translate_text(self.text_seq2seq, memory, batch.tgt_lang, self.tokenizer, options, keep_states=speak)
         predictions = text_predictions(batch, mode, hypotheses, self.tokenizer)
-        if mode != "s2st":
+        if not speak:
             return predictions
-        states, text = self.states_of(memory, hypotheses, batch.tgt_lang)
+        states, text = self.second_pass_of(hypotheses)
         output = self.t2u.generate(states, text)
         speech = self.vocoder(output.units, durations=output.durations)
         return [
@@ -129,15 +132,12 @@ class SpeechToSpeechUnitY(SpeechToText):
             for p, units, audio in zip(predictions, output.units.unpad(), speech.unpad(), strict=True)
         ]
 
-    def states_of(self, memory: Padded, hypotheses: list[Hypothesis], tgt_lang: tuple[str, ...]) -> tuple[Padded, Padded]:
-        """Decoder states of finished hypotheses, as the second pass reads them: (B, S, D) and the (B, S) ids they predict."""
-        eos = self.tokenizer.eos_id
-        rows = [
-            torch.tensor([eos, self.tokenizer.lang_id(lang), *h.tokens.tolist(), eos])
-            for lang, h in zip(tgt_lang, hypotheses, strict=True)
-        ]
-        target = Padded.from_list(rows, self.tokenizer.pad_id).to(memory.device)
-        return second_pass_input(self.text_seq2seq.decode(memory, decoder_input(target)), target)
+    def second_pass_of(self, hypotheses: list[Hypothesis]) -> tuple[Padded, Padded]:
+        """What the second pass reads of finished hypotheses: (B, S, D) states and the (B, S) ids they predict."""
+        eos = torch.tensor([self.tokenizer.eos_id])
+        states = [h.states[1:] for h in hypotheses if h.states is not None]  # the first one predicts the language
+        text = [torch.cat([h.tokens, eos]) for h in hypotheses]
+        return Padded.from_list(states), Padded.from_list(text, self.tokenizer.pad_id).to(states[0].device)
 
     @torch.inference_mode()
     def resynthesise(self, batch: Batch) -> list[Tensor] | None:

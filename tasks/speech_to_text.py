@@ -140,12 +140,24 @@ def text_loss(
 
 
 def translate_text(
-    model: TextSeq2Seq, memory: Padded, tgt_lang: tuple[str, ...], tokenizer: Tokenizer, options: SearchOptions
+    model: TextSeq2Seq,
+    memory: Padded,
+    tgt_lang: tuple[str, ...],
+    tokenizer: Tokenizer,
+    options: SearchOptions,
+    keep_states: bool = False,
 ) -> list[Hypothesis]:
-    """Best hypothesis of each row of (B, T, D) memory, started with `eos lang`."""
+    """Best hypothesis of each row of (B, T, D) memory, started with `eos lang`; with its decoder states if asked for."""
     prefix: Tensor = torch.tensor([[tokenizer.eos_id, tokenizer.lang_id(lang)] for lang in tgt_lang], device=memory.device)
     found = generate(
-        model, memory, prefix, options, eos_id=tokenizer.eos_id, pad_id=tokenizer.pad_id, unk_id=tokenizer.unk_id
+        model,
+        memory,
+        prefix,
+        options,
+        eos_id=tokenizer.eos_id,
+        pad_id=tokenizer.pad_id,
+        unk_id=tokenizer.unk_id,
+        keep_states=keep_states,
     )
     return [hypotheses[0] for hypotheses in found]
 

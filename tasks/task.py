@@ -212,7 +212,7 @@ class Task(LightningModule, ABC):
         """Files a checkpoint carries, as uint8 tensors, so that it loads with `weights_only=True` and stands alone."""
         if self.tokenizer is None:
             return {}
-        return {"tokenizer": torch.frombuffer(bytearray(self.tokenizer.to_bytes()), dtype=torch.uint8)}  # pyright: ignore[reportAttributeAccessIssue]
+        return {"tokenizer": torch.frombuffer(bytearray(self.tokenizer.to_bytes()), dtype=torch.uint8)}
 
     @classmethod
     def from_checkpoint(cls, path: Any) -> Task:

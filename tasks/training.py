@@ -25,6 +25,7 @@ from ..configs.check import require_valid
 from ..configs.compose import compose, to_yaml
 from ..configs.targets import allow_list
 from .checkpoints import AtomicCheckpointIO, Checkpointer, Interrupted, write_atomically
+from .examples import Examples
 from .progress import RunProgress
 from .run import active_stages, is_done, load_parts, pid_lock, settle_config
 from .task import Task
@@ -107,8 +108,10 @@ def prepare_data(config: DictConfig) -> Any:
             config.tokenizer.languages = list(data.languages())
         model = Path(config.tokenizer.model)
         if not model.exists():
-            size = int(config.tokenizer.vocab_size) - 4 - len(config.tokenizer.languages)
-            train_sentencepiece(data.texts("train"), str(model), vocab_size=size)
+            languages = len(config.tokenizer.languages)
+            train_sentencepiece(
+                data.texts("train"), model, vocab_size=config.tokenizer.vocab_size, num_languages=languages
+            )
             say(f"tokenizer: trained on the texts of the training data: {model}")
         data.tokenizer = build(config.tokenizer, allowed=allowed)
     return data
@@ -130,7 +133,7 @@ def _fit(config: DictConfig, task: Task, data: Any, folder: Path) -> dict[str, A
     allowed = allow_list(config)
     data.needs = task.needs
     keeper = Checkpointer(folder=str(folder / "checkpoints"), **OmegaConf.to_container(config.checkpoint))  # pyright: ignore[reportCallIssue]
-    callbacks = [keeper, RunProgress(), *build(config.callbacks, allowed=allowed).values()]
+    callbacks = [Examples(), keeper, RunProgress(), *build(config.callbacks, allowed=allowed).values()]
     trainer = build(
         config.trainer,
         allowed=allowed,

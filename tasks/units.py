@@ -201,9 +201,8 @@ def read_units(path: Path | str) -> Iterator[tuple[str, list[int]]]:
                     if not isinstance(name, str) or not all(type(unit) is int and unit >= 0 for unit in units):
                         raise TypeError
                 except (ValueError, TypeError, KeyError):
-                    raise UserError(
-                        f'{path}:{number}: expected a line {{"id": "...", "units": [3, 3, 17]}}, found {line.strip()[:80]}'
-                    ) from None
+                    expected = '{"id": "...", "units": [3, 3, 17]}'
+                    raise UserError(f"{path}:{number}: expected {expected}, found {line.strip()[:80]}") from None
                 yield name, units
     except OSError as error:
         raise UserError(f"{path}: {error.strerror}") from error

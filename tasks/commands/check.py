@@ -22,7 +22,9 @@ EXAMPLE = "voxzoo check experiment=quickstart adaptor=stack"
 def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="config overrides, as for `voxzoo train`")
     parser.add_argument("--stage", help="check one stage of a staged experiment alone")
-    parser.add_argument("--config-dir", action="append", default=[], metavar="DIR", help="a folder of your own YAML groups")
+    parser.add_argument(
+        "--config-dir", action="append", default=[], metavar="DIR", help="a folder of your own YAML groups"
+    )
     parser.add_argument("--print-config", action="store_true", help="print the resolved config as YAML")
 
 
@@ -60,5 +62,7 @@ def _show(name: str, task: str, rows: list[Row]) -> None:
         table.add_column(column, justify="right" if column == "parameters" else "left", overflow="fold")
     for row in rows:
         table.add_row(row.part, row.cls, row.input, row.output, f"{row.parameters:,}", row.state)
-    table.add_row("total", "", "", "", f"{sum(r.parameters for r in rows):,}", f"{sum(r.trainable for r in rows):,} trainable")
+    table.add_row(
+        "total", "", "", "", f"{sum(r.parameters for r in rows):,}", f"{sum(r.trainable for r in rows):,} trainable"
+    )
     Console(width=None if Console().is_terminal else 140).print(table)

@@ -80,7 +80,7 @@ def evaluate(
     beam: int | None = None,
     recogniser: str = "base",
 ) -> dict[str, Any]:
-    """Predict a split, score it, and write `<split>.json`, `<split>.hypotheses.jsonl` and `<split>/<id>.wav` into `out`.
+    """Predict a split and score it; write `<split>.json`, `<split>.hypotheses.jsonl`, `<split>/<id>.wav` into `out`.
 
     Args:
         model: a `tasks.Task` in evaluation mode.
@@ -91,8 +91,8 @@ def evaluate(
         recogniser: `base`, `tiny.en` or `none`.
 
     Returns:
-        Plain dict. `tasks` holds the scores of each task (see `scoring.evaluation.score_rows`); those of the first stand
-        at the top as well. `dropped` lists utterances that could not be served; `notes` what was left out, and why.
+        Plain dict. `tasks` holds the scores of each task (see `scoring.evaluation.score_rows`); the first
+        also stands at the top. `dropped`: utterances that could not be served; `notes`: what was left out, and why.
 
     Raises:
         UserError: unknown split, a task the model cannot do, or nothing left to score.
@@ -101,17 +101,14 @@ def evaluate(
     from ..scoring.evaluation import score_rows
     from ..scoring.speech import write_whole
 
-    every = list(data.rows(split))
-    rows = [replace(row, task=choose_task(model, row, task)) for row in every[:limit]]
-    if not rows:
-        raise UserError(f"--split {split}: no utterances")
+    rows, dropped = choose_rows(model, data, split, task, limit)
     notes: list[str] = []
     speaks = any(row.task.endswith("2st") or row.task == "u2s" for row in rows)
     judge = open_recogniser(recogniser, notes) if speaks else None
-    evaluation = _Evaluation(model, data, out / split, judge, notes, batch_size, beam)
+    evaluation = _Evaluation(model, data, out / split, judge, notes, dropped, batch_size, beam)
     scored = evaluation.serve(rows)
     if not scored:
-        reason = evaluation.dropped[0]["reason"]
+        reason = dropped[0]["reason"]
         raise UserError(f"--split {split}: none of {len(rows)} utterances could be served; the first: {reason}")
     groups: defaultdict[str, list[Any]] = defaultdict(list)
     for row in scored:
@@ -125,8 +122,8 @@ def evaluate(
         **{name: value for name, value in main.items() if name not in ("num_utterances", "directions")},
         **{name: scores["asr"][name] for name in ("wer", "cer") if name in scores.get("asr", {})},
         "num_utterances": len(scored),
-        "num_dropped": len(evaluation.dropped),
-        "dropped": evaluation.dropped,
+        "num_dropped": len(dropped),
+        "dropped": dropped,
         "recogniser": signature,
         "tasks": scores,
         "notes": notes,
@@ -137,20 +134,42 @@ def evaluate(
     return answer
 
 
-def choose_task(model: Any, row: Any, task: str | None) -> str:
-    """What to ask of the model for a row: what was demanded, else the row's task, spoken where the model can speak.
+def choose_rows(
+    model: Any, data: Any, split: str, task: str | None, limit: int | None
+) -> tuple[list[Any], list[dict[str, str]]]:
+    """The utterances to serve, each with its task, in the order of the manifest, and those that cannot be served.
+
+    What the data asks for is spoken where the model can speak: s2tt becomes s2st, and its text is scored too.
 
     Raises:
-        UserError: the model can do none of that.
+        UserError: unknown split, or the model can do none of the tasks.
     """
     from ...components.errors import UserError
 
-    spoken = {"s2tt": "s2st", "t2tt": "t2st"}.get(row.task, row.task)
-    wanted = [task] if task else [spoken, row.task, *(["u2s"] if row.tgt_audio else [])]
-    for name in wanted:
-        if name in model.modes:
-            return name
-    raise UserError(f"utterance {row.id} asks for {wanted[0]}, but this run can do {', '.join(sorted(model.modes))}")
+    asked = (task,) if task else data.tasks
+    wanted: dict[str, str] = {}
+    for name in asked:
+        spoken = {"s2tt": "s2st", "t2tt": "t2st"}.get(name, name) if task is None else name
+        served = next((mode for mode in (spoken, name) if mode in model.modes), None)
+        if served is not None and served not in wanted.values():
+            wanted[name if served != "u2s" else "s2st"] = served
+    if not wanted and model.modes == {"u2s"} and task is None:
+        wanted = {"s2st": "u2s"}
+    if not wanted:
+        raise UserError(f"the data asks for {', '.join(asked)}, but this run can do {', '.join(sorted(model.modes))}")
+    items = data.loader(split, tasks=tuple(wanted), needs=model.serving_needs(), batch_size=1).dataset.items
+    first = {row.id for row in data.rows(split)[:limit]}
+    rows = [replace(item, task=wanted[item.task]) for item in items if item.id in first]
+    dropped = [
+        {"id": name, "reason": reason}
+        for found in data.dropped.values()
+        for reason, names in found.items()
+        for name in names
+        if name in first
+    ]
+    if not rows:
+        raise UserError(f"--split {split}: none of the first {limit} utterances can be served: {dropped[0]['reason']}")
+    return rows, dropped
 
 
 def open_recogniser(name: str, notes: list[str]) -> Any:
@@ -174,15 +193,23 @@ class _Evaluation:
     """One pass over a split."""
 
     def __init__(
-        self, model: Any, data: Any, folder: Path, judge: Any, notes: list[str], batch_size: int, beam: int | None
+        self,
+        model: Any,
+        data: Any,
+        folder: Path,
+        judge: Any,
+        notes: list[str],
+        dropped: list[dict[str, str]],
+        batch_size: int,
+        beam: int | None,
     ) -> None:
         from .translate import search_options
 
-        self.model, self.data, self.folder, self.judge, self.notes = model, data, folder, judge, notes
+        self.model, self.data, self.folder, self.judge = model, data, folder, judge
+        self.notes, self.dropped = notes, dropped
         self.batch_size = batch_size
         self.options = search_options(model, beam)
         self.collate = model.collator()
-        self.dropped: list[dict[str, str]] = []
         self._names: set[str] = set()
 
     def serve(self, rows: Sequence[Any]) -> list[Any]:
@@ -274,10 +301,11 @@ class _Evaluation:
 
     def _target_batch(self, rows: list[Any]) -> Any:
         from ...components.errors import UserError
-        from ...datamodules import Collator
 
+        # Units of a file where the model cannot make them from the recording.
+        stored = self.data.units_path is not None and getattr(self.model, "unit_extractor", None) is None
         try:
-            return Collator(None, None, frozenset({"target_speech"}))(rows)
+            return self.data.collator({"target_speech", *(["units"] if stored else [])})(rows)
         except UserError as error:
             self.notes.append(f"no ceiling for {len(rows)} utterances: {' '.join(str(error).split())}")
             return None

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import argparse
 
-from ..training import train
-
 HELP = "train the run that the overrides describe, or go on with it"
 EXAMPLE = "voxzoo train experiment=quickstart adaptor=none trainer.max_steps=500"
 
@@ -13,10 +11,14 @@ EXAMPLE = "voxzoo train experiment=quickstart adaptor=none trainer.max_steps=500
 def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="config overrides; see `voxzoo check`")
     parser.add_argument("--stage", help="train one stage of a staged experiment alone")
-    parser.add_argument("--config-dir", action="append", default=[], metavar="DIR", help="a folder of your own YAML groups")
+    parser.add_argument(
+        "--config-dir", action="append", default=[], metavar="DIR", help="a folder of your own YAML groups"
+    )
 
 
 def run(args: argparse.Namespace) -> dict:
+    from ..training import train  # torch loads only for a run, not for --help
+
     result = train(args.overrides, stage=args.stage, config_dirs=args.config_dir)
     if not args.json:
         print(f"done: {result['run']}")
