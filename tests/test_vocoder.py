@@ -2,21 +2,36 @@
 
 from __future__ import annotations
 
+import argparse
+from pathlib import Path
+
 import pytest
+import soundfile
 import torch
-from voxzoo.components import GriffinLimVocoder, ISTFTVocoder
+from voxzoo.components import GriffinLimVocoder, ISTFTVocoder, KMeansUnits
+from voxzoo.components.errors import UserError
 from voxzoo.components.layers.griffin_lim import GriffinLim
 from voxzoo.components.layers.mel import LogMel
 from voxzoo.components.layers.stft import STFT
 from voxzoo.components.types import Padded
 from voxzoo.components.vocoder.unit_states import limit_peak, random_crops
+from voxzoo.configs.build import build
+from voxzoo.datamodules.manifest import Utterance, write_manifest
+from voxzoo.tasks.commands import units as units_command
+from voxzoo.tasks.units import extract_units, fit_units, read_units
 
-SMALL = {"fft_size": 320, "window_length": 320, "num_mel_bins": 20, "duration_dim": 8, "kernel_size": 3}
+SMALL = {
+    "num_units": 6,
+    "dim": 16,
+    "duration_dim": 8,
+    "kernel_size": 3,
+    "fft_size": 320,
+    "window_length": 320,
+    "num_mel_bins": 20,
+}
 MAKERS = {
-    "griffin_lim": lambda **k: GriffinLimVocoder(
-        **{"num_units": 6, "dim": 16, "num_layers": 1, "iterations": 4, **SMALL, **k}
-    ),
-    "istft": lambda **k: ISTFTVocoder(**{"num_units": 6, "dim": 16, "hidden_dim": 24, "num_layers": 2, **SMALL, **k}),
+    "griffin_lim": lambda **k: GriffinLimVocoder(**{**SMALL, "num_layers": 1, "iterations": 4, **k}),
+    "istft": lambda **k: ISTFTVocoder(**{**SMALL, "hidden_dim": 24, "num_layers": 2, **k}),
 }
 
 
@@ -244,3 +259,85 @@ def test_a_state_dict_round_trip_keeps_the_voice(make):
     assert not torch.allclose(vocoder(units, durations=ones).data, other(units, durations=ones).data, atol=1e-4)
     other.load_state_dict(vocoder.state_dict())
     assert torch.equal(vocoder(units, durations=ones).data, other(units, durations=ones).data)
+
+
+# voxzoo units resynthesise
+
+
+@pytest.fixture
+def trained(tmp_path):
+    """A checkpoint of a vocoder with its fitted extractor, and units that the extractor made."""
+    torch.manual_seed(0)
+    mel = {"fft_size": 320, "window_length": 320, "num_mel_bins": 20}
+    config = {
+        "task": {
+            "_target_": "voxzoo.tasks.UnitVocoderTask",
+            "vocoder": {"_target_": "voxzoo.components.GriffinLimVocoder", **SMALL, "num_layers": 1, "iterations": 4},
+            "unit_extractor": {"_target_": "voxzoo.components.KMeansUnits", "num_units": 6, **mel},
+        }
+    }
+    task = build(config["task"])
+    rows = []
+    for i, row in enumerate(pairs(12, 9, 15)[1].unpad()):
+        soundfile.write(tmp_path / f"{i}.wav", row.numpy(), 16000)
+        rows.append(Utterance(id=f"a/{i}", src_lang="eng", src_text="x", tgt_audio=str(tmp_path / f"{i}.wav")))
+    fit_units(task.unit_extractor, rows)
+    extract_units(task.unit_extractor, rows, path=tmp_path / "units.jsonl")
+    torch.save({"state_dict": task.state_dict(), "voxzoo": {"config": config, "assets": {}}}, tmp_path / "vocoder.ckpt")
+    return tmp_path, task.eval()
+
+
+def command(*words: str) -> dict:
+    parser = argparse.ArgumentParser()
+    units_command.configure(parser)
+    arguments = parser.parse_args(list(words))
+    arguments.json = True
+    return units_command.run(arguments)
+
+
+def test_resynthesise_writes_what_the_vocoder_says(trained):
+    folder, task = trained
+    call = ["resynthesise", str(folder / "vocoder.ckpt"), str(folder / "units.jsonl"), "--out", str(folder / "wavs")]
+    result = command(*call, "--batch-size", "2")
+    assert result["status"] == "ok"
+    assert [Path(file).name for file in result["files"]] == ["a_0.wav", "a_1.wav", "a_2.wav"]
+    assert result["seconds"] == pytest.approx(36 * 0.02)
+    units = Padded.from_list([torch.tensor(ids) for _, ids in read_units(folder / "units.jsonl")])
+    expected = task.vocoder(units, durations=units.with_data(torch.ones_like(units.data))).unpad()
+    for file, audio in zip(result["files"], expected):
+        written, rate = soundfile.read(file, dtype="float32")
+        assert rate == 16000
+        torch.testing.assert_close(torch.from_numpy(written), audio, atol=2e-3, rtol=0)
+    reduced = command(*call, "--predict-durations", "--limit", "1")
+    assert len(reduced["files"]) == 1
+
+
+def test_resynthesise_refuses_units_of_another_extractor(trained):
+    folder, _ = trained
+    other = KMeansUnits(6, fft_size=320, window_length=320, num_mel_bins=20)
+    rows = [Utterance(id="x", src_lang="eng", src_text="x", tgt_audio=str(folder / "2.wav"))]
+    fit_units(other, rows, seed=4)
+    extract_units(other, rows, path=folder / "other.jsonl")
+    call = ["resynthesise", str(folder / "vocoder.ckpt"), "--out", str(folder / "wavs")]
+    with pytest.raises(UserError, match="their cards differ in centroids"):
+        command(*call, str(folder / "other.jsonl"))
+    (folder / "plain.jsonl").write_text('{"id": "x", "units": [1, 6]}\n')
+    with pytest.raises(UserError, match="has unit 6, but the vocoder knows 0 to 5"):
+        command(*call, str(folder / "plain.jsonl"))
+
+
+def test_extract_reads_the_extractor_of_a_run(trained):
+    folder, _ = trained
+    write_manifest(
+        folder / "again.jsonl",
+        [Utterance(id="a/1", src_lang="eng", tgt_lang="eng", src_text="x", tgt_audio=str(folder / "1.wav"))],
+    )
+    call = [
+        "extract",
+        str(folder / "vocoder.ckpt"),
+        str(folder / "again.jsonl"),
+        "--out",
+        str(folder / "again.out.jsonl"),
+    ]
+    assert command(*call)["units"] == 9
+    assert dict(read_units(folder / "again.out.jsonl"))["a/1"] == dict(read_units(folder / "units.jsonl"))["a/1"]
