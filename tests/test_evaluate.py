@@ -1,0 +1,225 @@
+"""`voxzoo evaluate` on real manifests and audio files, with a task that answers from a table."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import soundfile
+import torch
+from voxzoo.components.errors import UserError
+from voxzoo.components.types import Batch, Prediction
+from voxzoo.datamodules import Collator, SpeechTranslationData
+from voxzoo.tasks.commands import evaluate as command
+from voxzoo.tasks.commands.evaluate import evaluate
+from voxzoo.tasks.scoring import recogniser as recogniser_module
+
+TEXTS = [
+    "the train to peru leaves at ten fifteen",
+    "two hundred people speak spanish in chile",
+    "i bought seven chairs in france today",
+    "the meeting starts in nine long hours",
+    "nine cars cost three thousand euros now",
+]
+
+
+class Samples:
+    """A front end that hands the samples on."""
+
+    sample_rate, output_dim, fingerprint = 16000, 1, "samples"
+
+    def __call__(self, waveform):
+        return waveform
+
+    def output_length(self, num_samples):
+        return num_samples
+
+
+class Parrot(torch.nn.Module):
+    """Says the right text except where it is told to be wrong, as a tone of one second."""
+
+    modes = frozenset({"s2tt", "s2st", "asr"})
+    unit_extractor = None
+    device = torch.device("cpu")
+
+    def __init__(self, texts: dict[str, str], modes: frozenset[str] = modes):
+        super().__init__()
+        self.texts, self.modes, self.asked = texts, modes, []
+
+    def serving_needs(self):
+        return frozenset({"speech"})
+
+    def collator(self):
+        return Collator(Samples(), None, self.serving_needs())  # pyright: ignore[reportArgumentType]
+
+    def predict(self, batch: Batch, *, task=None, options=None):
+        assert batch.speech is not None
+        self.asked.append((task, batch.ids, options.beam_size))
+        tone = 0.1 * torch.sin(torch.arange(16000) * 0.1)
+        return [
+            Prediction(
+                i, task, s, t, text=self.texts[f"{task}/{i}"], audio=tone if task == "s2st" else None, score=-1.0
+            )
+            for i, s, t in zip(batch.ids, batch.src_lang, batch.tgt_lang, strict=True)
+        ]
+
+    def resynthesise(self, batch: Batch):
+        assert batch.target_speech is not None
+        return [0.5 * wave for wave in batch.target_speech.unpad()]
+
+
+class Judge:
+    """Hears the reference from loud audio, and part of it from quiet audio."""
+
+    signature = "whisper:fake"
+
+    def __init__(self, *_):
+        pass
+
+    def transcribe(self, audio, lang):
+        assert lang == "eng"
+        return [
+            "The train to Peru leaves at 10:15!" if float(a.abs().max()) > 0.3 else "the train to peru" for a in audio
+        ]
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> SpeechTranslationData:
+    rows = []
+    for n, text in enumerate(TEXTS):
+        for name, loud in (("source", 0.2), ("target", 0.4)):
+            wave = loud * torch.sin(torch.arange(8000 + 4000 * n) * 0.05)
+            soundfile.write(tmp_path / f"{name}{n}.wav", wave.numpy(), 16000)
+        rows.append(
+            {
+                "id": f"u{n}", "audio": f"source{n}.wav", "duration": 0.5 + 0.25 * n, "src_lang": "spa",
+                "src_text": f"uno {n}", "tgt_lang": "eng", "tgt_text": text, "tgt_audio": f"target{n}.wav",
+            }
+        )  # fmt: skip
+    (tmp_path / "test.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return SpeechTranslationData(test={"test": str(tmp_path / "test.jsonl")}, frontend=Samples(), batch_size=2)  # pyright: ignore
+
+
+def answers(**wrong: str) -> dict[str, str]:
+    table = {f"{task}/u{n}": text for n, text in enumerate(TEXTS) for task in ("s2tt", "s2st")}
+    return table | {f"asr/u{n}": f"uno {n}" for n in range(5)} | {k.replace("__", "/"): v for k, v in wrong.items()}
+
+
+def test_text_scores_files_and_order(data, tmp_path):
+    model = Parrot(answers(s2tt__u1="two hundred people speak spanish in peru"), frozenset({"s2tt"}))
+    found = evaluate(model, data, "test", tmp_path / "out", batch_size=2, beam=3)
+    assert 50 < found["bleu"] < 100
+    assert 50 < found["chrf"] < 100
+    assert found["intervals"]["bleu"][0] <= found["bleu"] <= found["intervals"]["bleu"][1]
+    assert found["signatures"]["bleu"].startswith("nrefs:1|case:mixed")
+    assert (found["num_utterances"], found["num_dropped"], found["recogniser"]) == (5, 0, None)
+    assert [len(ids) for _, ids, _ in model.asked] == [2, 2, 1]
+    assert {beam for *_, beam in model.asked} == {3}
+    lines = [json.loads(line) for line in (tmp_path / "out" / "test.hypotheses.jsonl").read_text().splitlines()]
+    assert [line["id"] for line in lines] == ["u0", "u1", "u2", "u3", "u4"]
+    assert lines[1]["hypothesis"].endswith("in peru")
+    assert lines[1]["reference"].endswith("in chile")
+    assert json.loads((tmp_path / "out" / "test.json").read_text()) == json.loads(json.dumps(found))
+
+
+def test_speech_is_judged_against_its_ceiling(data, tmp_path, monkeypatch):
+    monkeypatch.setattr(recogniser_module, "Recogniser", Judge)
+    found = evaluate(Parrot(answers()), data, "test", tmp_path / "out", limit=1)
+    assert found["tasks"]["s2st"]["bleu"] == pytest.approx(100)
+    assert found["asr_bleu_ceiling"] == pytest.approx(100)
+    assert 0 < found["asr_bleu"] < 50
+    assert found["asr_bleu_ratio"] == pytest.approx(found["asr_bleu"] / 100)
+    # Half as loud as the recordings: heard in part only, so it went through `resynthesise`.
+    assert found["asr_bleu_resynthesis"] == pytest.approx(found["asr_bleu"])
+    assert found["duration_ratio"] == pytest.approx(2.0)
+    assert (found["silent"], found["clipped"], found["num_utterances"]) == (0, 0, 1)
+    line = json.loads((tmp_path / "out" / "test.hypotheses.jsonl").read_text().splitlines()[0])
+    assert line["heard"] == "the train to peru"
+    wav = soundfile.info(str(tmp_path / "out" / line["audio"]))
+    assert (wav.subtype, wav.frames) == ("PCM_16", 16000)
+
+
+def test_without_a_recogniser_text_scores_stay(data, tmp_path, monkeypatch, capsys):
+    def missing(name):
+        raise UserError("recogniser base needs the package x, which is not installed: pip install voxzoo[eval]")
+
+    monkeypatch.setattr(recogniser_module, "Recogniser", missing)
+    found = evaluate(Parrot(answers()), data, "test", tmp_path / "out")
+    assert found["bleu"] == pytest.approx(100)
+    assert "asr_bleu" not in found
+    assert found["duration_ratio"] == pytest.approx(sum(1 / (0.5 + 0.25 * n) for n in range(5)) / 5)
+    assert "pip install voxzoo[eval]" in found["notes"][0]
+    assert "pip install voxzoo[eval]" in capsys.readouterr().err
+
+
+def test_several_tasks_are_scored_apart(data, tmp_path):
+    data.tasks = ("s2tt", "asr")
+    found = evaluate(
+        Parrot(answers(asr__u3="dos 3"), frozenset({"s2tt", "asr"})), data, "test", tmp_path / "out", limit=4
+    )
+    assert set(found["tasks"]) == {"s2tt", "asr"}
+    assert found["bleu"] == pytest.approx(100)
+    assert found["wer"] == found["tasks"]["asr"]["wer"] == pytest.approx(100 / 8)
+    assert found["num_utterances"] == 8
+    lines = [json.loads(line) for line in (tmp_path / "out" / "test.hypotheses.jsonl").read_text().splitlines()]
+    assert [(line["id"], line["task"]) for line in lines[:2]] == [("u0", "s2tt"), ("u0", "asr")]
+
+
+def test_broken_files_are_counted_and_named(data, tmp_path, capsys):
+    (tmp_path / "source2.wav").write_bytes(b"this is no audio")
+    found = evaluate(Parrot(answers(), frozenset({"s2tt"})), data, "test", tmp_path / "out", batch_size=5)
+    assert (found["num_utterances"], found["num_dropped"]) == (4, 1)
+    assert found["dropped"][0]["id"] == "u2"
+    assert "source2.wav" in found["dropped"][0]["reason"]
+    assert "dropped u2" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [({"split": "nope"}, "nope"), ({"split": "test", "task": "t2st"}, "can do s2tt")],
+)
+def test_bad_calls_are_one_line(data, tmp_path, options, message):
+    with pytest.raises(UserError, match=message) as error:
+        evaluate(Parrot(answers(), frozenset({"s2tt"})), data, options.pop("split"), tmp_path / "out", **options)
+    assert "\n" not in str(error.value)
+
+
+def test_the_command_prints_a_table_and_returns_plain_values(data, tmp_path, monkeypatch, capsys):
+    class Loaded:
+        task = Parrot(answers(), frozenset({"s2tt"}))
+        folder = tmp_path
+        checkpoint = tmp_path / "x.ckpt"
+
+        def datamodule(self):
+            return data
+
+    from voxzoo.tasks import run
+
+    monkeypatch.setattr(run, "load_run", lambda path: Loaded())
+    parser = argparse.ArgumentParser()
+    command.configure(parser)
+    args = parser.parse_args([str(tmp_path), "--split", "test", "--recogniser", "none"])
+    args.json = False
+    found = command.run(args)
+    shown = capsys.readouterr().out
+    assert "BLEU" in shown
+    assert "100.00" in shown
+    assert "nrefs:1" in shown
+    assert json.loads(json.dumps(found))["bleu"] == found["bleu"]
+    assert (tmp_path / "evaluation" / "test.json").exists()
+    with pytest.raises(UserError, match="--limit 0"):
+        command.run(argparse.Namespace(**{**vars(args), "limit": 0}))
+
+
+def test_ids_become_file_names_that_do_not_collide(data, tmp_path, monkeypatch):
+    monkeypatch.setattr(recogniser_module, "Recogniser", Judge)
+    manifest = data.rows("test")
+    manifest[:] = [replace(row, id=name) for row, name in zip(manifest, ("a/b", "a_b", "../x", "ü", "."), strict=True)]
+    texts = {f"s2st/{row.id}": row.tgt_text for row in manifest}
+    evaluate(Parrot(texts), data, "test", tmp_path / "out")
+    names = sorted(p.relative_to(tmp_path / "out").as_posix() for p in (tmp_path / "out").rglob("*.wav"))
+    assert len(names) == 5
+    assert all(name.startswith("test/") for name in names)
