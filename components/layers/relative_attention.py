@@ -113,20 +113,16 @@ class RelativeSelfAttention(MultiHeadAttention):
             # Row r of the table is distance T-1-r; these queries meet distances start-(T-1) .. start+rows-1.
             met = distances[:, :, steps - start - rows : 2 * steps - 1 - start]
             bias = _skew(spread @ met.transpose(-1, -2), steps)
+            bias = bias.contiguous() if mask is None else bias.masked_fill(~mask, float("-inf"))
         else:
-            bias = _Spread.apply(
-                spread @ distances.transpose(-1, -2), table[start : start + rows], self.left, self.right
-            )
+            by_distance = spread @ distances.transpose(-1, -2)
+            bias = _Spread.apply(by_distance, table[start : start + rows], mask, self.left, self.right)
         if query.device.type == "cpu" and torch.is_grad_enabled():
             # With a bias that needs a gradient the fused kernel falls back to this arithmetic with more copies.
             flat = [part.reshape(-1, *part.shape[2:]) for part in (bias, query, key, value)]
-            scores = torch.baddbmm(flat[0], flat[1], flat[2].transpose(1, 2), alpha=query.shape[-1] ** -0.5)
-            if mask is not None:
-                scores.view(bias.shape).masked_fill_(~mask, float("-inf"))
+            scores = flat[0].baddbmm_(flat[1], flat[2].transpose(1, 2), alpha=query.shape[-1] ** -0.5)
             weights = dropout(scores.softmax(-1), self.dropout, self.training)
             return torch.bmm(weights, flat[3]).view(query.shape)
-        if mask is not None:
-            bias = bias.masked_fill(~mask, float("-inf"))
         return F.scaled_dot_product_attention(query, key, value, bias, dropout_p=self.dropout if self.training else 0.0)
 
 
@@ -159,16 +155,20 @@ def _skew(scores: Tensor, steps: int) -> Tensor:
 
 
 class _Spread(torch.autograd.Function):
-    """(B, H, R, W) scores by clipped distance -> (B, H, R, T) by key. The gradient is read off the diagonals instead of
-    scattered entry by entry, which also makes it deterministic on a GPU."""
+    """(B, H, R, W) scores by clipped distance -> (B, H, R, T) by key, -inf where `mask` is False.
+
+    The gradient is read off the diagonals instead of scattered entry by entry, which also makes it deterministic on a
+    GPU. Masked entries come back with an exact zero gradient from the softmax, so the mask is not needed there.
+    """
 
     @staticmethod
-    def forward(ctx: Any, scores: Tensor, index: Tensor, left: int, right: int) -> Tensor:
+    def forward(ctx: Any, scores: Tensor, index: Tensor, mask: Tensor | None, left: int, right: int) -> Tensor:
         ctx.reach = left, right
-        return scores.gather(-1, index.expand(*scores.shape[:-1], -1))
+        bias = scores.gather(-1, index.expand(*scores.shape[:-1], -1))
+        return bias if mask is None else bias.masked_fill_(~mask, float("-inf"))
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None]:
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None, None]:
         left, right = ctx.reach
         (grad,) = grads
         steps = grad.shape[-1]  # with gradients the queries are never split, so `grad` is square
@@ -182,4 +182,4 @@ class _Spread(torch.autograd.Function):
             near[..., left + 1 :, 0] += grad[..., left + 1 :, : steps - left - 1].tril().sum(-1)
         if steps > right + 1:
             near[..., : steps - right - 1, -1] += grad[..., : steps - right - 1, right + 1 :].triu().sum(-1)
-        return near, None, None, None
+        return near, None, None, None, None
