@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.nn.functional import relu
 
 from ..types import Loss, Padded
+from .dropout import Dropout
 
 
 class DurationPredictor(nn.Module):
@@ -31,7 +32,7 @@ class DurationPredictor(nn.Module):
         self.norm1 = nn.LayerNorm(hidden_dim)
         self.conv2 = nn.Conv1d(hidden_dim, hidden_dim, kernel_size, padding=padding)
         self.norm2 = nn.LayerNorm(hidden_dim)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
         self.proj = nn.Linear(hidden_dim, 1)
 
     def forward(self, states: Padded) -> Padded:

@@ -1,5 +1,6 @@
 """Text-to-unit models, the second pass of UnitY."""
 
+from .autoregressive import AutoregressiveT2U
 from .ctc import CTCT2U
 
-__all__ = ["CTCT2U"]
+__all__ = ["CTCT2U", "AutoregressiveT2U"]

@@ -12,27 +12,29 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import conv2d, gelu
 
-from ..layers.attention import MultiHeadAttention
+from ..layers.dropout import Dropout
 from ..layers.duration import DurationPredictor
 from ..layers.runs import expand_runs, reduce_runs
+from ..layers.transformer import EncoderLayer
 from ..losses.ctc import ctc_loss
 from ..roles import TextToUnit
 from ..types import Loss, Padded, UnitOutput
 
 
 class CTCT2U(TextToUnit):
-    """States of the text decoder, made longer, to reduced units by CTC; a second small net gives each unit its duration.
+    """States of the text decoder to reduced units by CTC; a second, small net gives each unit its duration.
 
-    All units at once, no search. States are repeated so that CTC has room (`upsample`), refined by convolutions and
-    attention at that rate, made longer again inside, and classified into units and blank. Durations are learned on the
-    true reduced units and predicted from the emitted ones, so the two nets do not wait for each other.
+    All units at once, no search. A state is spelled out (one step for each character of its token), refined by
+    convolutions and attention, made `upsample` times longer so that CTC has room, refined again and classified into
+    units and blank. Durations are learned on the true reduced units and predicted from the emitted ones, so the two
+    nets do not wait for each other.
 
-    CTC over up-sampled decoder states: Libovicky and Helcl (arXiv 1811.04719); over reduced units of speech:
-    CTC-based non-autoregressive speech-to-unit (arXiv 2305.17547 and relatives). Durations: FastSpeech 2
-    (arXiv 2006.04558, section 2.3) over units, as in the unit vocoder of arXiv 2104.00355.
+    CTC over up-sampled states: Libovicky and Helcl 2018 (arXiv 1811.04719, section 3). Durations over units: FastSpeech
+    2 (arXiv 2006.04558, section 2.3), as unit vocoders use them.
 
-    Losses: `t2u_ctc`, summed over rows and counted in reduced units, and `t2u_duration`, counted in reduced units. A row
-    with more reduced units than CTC steps cannot be aligned and adds zero to `t2u_ctc`: raise `upsample` when rows do.
+    Losses: `t2u_ctc`, summed over rows and counted in reduced units, and `t2u_duration`, counted in reduced units. A
+    row with more reduced units than CTC steps cannot be aligned and adds nothing to `t2u_ctc`, neither loss nor count:
+    raise `upsample` where that happens (English at 50 units a second: 2 reduced units a character on average).
 
     Args:
         input_dim: width of the states.
@@ -43,10 +45,11 @@ class CTCT2U(TextToUnit):
         upsample: CTC steps for each character (or for each subword).
         dim: D.
         num_conv_layers: convolution blocks before up-sampling, at the rate of characters (or subwords).
-        num_attention_layers: self-attention blocks after them.
+        num_attention_layers: self-attention layers after them; order comes from the convolutions.
         num_output_layers: convolution blocks at the rate of CTC steps.
         num_heads: of the attention.
-        kernel_size: of the convolutions; odd.
+        kernel_size: of the first convolutions; odd.
+        output_kernel_size: of the output convolutions; odd.
         num_characters: rows of the character embedding, at least `tokenizer.num_characters`.
         max_characters: characters of the longest piece that the table can hold.
         duration_dim: width of the duration net.
@@ -55,6 +58,7 @@ class CTCT2U(TextToUnit):
     """
 
     paper = "CTC over units: arXiv 1811.04719; durations: arXiv 2006.04558"
+    characters: Tensor
 
     def __init__(
         self,
@@ -62,7 +66,7 @@ class CTCT2U(TextToUnit):
         num_units: int,
         vocab_size: int = 0,
         upsample_by: Literal["subword", "character"] = "character",
-        upsample: int = 4,
+        upsample: int = 3,
         dim: int = 160,
         num_conv_layers: int = 4,
         num_attention_layers: int = 1,
@@ -74,13 +78,14 @@ class CTCT2U(TextToUnit):
         max_characters: int = 16,
         duration_dim: int = 128,
         duration_kernel_size: int = 5,
-        dropout: float = 0.1,
+        dropout: float = 0.0,
     ) -> None:
         super().__init__()
         if upsample < 1:
             raise ValueError(f"upsample={upsample}: CTC needs at least 1 step for each {upsample_by}")
-        if kernel_size % 2 == 0:
-            raise ValueError(f"kernel_size={kernel_size} is even: take an odd one")
+        for name, size in (("kernel_size", kernel_size), ("output_kernel_size", output_kernel_size)):
+            if size % 2 == 0:
+                raise ValueError(f"{name}={size} is even: take an odd one")
         self.input_dim = input_dim
         self.num_units = num_units
         self.blank = num_units
@@ -95,7 +100,10 @@ class CTCT2U(TextToUnit):
             self.register_buffer("characters", torch.zeros(vocab_size, max_characters, dtype=torch.int32))
             self._has_characters = False
         self.convolutions = nn.ModuleList(_ConvBlock(dim, kernel_size, dropout) for _ in range(num_conv_layers))
-        self.attentions = nn.ModuleList(_AttentionBlock(dim, num_heads, dropout) for _ in range(num_attention_layers))
+        self.attentions = nn.ModuleList(
+            EncoderLayer(dim, num_heads, 4 * dim, dropout, dropout, 0.0, dropout, "relu")
+            for _ in range(num_attention_layers)
+        )
         self.expand = nn.Linear(dim, dim * upsample)
         self.outputs = nn.ModuleList(_ConvBlock(dim, output_kernel_size, dropout) for _ in range(num_output_layers))
         self.norm = nn.LayerNorm(dim)
@@ -117,6 +125,9 @@ class CTCT2U(TextToUnit):
                 f"the table of characters is {tuple(table.shape)}, expected ({rows}, at most {width}): set "
                 "t2u.vocab_size to the rows of the tokenizer and t2u.max_characters to its longest piece"
             )
+        self._has_characters = True
+        if table.is_meta or self.characters.is_meta:  # the shape check knows no characters
+            return
         highest = int(table.max())
         if highest >= self.character_embedding.num_embeddings:
             raise ValueError(
@@ -125,7 +136,6 @@ class CTCT2U(TextToUnit):
             )
         self.characters.zero_()
         self.characters[:, : table.shape[1]] = table.to(self.characters)
-        self._has_characters = True
 
     def forward(self, states: Padded, targets: Padded, text: Padded | None = None) -> dict[str, Loss]:
         units, durations = reduce_runs(targets)
@@ -139,19 +149,21 @@ class CTCT2U(TextToUnit):
         hidden = states.with_data(self.input(states.data))
         if self.upsample_by == "character":
             hidden = self._by_character(hidden, text)
-        for block in self.convolutions:
-            hidden = block(hidden)
-        for block in self.attentions:
-            hidden = block(hidden)
+        for convolution in self.convolutions:
+            hidden = convolution(hidden)
+        for layer in self.attentions:
+            hidden = hidden.with_data(layer(hidden.data, hidden.mask[:, None, None]))
         batch, steps, dim = hidden.data.shape
         data = self.expand(hidden.data).view(batch, steps * self.upsample, dim)
         hidden = Padded(data, hidden.lengths * self.upsample)
-        for block in self.outputs:
-            hidden = block(hidden)
+        for convolution in self.outputs:
+            hidden = convolution(hidden)
         return hidden.with_data(self.head(self.norm(hidden.data)))
 
     @torch.no_grad()
-    def generate(self, states: Padded, text: Padded | None = None, *, duration_factor: float = 1.0) -> UnitOutput:
+    def generate(
+        self, states: Padded, text: Padded | None = None, *, duration_factor: float = 1.0, **options: Any
+    ) -> UnitOutput:
         """(B, S, input_dim) states (and (B, S) tokens) -> reduced units (B, R), their durations, and scores (B,).
 
         The best path of CTC, its repeats merged and blanks dropped. A row may be empty early in training.
@@ -161,6 +173,8 @@ class CTCT2U(TextToUnit):
             text: tokens that the states stand for.
             duration_factor: above 1 speaks slower.
         """
+        if options:
+            raise TypeError(f"CTCT2U.generate has no option {', '.join(options)}; it has: duration_factor")
         logits = self.logits(states, text)
         best, path = logits.data.float().log_softmax(-1).max(-1)
         scores = best.masked_fill(~logits.mask, 0).sum(1)
@@ -217,35 +231,19 @@ def _drop(units: Padded, value: int) -> Padded:
 
 
 class _ConvBlock(nn.Module):
-    """x + dropout(linear(gelu(conv(norm x)))); padding is zero before the convolution."""
+    """x + dropout(gelu(conv(norm x))); padding is zero before the convolution."""
 
     def __init__(self, dim: int, kernel_size: int, dropout: float) -> None:
         super().__init__()
         self.norm = nn.LayerNorm(dim)
-        self.conv = nn.Conv1d(dim, dim, kernel_size, padding=kernel_size // 2)
-        self.dropout = nn.Dropout(dropout)
+        self.conv = nn.Conv1d(dim, dim, kernel_size)
+        self.padding = kernel_size // 2
+        self.dropout = Dropout(dropout)
 
     def forward(self, x: Padded) -> Padded:
         """(B, T, D) -> (B, T, D)."""
         y = x.with_data(self.norm(x.data)).zeroed().data.transpose(1, 2)
         # The same convolution with a height of one: channels stay last in memory, which is a third faster on a CPU.
-        weight, padding = self.conv.weight.unsqueeze(2), (0, self.conv.padding[0])
+        weight, padding = self.conv.weight.unsqueeze(2), (0, self.padding)
         y = conv2d(y.unsqueeze(2), weight, self.conv.bias, padding=padding).squeeze(2).transpose(1, 2)
         return x.with_data(x.data + self.dropout(gelu(y)))
-
-
-class _AttentionBlock(nn.Module):
-    """Pre-norm self-attention and feed-forward net (4 D wide); order comes from the convolutions around it."""
-
-    def __init__(self, dim: int, num_heads: int, dropout: float) -> None:
-        super().__init__()
-        self.norm1 = nn.LayerNorm(dim)
-        self.attention = MultiHeadAttention(dim, num_heads, dropout)
-        self.norm2 = nn.LayerNorm(dim)
-        self.ffn = nn.Sequential(nn.Linear(dim, 4 * dim), nn.GELU(), nn.Dropout(dropout), nn.Linear(4 * dim, dim))
-        self.dropout = nn.Dropout(dropout)
-
-    def forward(self, x: Padded) -> Padded:
-        """(B, T, D) -> (B, T, D)."""
-        data = x.data + self.dropout(self.attention(self.norm1(x.data), mask=x.mask[:, None, None]))
-        return x.with_data(data + self.dropout(self.ffn(self.norm2(data))))
