@@ -337,7 +337,8 @@ def test_speech_is_judged_relative_to_its_ceiling():
         rows.append(
             scored(
                 "s2st", "spa", "eng", reference, reference, duration=2.0, reference_duration=1.0 if n % 2 else 4.0,
-                silent=n == 0, clipped=False, heard=heard, heard_reference=reference.upper() + ".", heard_resynthesis=reference,
+                silent=n == 0, clipped=False, heard=heard, heard_reference=reference.upper() + ".",
+                heard_resynthesis=reference,
             )
         )  # fmt: skip
     found = score_rows(rows, recogniser="whisper:x")
