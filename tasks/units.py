@@ -27,6 +27,9 @@ from .checkpoints import write_atomically
 Column = Literal["audio", "tgt_audio"]
 Progress = Callable[[float, float], None]
 
+BATCH_SECONDS = 20.0
+"""Larger batches cost more a second on a CPU: their spectra no longer fit its caches."""
+
 CONFIG, WEIGHTS = "unit_extractor.json", "unit_extractor.safetensors"
 
 
@@ -64,7 +67,7 @@ def fit_units(
     limit = max_hours * 3600 * extractor_rate(extractor)
 
     def batches() -> Iterator[Padded]:
-        for _, batch in _batches((chosen[i] for i in order), column, extractor_rate(extractor), 120.0):
+        for _, batch in _batches((chosen[i] for i in order), column, extractor_rate(extractor), BATCH_SECONDS):
             yield batch.to(extractor.device)
             heard["utterances"] += len(batch)
             heard["samples"] += int(batch.lengths.sum())
@@ -89,7 +92,7 @@ def extract_units(
     column: Column = "tgt_audio",
     path: Path | str = "units.jsonl",
     progress: Progress | None = None,
-    batch_seconds: float = 120.0,
+    batch_seconds: float = BATCH_SECONDS,
 ) -> dict[str, Any]:
     """Write one JSON line `{"id": ..., "units": [...]}` per row with speech, one unit per frame.
 

@@ -238,6 +238,31 @@ def test_griffin_lim_finds_a_signal():
         GriffinLim(STFT(320, 320, 160), 8, 1.0)
 
 
+def test_rows_without_units_give_no_audio(make):
+    vocoder = make().eval()
+    units = Padded(torch.tensor([[1, 2], [0, 0]]), torch.tensor([2, 0]))
+    for given in (units, Padded(units.data[1:], units.lengths[1:])):
+        for durations in (None, given.with_data(torch.ones_like(given.data))):
+            audio = vocoder(given, durations=durations)
+            assert audio.lengths[-1] == 0
+            assert torch.isfinite(audio.data).all()
+            assert all(len(row) == n for row, n in zip(audio.unpad(), audio.lengths.tolist()))
+
+
+def test_mixed_precision_changes_little(make):
+    vocoder = make(crop_units=100).eval()
+    units, speech = pairs(9, 4)
+    plain = vocoder.losses(units, speech)
+    with torch.autocast("cpu", torch.bfloat16):
+        mixed = vocoder.losses(units, speech)
+        audio = vocoder(units, durations=units.with_data(torch.ones_like(units.data)))
+    assert audio.data.dtype == torch.float32
+    assert torch.isfinite(audio.data).all()
+    for name, loss in plain.items():
+        assert mixed[name].total.dtype == torch.float32
+        torch.testing.assert_close(mixed[name].mean, loss.mean, rtol=0.03, atol=0.01)
+
+
 def test_runs_on_meta(make):
     with torch.device("meta"):
         vocoder = make()

@@ -51,7 +51,9 @@ class GriffinLim(nn.Module):
         No buzz of aligned frames, no random numbers, and the same for a row whatever the batch.
         """
         _, steps, bins = magnitude.shape
-        step = torch.arange(steps, device=magnitude.device, dtype=torch.float64)[:, None]
-        index = torch.arange(bins, device=magnitude.device, dtype=torch.float64)
-        phase = (2 * math.pi * ((0.7548776662 * step * (index + 1) + 0.5698402910 * index * index) % 1.0)).float()
+        # On the CPU in float64, and as float32 from there: some devices have no float64, and the products are large.
+        step = torch.arange(steps, dtype=torch.float64, device="cpu")[:, None]
+        index = torch.arange(bins, dtype=torch.float64, device="cpu")
+        turns = (0.7548776662 * step * (index + 1) + 0.5698402910 * index * index) % 1.0
+        phase = (2 * math.pi * turns).float().to(magnitude.device)
         return torch.polar(torch.ones_like(phase), phase).expand_as(magnitude)

@@ -23,7 +23,16 @@ from ...configs.compose import compose
 from ...configs.targets import allow_list
 from ...datamodules.manifest import read_manifest
 from ..run import load_run
-from ..units import card_of, card_path, extract_units, fit_units, load_extractor, read_units, save_extractor
+from ..units import (
+    BATCH_SECONDS,
+    card_of,
+    card_path,
+    extract_units,
+    fit_units,
+    load_extractor,
+    read_units,
+    save_extractor,
+)
 
 HELP = "fit discrete units, write those of a corpus, and hear them again"
 EXAMPLE = """voxzoo units fit train.tsv --column tgt_audio --out units unit_extractor.num_units=200
@@ -49,7 +58,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     extract.add_argument("manifest", help="a manifest (TSV or JSONL)")
     extract.add_argument("--out", required=True, metavar="FILE", help="the JSONL file to write")
     _column(extract)
-    extract.add_argument("--batch-seconds", type=float, default=120.0, help="audio in a batch (default 120)")
+    extract.add_argument("--batch-seconds", type=float, default=BATCH_SECONDS, help="audio in a batch (default 20)")
 
     again = verbs.add_parser("resynthesise", help="units to audio files through a run's vocoder")
     again.add_argument("run", metavar="RUN", help="a run folder or checkpoint with a vocoder")
