@@ -6,9 +6,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..layers.attention import MultiHeadAttention
-from ..layers.conformer import FeedForward
 from ..layers.convolution import conv_lengths
 from ..layers.dropout import Dropout
+from ..layers.transformer import FeedForward
 from ..roles import Adaptor
 from ..types import Adapted, Padded
 
@@ -99,7 +99,7 @@ class _Layer(nn.Module):
         self.attention = MultiHeadAttention(dim, num_heads, attention_dropout)
         self.dropout = Dropout(dropout)
         self.ffn_norm = nn.LayerNorm(dim)
-        self.ffn = FeedForward(dim, ffn_dim, "relu", dropout, dropout)
+        self.ffn = FeedForward(dim, ffn_dim, "relu", dropout)
 
     def forward(self, states: Padded, leak_padding: bool) -> Padded:
         """(B, T, D) -> (B, T', D)."""
@@ -113,7 +113,7 @@ class _Layer(nn.Module):
         residual, pooled = _pool(self.residual_conv, residual), _pool(self.attention_conv, pooled)
         mask = Padded(pooled, lengths).mask[:, None, None]
         x = residual + self.dropout(self.attention(pooled, mask=mask))
-        return Padded(x + self.ffn(self.ffn_norm(x)), lengths)
+        return Padded(x + self.dropout(self.ffn(self.ffn_norm(x))), lengths)
 
 
 def _pool(conv: nn.Conv1d, x: Tensor) -> Tensor:

@@ -2,40 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .convolution import ConvModule, ConvNorm
 from .dropout import Dropout
 from .relative_attention import Position, RelativeSelfAttention
-
-
-class FeedForward(nn.Module):
-    """Linear, activation, linear."""
-
-    def __init__(
-        self,
-        dim: int,
-        hidden_dim: int,
-        activation: Literal["silu", "relu"] = "silu",
-        dropout: float = 0.0,
-        activation_dropout: float = 0.0,
-    ) -> None:
-        super().__init__()
-        self.inner = nn.Linear(dim, hidden_dim)
-        self.outer = nn.Linear(hidden_dim, dim)
-        self.activation = activation
-        self.dropout = Dropout(dropout)
-        self.activation_dropout = Dropout(activation_dropout)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(..., D) -> (..., D)."""
-        x = self.inner(x)
-        x = F.silu(x) if self.activation == "silu" else F.relu(x)
-        return self.dropout(self.outer(self.activation_dropout(x)))
+from .transformer import FeedForward
 
 
 class ConformerLayer(nn.Module):
@@ -60,13 +33,13 @@ class ConformerLayer(nn.Module):
     ) -> None:
         super().__init__()
         self.ffn1_norm = nn.LayerNorm(dim)
-        self.ffn1 = FeedForward(dim, ffn_dim, "silu", dropout, activation_dropout)
+        self.ffn1 = FeedForward(dim, ffn_dim, "silu", activation_dropout)
         self.attention_norm = nn.LayerNorm(dim)
         self.attention = RelativeSelfAttention(dim, num_heads, position, left, right, attention_dropout)
         self.dropout = Dropout(dropout)
         self.conv = ConvModule(dim, kernel_size, causal_conv, conv_norm, conv_dropout)
         self.ffn2_norm = nn.LayerNorm(dim)
-        self.ffn2 = FeedForward(dim, ffn_dim, "silu", dropout, activation_dropout)
+        self.ffn2 = FeedForward(dim, ffn_dim, "silu", activation_dropout)
         self.final_norm = nn.LayerNorm(dim)
 
     def forward(
@@ -91,8 +64,8 @@ class ConformerLayer(nn.Module):
             if torch.is_grad_enabled():
                 x = x + 0 * sum(p.flatten()[0] for p in self.parameters() if p.requires_grad)
             return x
-        x = torch.add(x, self.ffn1(self.ffn1_norm(x)), alpha=0.5)
+        x = torch.add(x, self.dropout(self.ffn1(self.ffn1_norm(x))), alpha=0.5)
         x = x + self.dropout(self.attention(self.attention_norm(x), mask, table))
         x = x + self.conv(x, keep)
-        x = torch.add(x, self.ffn2(self.ffn2_norm(x)), alpha=0.5)
+        x = torch.add(x, self.dropout(self.ffn2(self.ffn2_norm(x))), alpha=0.5)
         return self.final_norm(x)

@@ -5,11 +5,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from ..layers.conformer import ConformerLayer, FeedForward
+from ..layers.conformer import ConformerLayer
 from ..layers.convolution import ConvNorm
 from ..layers.dropout import Dropout
 from ..layers.relative_attention import Position, positions
 from ..layers.spec_augment import SpecAugment
+from ..layers.transformer import FeedForward
 from ..roles import SpeechEncoder
 from ..types import Padded
 

@@ -15,7 +15,8 @@ transformers = pytest.importorskip("transformers")
 
 LENGTHS = (37, 50, 23, 8)
 
-# transformers -> voxzoo, inside a block. Projections of queries, keys and values are stacked, pointwise kernels squeezed.
+# transformers -> voxzoo, inside a block. Projections of queries, keys and values are stacked, pointwise kernels
+# squeezed.
 _BLOCK = {
     "ffn1_layer_norm": "ffn1_norm",
     "ffn2_layer_norm": "ffn2_norm",
@@ -267,7 +268,8 @@ def test_training_gradients_equal_the_reference() -> None:
             pairs["encoder.layers.0.self_attn.pos_bias_v"] = encoder.get_parameter("layers.0.attention.bias_v")
         for name, parameter in pairs.items():
             expected = reference.get_parameter(name).grad
-            assert expected is not None and expected.abs().max() > 1e-3, name
+            assert expected is not None, name
+            assert expected.abs().max() > 1e-3, name
             torch.testing.assert_close(
                 parameter.grad, expected, atol=1e-4, rtol=1e-3, msg=lambda text, name=name: f"{name}: {text}"
             )
