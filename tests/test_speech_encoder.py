@@ -194,6 +194,44 @@ def test_on_the_meta_device(position: str) -> None:
     assert states.lengths.tolist() == list(LENGTHS)
 
 
+@pytest.mark.parametrize("position", ["relative_key", "relative", "none"])
+@pytest.mark.parametrize("mode", ["autocast", "bfloat16", "float64"])
+@pytest.mark.parametrize("grad", [True, False])
+def test_other_precisions(position: str, mode: str, grad: bool) -> None:
+    part = encoder(position=position, dropout=0.1, attention_dropout=0.1)
+    batch = features()
+    expected = part.eval()(batch).zeroed().data
+    if mode != "autocast":
+        part, batch = part.to(getattr(torch, mode)), batch.to(getattr(torch, mode))
+    with torch.set_grad_enabled(grad), torch.autocast("cpu", torch.bfloat16, enabled=mode == "autocast"):
+        got = part(batch).zeroed().data
+        torch.testing.assert_close(got.float(), expected, atol=1e-5 if mode == "float64" else 0.15, rtol=0.0)
+        part.train()
+        if grad:
+            part(batch).zeroed().data.float().sum().backward()
+            assert all(torch.isfinite(p.grad).all() for p in part.parameters() if p.grad is not None)
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "millions"),
+    [
+        ("seamless_m4t_large_v2", "seamless_m4t_large", 635.0),
+        ("seamless_m4t_large_v1", "seamless_m4t_large", 660.1),
+        ("seamless_m4t_medium", "seamless_m4t_medium", 357.4),
+    ],
+)
+def test_published_sizes(name: str, text: str, millions: float) -> None:
+    """Encoder and adaptor of the shipped configs have as many parameters as the published speech encoders."""
+    from hydra.utils import instantiate
+    from voxzoo.configs.compose import compose
+
+    config = compose([f"speech_encoder={name}", "adaptor=seamless_m4t", f"text_seq2seq={text}", "frontend=fbank"])
+    with torch.device("meta"):
+        parts = instantiate(config.speech_encoder), instantiate(config.adaptor)
+    count = sum(parameter.numel() for part in parts for parameter in part.parameters())
+    assert round(count / 1e6, 1) == pytest.approx(millions, abs=0.11)
+
+
 def test_faults_say_what_to_do() -> None:
     with pytest.raises(ValueError, match="multiple of num_heads"):
         encoder(num_heads=5)

@@ -77,8 +77,8 @@ class RelativeSelfAttention(MultiHeadAttention):
         steps = x.shape[1]
         if self.position == "relative":
             distances = self.heads(self.pos(table)[None])
-            spread = query + self.bias_v[:, None]
-            query = query + self.bias_u[:, None]
+            spread = query + self.bias_v[:, None].to(query.dtype)  # autocast leaves sums alone
+            query = query + self.bias_u[:, None].to(query.dtype)
         else:
             distances = self.distance
             spread = query
