@@ -89,7 +89,7 @@ def _words(error: BaseException) -> str:
     texts = []
     cause: BaseException | None = error
     while cause is not None:
-        text = " ".join(str(cause).split())
+        text = " ".join(str(cause).partition("Config search path")[0].split())
         if text and text not in " ".join(texts):
             texts.append(text)
         cause = cause.__cause__

@@ -1,0 +1,159 @@
+"""Composition, the check of a config against signatures, and building."""
+
+from pathlib import Path
+
+import pytest
+from omegaconf import OmegaConf
+
+from voxzoo.components import ConformerEncoder, StackAdaptor
+from voxzoo.components.errors import UserError
+from voxzoo.configs import build, check, compose, require_valid
+from voxzoo.configs.compose import CONFIG_DIR
+from voxzoo.configs.targets import locate
+
+
+def messages(*overrides: str) -> list[str]:
+    return [str(fault) for fault in check(compose(overrides))]
+
+
+def test_the_default_config_is_valid():
+    assert messages() == []
+
+
+def test_an_override_swaps_a_part_and_widths_follow():
+    config = compose(["adaptor=stack", "speech_encoder.dim=96", "text_seq2seq.dim=72"])
+    assert config.adaptor._target_ == "voxzoo.components.StackAdaptor"
+    assert config.adaptor.input_dim == 96
+    assert config.task.adaptor.output_dim == 72
+    assert isinstance(build(config.adaptor), StackAdaptor)
+
+
+def test_all_faults_are_reported_at_once_with_path_and_nearest_name():
+    found = messages(
+        "speech_encoder.num_layer=2",
+        "adaptor.stride=two",
+        "task.ctc_on=encoderr",
+        "tranier.max_steps=5",
+        "speech_encoder.position=relative_keys",
+    )
+    assert "speech_encoder.num_layer: ConformerEncoder has no such parameter; did you mean 'num_layers'?" in found
+    assert "adaptor.stride: 'two' is not a whole number" in found
+    assert "task.ctc_on: 'encoderr' is not one of 'encoder', 'adaptor'; did you mean 'encoder'?" in found
+    assert "tranier: unknown key; did you mean 'trainer'?" in found
+    assert any(line.startswith("speech_encoder.position: 'relative_keys' is not one of") for line in found)
+    assert len(found) == 5
+
+
+def test_a_part_in_the_wrong_slot_is_named():
+    assert messages("adaptor._target_=voxzoo.components.ConformerEncoder") == [
+        "adaptor: ConformerEncoder is not a Adaptor: the part is in the wrong slot"
+    ]
+
+
+def test_a_needed_part_that_is_none_is_named():
+    found = messages("task=unit_vocoder")
+    assert "vocoder: UnitVocoderTask needs a vocoder, but it is none" in found or any("vocoder" in m for m in found)
+    assert found
+
+
+def test_a_class_path_that_does_not_exist_names_the_nearest():
+    (found,) = messages("adaptor._target_=voxzoo.components.StackAdapter")
+    assert "did you mean 'StackAdaptor'?" in found
+
+
+def test_code_outside_the_allow_list_is_refused_and_can_be_allowed():
+    (found,) = messages("adaptor._target_=os.system")
+    assert "outside voxzoo" in found
+    assert "allow=[os]" in found
+    with pytest.raises(PermissionError):
+        locate("subprocess.run")
+    with pytest.raises(UserError, match="outside voxzoo"):
+        build({"_target_": "os.getcwd"})
+    assert not any("outside voxzoo" in m for m in messages("adaptor._target_=os.system", "allow=[os]"))
+
+
+def test_a_missing_value_is_reported():
+    assert "speech_encoder.dim: a value is needed (???)" in messages("speech_encoder.dim=???")
+
+
+def test_an_unknown_choice_names_the_nearest_and_all():
+    with pytest.raises(UserError, match=r"adaptor=stak: there is no such choice; did you mean 'stack'\?.*conformer"):
+        compose(["adaptor=stak"])
+
+
+def test_an_override_that_does_not_parse_is_one_line():
+    with pytest.raises(UserError, match="does not parse"):
+        compose(["trainer.max_steps=[1,"])
+
+
+def test_require_valid_lists_all():
+    with pytest.raises(UserError, match=r"2 faults in the config:\n.*\n.*"):
+        require_valid(compose(["adaptor.strid=2", "seeed=1"]))
+
+
+def test_absent_parts_build_to_none_and_partials_to_partials():
+    assert build({"_target_": None, "num_units": 3}) is None
+    optimizer = build(compose().optim)
+    assert optimizer.keywords["lr"] == pytest.approx(1e-3)
+
+
+def test_building_reports_the_class_of_a_refused_value():
+    with pytest.raises(UserError, match="voxzoo.components.ConformerEncoder"):
+        build(compose(["speech_encoder.num_heads=5"]).speech_encoder)
+
+
+def test_your_own_folder_of_groups(tmp_path: Path):
+    (tmp_path / "adaptor").mkdir()
+    (tmp_path / "adaptor" / "mine.yaml").write_text("_target_: voxzoo.components.NoAdaptor\ninput_dim: 3\noutput_dim: 4\n")
+    config = compose(["adaptor=mine"], config_dirs=[str(tmp_path)])
+    assert config.adaptor.output_dim == 4
+    with pytest.raises(UserError, match="no such folder"):
+        compose([], config_dirs=[str(tmp_path / "absent")])
+
+
+def test_relative_paths_become_absolute(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    monkeypatch.chdir(tmp_path)
+    config = compose(["data=manifest", "data.train=a/train.jsonl", "data.valid=valid.jsonl"])
+    assert config.data.train == str(tmp_path / "a" / "train.jsonl")
+    assert config.run_dir == str(tmp_path / "runs" / "default")
+
+
+@pytest.mark.parametrize(
+    "path", sorted(CONFIG_DIR.glob("*/*.yaml")), ids=lambda path: f"{path.parent.name}/{path.stem}"
+)
+def test_every_shipped_yaml_composes_and_is_valid(path: Path):
+    override = f"{path.parent.name}={path.stem}"
+    extra = ["data.train=t.jsonl", "data.valid=v.jsonl"] if override == "data=manifest" else []
+    config = compose([override, *extra])
+    about = [line for line in path.read_text().splitlines() if not line.startswith("# @package")][0]
+    assert about.startswith("# "), "every YAML opens with a line that says what it is"
+    needs = {
+        "task=unit_vocoder": ["unit_extractor=tiny", "vocoder=tiny"],
+        "task=fit_units": ["unit_extractor=tiny"],
+        "task=speech_to_speech_unity": ["unit_extractor=tiny", "vocoder=tiny", "t2u=tiny"],
+        "task=text_to_text": ["text_seq2seq=tiny"],
+    }.get(override, [])
+    config = compose([override, *extra, *needs])
+    assert [str(fault) for fault in check(config)] == []
+    for name in config.stages:
+        assert [str(fault) for fault in check(compose([override, *extra, *needs], stage=str(name)))] == []
+
+
+def test_stage_settings_are_laid_over_and_the_command_line_wins():
+    config = compose(["experiment=quickstart", "stages.first_pass.set.trainer.max_steps=7"], stage="first_pass")
+    assert config.trainer.max_steps == 7
+    assert config.name == "quickstart/stages/first_pass"
+    assert config.task._target_ == "voxzoo.tasks.SpeechToText"
+    second = compose(["experiment=quickstart", "root=somewhere"], stage="second_pass")
+    assert second.data.units.endswith("somewhere/quickstart/stages/units/units.jsonl")
+
+
+def test_shipped_configs_hold_no_machine_path():
+    for path in CONFIG_DIR.rglob("*.yaml"):
+        assert "/work" not in path.read_text()
+        assert "/home" not in OmegaConf.to_yaml(OmegaConf.load(path), resolve=False)
+
+
+def test_the_encoder_is_what_the_config_says():
+    encoder = build(compose(["speech_encoder=tiny"]).speech_encoder)
+    assert isinstance(encoder, ConformerEncoder)
