@@ -93,6 +93,7 @@ def test_greedy_units(pair):
     peer, ours = pair
     states, _, lang = batch()
     got = ours.generate(states, lang=lang).units
+    assert int(got.lengths.max()) > 3
     for i, (row, units) in enumerate(zip(states.unpad(), got.unpad(), strict=True)):
         ids = ours.prefix(1, states.device, lang[i : i + 1])
         for _ in range(11):
