@@ -47,8 +47,13 @@ def load_audio(path: str | Path, sample_rate: int = SAMPLE_RATE) -> Tensor:
         AudioError: the file is missing, cannot be read, is empty, holds numbers that are not finite, or is shorter than
             25 ms.
     """
-    if not Path(path).is_file():
-        raise AudioError(f"{path}: no such audio file")
+    waveform, rate = read_audio(path)
+    return resample(waveform, rate, sample_rate)
+
+
+def read_audio(path: str | Path) -> tuple[Tensor, int]:
+    """Like `load_audio`, at the file's own rate: (N,) samples and the rate."""
+    _require(path)
     try:
         samples, rate = soundfile.read(path, dtype="float32", always_2d=True)
     except (soundfile.LibsndfileError, RuntimeError, ValueError) as error:
@@ -61,13 +66,12 @@ def load_audio(path: str | Path, sample_rate: int = SAMPLE_RATE) -> Tensor:
     waveform = waveform[:, 0] if waveform.shape[1] == 1 else waveform.mean(1)
     if not torch.isfinite(waveform).all():
         raise AudioError(f"{path}: the audio holds samples that are not finite numbers")
-    return resample(waveform, rate, sample_rate)
+    return waveform, rate
 
 
 def audio_seconds(path: str | Path) -> float:
     """Seconds of a file, from its header. Raises AudioError where it is missing or unreadable."""
-    if not Path(path).is_file():
-        raise AudioError(f"{path}: no such audio file")
+    _require(path)
     try:
         about = soundfile.info(str(path))
     except (soundfile.LibsndfileError, RuntimeError, ValueError) as error:
@@ -94,6 +98,15 @@ def level(waveform: Tensor) -> Level:
     magnitude = waveform.abs()
     peak = float(magnitude.max())
     return Level(peak, peak < _SILENT, float((magnitude >= _CLIPPED).float().mean()) > 1e-3)
+
+
+def _require(path: str | Path) -> None:
+    if Path(path).is_dir():
+        raise AudioError(f"{path}: is a folder, expected an audio file")
+    if not Path(path).is_file():
+        raise AudioError(f"{path}: no such audio file")
+    if not Path(path).stat().st_size:
+        raise AudioError(f"{path}: the audio is empty")
 
 
 def _reason(error: Exception) -> str:

@@ -300,7 +300,7 @@ class SpeechTranslationData(LightningDataModule):
             },
         )
         if training:
-            loader.rescale = lambda old, new: self._rescale(old, new, len(sampler))
+            loader.restored = lambda old, new: self._restored(old, new, len(sampler))
         return loader
 
     def _items(
@@ -409,16 +409,28 @@ class SpeechTranslationData(LightningDataModule):
         loop = trainer.fit_loop
         return int(vars(loop.epoch_progress.current)["processed"]), loop.epoch_loop.batch_progress.current.ready
 
-    def _rescale(self, old: int, new: int, batches: int) -> None:
-        """Recount the finished batches of this epoch after a change of the world size; at most W - 1 are repeated."""
+    def _restored(self, old: int, new: int, batches: int) -> None:
+        """Put the restored progress in order before training goes on, with `batches` a process in an epoch.
+
+        After a change of the world size from `old` to `new` the finished batches of this epoch are counted anew; at
+        most W - 1 are repeated. A checkpoint of an epoch's end begins the next epoch: Lightning (2.6) would take one
+        batch more of the finished epoch, or skip the next one, when validation is counted in steps.
+        """
         if self.trainer is None:
             return
-        progress = self.trainer.fit_loop.epoch_loop.batch_progress
-        done = int(vars(progress.current)["processed"])
-        now = batches if progress.is_last_batch else min(done * old // new, batches)
-        _say(f"resuming on {new} processes a run of {old}: batch {done} of an epoch becomes batch {now} of {batches}")
-        for name in ("ready", "started", "processed", "completed"):
-            setattr(progress.current, name, getattr(progress.current, name) + now - done)
+        loop = self.trainer.fit_loop
+        progress = loop.epoch_loop.batch_progress
+        batch: dict[str, int] = vars(progress.current)
+        if old != new:
+            done = batch["processed"]
+            now = batches if progress.is_last_batch else min(done * old // new, batches)
+            _say(f"resuming on {new} processes a run of {old}: batch {done} of the epoch is now {now} of {batches}")
+            for name in batch:
+                batch[name] += now - done
+        epoch: dict[str, int] = vars(loop.epoch_progress.total)
+        if epoch["ready"] == epoch["started"] == epoch["processed"] == epoch["completed"] + 1:
+            loop.epoch_progress.increment_completed()
+            progress.reset_on_run()
 
     def _refuse_foreign_sampler(self) -> None:
         trainer = self.trainer

@@ -38,7 +38,7 @@ class ResumableLoader(DataLoader):
         options: for `DataLoader`.
 
     Attributes:
-        rescale: called with (old, new) world size when a checkpoint of another world size is resumed.
+        restored: called with the world size of a checkpoint and that of now, when a checkpoint is resumed.
     """
 
     def __init__(
@@ -50,7 +50,7 @@ class ResumableLoader(DataLoader):
         options: dict[str, Any],
     ) -> None:
         self._plan, self._position = sampler, position
-        self.rescale: Callable[[int, int], None] | None = None
+        self.restored: Callable[[int, int], None] | None = None
         # Its own generator: making an iterator draws nothing from the global one.
         generator = torch.Generator()
         super().__init__(dataset, batch_sampler=sampler, generator=generator, **options)
@@ -78,5 +78,5 @@ class ResumableLoader(DataLoader):
                 " may repeat or miss utterances",
                 stacklevel=2,
             )
-        if state.get("world_size", now["world_size"]) != now["world_size"] and self.rescale is not None:
-            self.rescale(int(state["world_size"]), int(now["world_size"]))
+        if self.restored is not None:
+            self.restored(int(state.get("world_size", now["world_size"])), int(now["world_size"]))

@@ -231,7 +231,7 @@ def _check(line: int, row: dict[str, Any], scan: Scan) -> dict[str, Any]:
     ]
     if not values.get("audio") and not values.get("src_text"):
         missing.append("audio (or src_text)")
-    if (values.get("tgt_text") or values.get("tgt_audio")) and not values.get("tgt_lang"):
+    if values.get("tgt_text") and not values.get("tgt_lang"):
         missing.append("tgt_lang")
     for key in missing:
         near = difflib.get_close_matches(key.split()[0], [name for name in row if name not in KEYS], 1, 0.6)
