@@ -18,7 +18,7 @@ from voxzoo.components.vocoder.unit_states import limit_peak, random_crops
 from voxzoo.configs.build import build
 from voxzoo.datamodules.manifest import Utterance, write_manifest
 from voxzoo.tasks.commands import units as units_command
-from voxzoo.tasks.units import extract_units, fit_units, read_units
+from voxzoo.tasks.units import card_of, extract_units, fit_units, load_extractor, read_units
 
 SMALL = {
     "num_units": 6,
@@ -349,6 +349,27 @@ def test_resynthesise_refuses_units_of_another_extractor(trained):
     (folder / "plain.jsonl").write_text('{"id": "x", "units": [1, 6]}\n')
     with pytest.raises(UserError, match="has unit 6, but the vocoder knows 0 to 5"):
         command(*call, str(folder / "plain.jsonl"))
+
+
+def test_fit_takes_settings_and_writes_a_folder(trained):
+    folder, _ = trained
+    rows = [
+        Utterance(id=str(i), src_lang="eng", tgt_lang="eng", src_text="x", tgt_audio=str(folder / f"{i}.wav"))
+        for i in range(3)
+    ]
+    write_manifest(folder / "rows.jsonl", rows)
+    settings = ["unit_extractor=tiny", "unit_extractor.num_units=5"]
+    result = command(
+        "fit", str(folder / "rows.jsonl"), "--out", str(folder / "made"), "--set", *settings, "--seed", "2"
+    )
+    assert result["utterances"] == 3
+    made = load_extractor(folder / "made")
+    assert made.num_units == 5
+    assert card_of(made) == result["card"]
+    with pytest.raises(UserError, match="num_unitz"):
+        command("fit", str(folder / "rows.jsonl"), "--out", str(folder / "x"), "--set", "unit_extractor.num_unitz=5")
+    with pytest.raises(UserError, match="give --encoder RUN"):
+        command("fit", str(folder / "rows.jsonl"), "--out", str(folder / "x"), "--layer", "2")
 
 
 def test_extract_reads_the_extractor_of_a_run(trained):

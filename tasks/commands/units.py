@@ -35,7 +35,7 @@ from ..units import (
 )
 
 HELP = "fit discrete units, write those of a corpus, and hear them again"
-EXAMPLE = """voxzoo units fit train.tsv --column tgt_audio --out units unit_extractor.num_units=200
+EXAMPLE = """voxzoo units fit train.tsv --column tgt_audio --out units --set unit_extractor.num_units=200
   voxzoo units extract units train.tsv --column tgt_audio --out train.units.jsonl
   voxzoo units resynthesise runs/vocoder train.units.jsonl --out wavs --limit 10"""
 
@@ -45,7 +45,16 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
     fit = verbs.add_parser("fit", help="fit the clusters on the speech of a manifest")
     fit.add_argument("manifest", help="a manifest (TSV or JSONL)")
-    fit.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="such as unit_extractor.num_units=200")
+    # Not positional: argparse takes no second group of positionals after an option.
+    fit.add_argument(
+        "--set",
+        dest="overrides",
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="KEY=VALUE",
+        help="config overrides, such as unit_extractor.num_units=200",
+    )
     fit.add_argument("--out", required=True, metavar="FOLDER", help="where the extractor goes")
     _column(fit)
     fit.add_argument("--max-hours", type=float, default=1.0, help="speech to fit on (default 1)")
