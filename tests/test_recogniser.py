@@ -115,6 +115,12 @@ def test_repeats_are_heard_again_in_a_longer_window(tiny, speech, monkeypatch):
     assert windows == [(3, 3.0), (1, 8.0)]
     assert texts[0] == texts[1] == texts[2]
 
+    def always_stuck(pieces, prompt, margin):
+        return [[1103, 318, 262, *[5, 6, 7, 8] * 5] for _ in pieces]
+
+    monkeypatch.setattr(tiny, "_pass", always_stuck)
+    assert tiny.transcribe(speech[:1]) == [tiny._tokenizer.decode([1103, 318, 262, 5, 6, 7, 8]).strip()]
+
 
 @needs_tiny
 def test_nothing_is_heard_in_silence(tiny, speech):
