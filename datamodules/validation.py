@@ -89,7 +89,7 @@ def validate(
 
 
 def shared_texts(paths: Sequence[str]) -> list[tuple[str, str, int, str]]:
-    """Texts that two manifests share, a leak where one is a test: (first, second, rows of the second, one of their ids)."""
+    """Texts that two manifests share, a leak where one is a test: (first, second, rows of the second, one id)."""
     known: list[tuple[str, set[tuple[str, str]], list[Utterance]]] = []
     for path in paths:
         rows = scan_manifest(path).utterances

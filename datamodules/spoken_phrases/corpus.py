@@ -219,7 +219,9 @@ class SpokenPhrases:
         rng = random.Random(known["seed"])
         names = countries(known["countries"], (*known["source_languages"], "eng"))
         pairs = [(template, name) for template in sorted(WITH_COUNTRY) for name in names]
-        held_out = set(rng.sample(pairs, round(known["held_out_pairs"] * len(pairs))))
+        held_out = set(
+            random.Random(f"{known['seed']} held out").sample(pairs, round(known["held_out_pairs"] * len(pairs)))
+        )
         low, high = known["held_out_numbers"] or (1, 0)
         wanted = {"train": known["num_train"], "valid": known["num_valid"], "test_seen": known["num_test"],
                   "test_unseen": known["num_test"], "test_held_out": known["num_test"]}  # fmt: skip
@@ -238,6 +240,7 @@ class SpokenPhrases:
     def _rows(self, split: str, chosen: list[Phrase]) -> list[dict[str, Any]]:
         known = self.settings
         rng = random.Random(f"{known['seed']} {split}")
+        noise = random.Random(f"{known['seed']} {split} noise")  # its own, so that voices stay what they are without
         variants = UNSEEN if split == "test_unseen" else SEEN
         rows = []
         for index, phrase in enumerate(chosen):
@@ -253,7 +256,7 @@ class SpokenPhrases:
             if known["voice"] == "tones":
                 voice["voice"] = f"tones+{variants.index(variant) + (split == 'test_unseen')}"
             if known["noise_snr"]:
-                voice["snr"] = round(rng.uniform(*known["noise_snr"]), 1)
+                voice["snr"] = round(noise.uniform(*known["noise_snr"]), 1)
             rows.append({
                 "id": name,
                 "audio": f"audio/{split}/{name}.flac",

@@ -1,0 +1,103 @@
+"""Reading audio."""
+
+from __future__ import annotations
+
+import math
+import time
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+from voxzoo.datamodules.audio import AudioError, audio_seconds, change_speed, level, load_audio
+
+
+def tone(seconds, rate, frequency=440.0, gain=0.5):
+    return gain * np.sin(2 * np.pi * frequency * np.arange(int(seconds * rate)) / rate)
+
+
+def pitch(waveform, rate=16000):
+    """Frequency of the strongest bin."""
+    spectrum = np.abs(np.fft.rfft(waveform.numpy() * np.hanning(len(waveform))))
+    return spectrum.argmax() * rate / len(waveform)
+
+
+@pytest.mark.parametrize(
+    ("suffix", "options"),
+    [("wav", {}), ("flac", {}), ("ogg", {}), ("opus", {"format": "OGG", "subtype": "OPUS"}), ("mp3", {})],
+)
+def test_every_format_gives_the_same_sound(tmp_path, suffix, options):
+    path = tmp_path / f"a.{suffix}"
+    soundfile.write(path, tone(1, 48000), 48000, **options)
+    waveform = load_audio(path)
+    assert waveform.dtype == torch.float32
+    assert abs(len(waveform) - 16000) < 1600  # mp3 pads
+    assert pitch(waveform) == pytest.approx(440, abs=2)
+    assert float(waveform.abs().max()) == pytest.approx(0.5, abs=0.06)
+
+
+def test_channels_are_averaged(tmp_path):
+    stereo = np.stack([tone(1, 16000), np.zeros(16000)], 1)
+    soundfile.write(tmp_path / "a.wav", stereo, 16000, subtype="FLOAT")
+    torch.testing.assert_close(load_audio(tmp_path / "a.wav"), torch.from_numpy(stereo[:, 0] / 2).float())
+
+
+@pytest.mark.parametrize("rate", [8000, 11025, 16000, 22050, 44100])
+def test_rates_keep_pitch_and_length(tmp_path, rate):
+    soundfile.write(tmp_path / "a.wav", tone(1, rate), rate)
+    waveform = load_audio(tmp_path / "a.wav")
+    assert len(waveform) == 16000
+    assert pitch(waveform) == pytest.approx(440, abs=1)
+    assert audio_seconds(tmp_path / "a.wav") == 1
+
+
+def test_what_cannot_be_read_is_one_line_with_the_file(tmp_path):
+    soundfile.write(tmp_path / "empty.wav", np.zeros(0), 16000)
+    soundfile.write(tmp_path / "short.wav", tone(0.024, 16000), 16000)
+    soundfile.write(tmp_path / "nan.wav", np.full(16000, np.nan, np.float32), 16000, subtype="FLOAT")
+    (tmp_path / "bytes.flac").write_bytes(b"no audio at all")
+    (tmp_path / "nothing.flac").write_bytes(b"")
+    (tmp_path / "folder.wav").mkdir()
+    soundfile.write(tmp_path / "edge.wav", tone(0.025, 16000), 16000)
+    for name, said in (
+        ("empty.wav", "empty"),
+        ("short.wav", "24.0 ms"),
+        ("nan.wav", "not finite"),
+        ("bytes.flac", "cannot be read"),
+        ("nothing.flac", "empty"),
+        ("folder.wav", "folder"),
+        ("absent.wav", "no such"),
+    ):
+        with pytest.raises(AudioError, match=said) as error:
+            load_audio(tmp_path / name)
+        assert str(error.value).startswith(str(tmp_path / name))
+        assert "\n" not in str(error.value)
+    assert len(load_audio(tmp_path / "edge.wav")) == 400
+
+
+def test_ten_minutes_load(tmp_path):
+    soundfile.write(tmp_path / "long.flac", np.tile(tone(1, 16000), 600), 16000)
+    begin = time.process_time()
+    assert len(load_audio(tmp_path / "long.flac")) == 600 * 16000
+    assert time.process_time() - begin < 5
+
+
+@pytest.mark.parametrize("factor", [0.9, 1.0, 1.1])
+def test_speed_moves_length_and_pitch(factor):
+    waveform = torch.from_numpy(tone(2, 16000)).float()
+    played = change_speed(waveform, factor)
+    assert len(played) == math.ceil(32000 / factor - 1e-9)
+    assert pitch(played) == pytest.approx(440 * factor, abs=1)
+
+
+def test_level():
+    quiet = level(torch.full((16000,), 5e-4))
+    assert quiet.silent
+    assert not quiet.clipped
+    loud = level(torch.from_numpy(np.clip(tone(1, 16000, gain=3.0), -1, 1)).float())
+    assert loud.clipped
+    assert not loud.silent
+    fine = level(torch.from_numpy(tone(1, 16000)).float())
+    assert not fine.silent
+    assert not fine.clipped
+    assert fine.peak == pytest.approx(0.5, abs=1e-3)
