@@ -104,7 +104,8 @@ def run(args: argparse.Namespace) -> dict:
             print(json.dumps(result, ensure_ascii=False), flush=True)
     answer: dict[str, Any] = {"status": "failed" if failures else "ok", "results": results, "failures": failures}
     if failures:
-        answer["error"] = f"{len(failures)} of {len(items)} inputs could not be served; the others were"
+        rest = "; the others were" if len(failures) < len(items) else ""
+        answer["error"] = f"{len(failures)} of {len(items)} inputs could not be served{rest}"
     return answer
 
 
