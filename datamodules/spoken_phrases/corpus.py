@@ -240,7 +240,7 @@ class SpokenPhrases:
     def _rows(self, split: str, chosen: list[Phrase]) -> list[dict[str, Any]]:
         known = self.settings
         rng = random.Random(f"{known['seed']} {split}")
-        noise = random.Random(f"{known['seed']} {split} noise")  # its own, so that voices stay what they are without
+        noise = random.Random(f"{known['seed']} {split} noise")  # apart, so that voices stay the same
         variants = UNSEEN if split == "test_unseen" else SEEN
         rows = []
         for index, phrase in enumerate(chosen):
