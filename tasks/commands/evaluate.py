@@ -356,7 +356,7 @@ def show(answer: dict[str, Any]) -> None:
     for task, scores in answer["tasks"].items():
         title = f"{answer['split']}, {task}: {scores['num_utterances']} utterances"
         table = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left")
-        for column, justify in (("score", "left"), ("value", "right"), ("95 %", "right"), ("signature", "left")):
+        for column, justify in (("score", "left"), ("value", "right"), ("95 %", "right")):
             table.add_column(column, justify=justify, overflow="fold")  # pyright: ignore[reportArgumentType]
         for name, label in _SHOWN.items():
             value = scores.get(name)
@@ -365,8 +365,10 @@ def show(answer: dict[str, Any]) -> None:
             low, high = scores["intervals"].get(name) or (None, None)
             between = "" if low is None else f"{low:.3g} - {high:.3g}"
             shown = str(value) if isinstance(value, int) else f"{value:.2f}"
-            table.add_row(label, shown, between, scores["signatures"].get(name, ""))
+            table.add_row(label, shown, between)
         console.print(table)
+        for signature in dict.fromkeys(scores["signatures"].values()):
+            console.print(f"  {signature}", markup=False, highlight=False, soft_wrap=True)
     if answer["num_dropped"]:
         console.print(
             f"dropped: {answer['num_dropped']} of {answer['num_dropped'] + answer['num_utterances']} utterances"
