@@ -68,6 +68,8 @@ def compose(overrides: Sequence[str] = (), *, stage: str | None = None, config_d
         config.stage_dir = _full(config.stage_dir)
         config = OmegaConf.merge(config, settings)
         assert isinstance(config, DictConfig)
+        for override in lenient:  # what was said on the command line also wins over what a stage sets
+            _again(config, override)
         config.name = f"{run_name}/stages/{stage}"
         config.stages = {}
     _absolute(config)
@@ -114,6 +116,15 @@ def _lenient(override: str, folders: Sequence[Path]) -> str:
     if override[0] in "+~":
         return override
     return f"++{override}"
+
+
+def _again(config: DictConfig, override: str) -> None:
+    """Apply a value override a second time; choices of groups, stages and the place of the run are left alone."""
+    parsed = OverridesParser.create().parse_override(override)
+    key = parsed.key_or_group
+    is_value = parsed.is_add() or parsed.is_force_add()
+    if is_value and key.split(".")[0] not in ("name", "root", "run_dir", "stage_dir", "stages", "hydra"):
+        OmegaConf.update(config, key, parsed.value(), force_add=True)
 
 
 def _absolute(config: DictConfig) -> None:

@@ -47,9 +47,10 @@ class Examples(Callback):
         writer, step = logger.experiment, trainer.global_step
         batch = first_rows(batch, self.count)
         # Serving draws no random numbers that training would miss: training seeds every step itself.
-        predictions = pl_module.predict(batch)
+        mode = example_mode(pl_module, batch)
+        predictions = pl_module.predict(batch, task=mode)
         with cross_attention(pl_module) as seen:
-            pl_module.predict(first_rows(batch, 1))
+            pl_module.predict(first_rows(batch, 1), task=mode)
         references = batch.references or ("",) * len(batch)
         if any(p.text is not None for p in predictions):
             rows = [f"| {p.id} | {r} | {p.text} |" for p, r in zip(predictions, references, strict=True)]
@@ -63,6 +64,13 @@ class Examples(Callback):
                 writer.add_figure(f"{prediction.id}/{kind}_spectrogram", spectrogram(audio, prediction.sample_rate), step)
         if seen:
             writer.add_figure("cross_attention", attention_picture(seen[-1][0], predictions[0].text or ""), step)
+
+
+def example_mode(task: Task, batch: Batch) -> str:
+    """Speech where the task can speak, else what the batch asks for, else what the task can do."""
+    asked = batch.task[0] if batch.task else ""
+    spoken = {"s2tt": "s2st", "t2tt": "t2st"}.get(asked, asked)
+    return next(mode for mode in (spoken, asked, *sorted(task.modes)) if mode in task.modes)
 
 
 def first_rows(batch: Batch, count: int) -> Batch:

@@ -144,6 +144,8 @@ def test_stage_settings_are_laid_over_and_the_command_line_wins():
     assert config.trainer.max_steps == 7
     assert config.name == "quickstart/stages/first_pass"
     assert config.task._target_ == "voxzoo.tasks.SpeechToText"
+    plain = compose(["experiment=quickstart", "trainer.max_steps=4"], stage="vocoder")
+    assert plain.trainer.max_steps == 4
     second = compose(["experiment=quickstart", "root=somewhere"], stage="second_pass")
     assert second.data.units.endswith("somewhere/quickstart/stages/units/units.jsonl")
 
