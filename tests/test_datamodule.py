@@ -377,3 +377,39 @@ def test_languages_texts_statistics(folder):
     assert about["utterances"] == 7
     assert about["languages"] == {"spa-eng": 7}
     assert about["speakers"] == 2
+
+
+class Writer(Recorder):
+    """Writes the ids of each batch to a file per rank: it runs in other processes."""
+
+    def __init__(self, folder):
+        super().__init__()
+        self.folder = str(folder)
+
+    def training_step(self, batch, index):
+        with open(f"{self.folder}/train{self.global_rank}", "a") as file:
+            file.write(" ".join(batch.ids) + "\n")
+        return super().training_step(batch, index)
+
+    def validation_step(self, batch, index):
+        with open(f"{self.folder}/valid{self.global_rank}", "a") as file:
+            file.write(" ".join(batch.ids) + "\n")
+
+
+@pytest.mark.slow
+def test_two_processes_share_the_batches_and_one_goes_on(folder, tmp_path):
+    trainer = Trainer(
+        max_steps=4, accelerator="cpu", devices=2, strategy="ddp_fork", logger=False, enable_progress_bar=False,
+        enable_model_summary=False, use_distributed_sampler=False, check_val_every_n_epoch=None, num_sanity_val_steps=0,
+        val_check_interval=4, callbacks=[keeper(tmp_path, every_n_train_steps=1)],
+    )  # fmt: skip
+    trainer.fit(Writer(tmp_path), make(folder))
+    lines = {name: (tmp_path / name).read_text().splitlines() for name in ("train0", "train1", "valid0", "valid1")}
+    plan = [" ".join(ids) for _, _, ids in fit(make(folder), 8).seen]
+    assert lines["train0"] == plan[0:8:2]
+    assert lines["train1"] == plan[1:8:2]
+    assert len(lines["valid0"]) == len(lines["valid1"])
+    valid = " ".join(lines["valid0"] + lines["valid1"]).split()
+    assert sorted(valid) == [f"valid{index}" for index in range(7)]
+    after = fit(make(folder), 6, resume=str(tmp_path / "step=1.ckpt")).seen
+    assert [" ".join(ids) for _, _, ids in after] == plan[2:7]

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import soundfile
 
 from .espeak import Espeak
 from .tones import Tones
@@ -71,11 +72,8 @@ def _with_noise(samples: np.ndarray, snr: float, seed: int) -> np.ndarray:
     return samples + noise * np.sqrt(power[0] / max(power[1], 1e-12) / 10 ** (snr / 10))
 
 
-def _speak_chunk(path: Path, begin: int, out: Path, engine_name: str, seed: int) -> None:
-    import soundfile
-
-    with path.open(encoding="utf-8") as lines:
-        jobs = [json.loads(line) for place, line in enumerate(lines) if begin <= place < begin + CHUNK]
+def _speak_chunk(lines: list[str], begin: int, out: Path, engine_name: str, seed: int) -> None:
+    jobs = [json.loads(line) for line in lines]
     engine = ENGINES[engine_name](seed=zlib.crc32(f"{seed} {begin}".encode()) & 0x7FFFFFFF)
     lengths: dict[str, int] = {}
     for job in jobs:
@@ -107,8 +105,9 @@ def speak_plan(
     Raises:
         RuntimeError: a process failed (its message went to stderr).
     """
-    with path.open(encoding="utf-8") as lines:
-        total = sum(1 for _ in lines)
+    with path.open(encoding="utf-8") as file:
+        lines = file.readlines()
+    total = len(lines)
     _kernel()  # built once, inherited by the forks
     context: Any = multiprocessing.get_context("fork" if "fork" in multiprocessing.get_all_start_methods() else "spawn")
     waiting = list(range(0, total, CHUNK))[::-1]
@@ -118,7 +117,9 @@ def speak_plan(
         while waiting or running:
             while waiting and len(running) < num_workers:
                 begin = waiting.pop()
-                process = context.Process(target=_speak_chunk, args=(path, begin, out, engine, seed), daemon=True)
+                process = context.Process(
+                    target=_speak_chunk, args=(lines[begin : begin + CHUNK], begin, out, engine, seed), daemon=True
+                )
                 process.start()
                 running[process.sentinel] = (process, begin)
             for sentinel in wait(list(running)):
