@@ -24,7 +24,7 @@ def main(argv: list[str] | None = None) -> int:
     words = list(sys.argv[1:] if argv is None else argv)
     verb = next((word for word in words if not word.startswith("-")), None)
     parser = _parser(verb)
-    arguments = parser.parse_args(words)
+    arguments = _parse(parser, words)
     if arguments.verb is None:
         parser.print_help()
         return 2
@@ -47,6 +47,17 @@ def main(argv: list[str] | None = None) -> int:
     if status and result.get("error"):
         print(f"voxzoo {arguments.verb}: {result['error']}", file=sys.stderr)
     return status
+
+
+def _parse(parser: argparse.ArgumentParser, words: list[str]) -> argparse.Namespace:
+    """Parse; overrides may also stand behind options, where argparse takes no more positional words."""
+    arguments, rest = parser.parse_known_args(words)
+    loose = [word for word in rest if not word.startswith("-")]
+    if len(loose) < len(rest) or (loose and not hasattr(arguments, "overrides")):
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    if loose:
+        arguments.overrides = [*arguments.overrides, *loose]
+    return arguments
 
 
 def _failure(error: Exception, arguments: argparse.Namespace) -> tuple[dict[str, Any], int]:

@@ -175,7 +175,8 @@ def _train_stages(
         while waiting or running:
             for name in [n for n in waiting if set(after[n]) <= set(done)][: jobs - len(running)]:
                 waiting.remove(name)
-                running[name] = _Stage(name, overrides, config_dirs, jobs)
+                ready = [n for n in waiting if set(after[n]) <= set(done)]
+                running[name] = _Stage(name, overrides, config_dirs, min(jobs, 1 + len(running) + len(ready)))
             if not running:
                 raise UserError(f"stages {', '.join(waiting)} wait for each other: look at their `after`")
             for name in [n for n, stage in running.items() if stage.ended]:
@@ -208,17 +209,17 @@ class StageFailed(UserError):
 
 
 class _Stage:
-    """A stage in its own process; its lines are passed on with its name before them."""
+    """A stage in its own process, one of `beside` that run at a time; its lines are passed on with its name before them."""
 
-    def __init__(self, name: str, overrides: Sequence[str], config_dirs: Sequence[str], jobs: int) -> None:
+    def __init__(self, name: str, overrides: Sequence[str], config_dirs: Sequence[str], beside: int) -> None:
         self.name = name
         self.last_line = ""
         command = [sys.executable, "-m", "voxzoo.tasks.cli", "train", "--stage", name]
         for folder in config_dirs:
             command += ["--config-dir", folder]
         environment = {**os.environ, _WATCH: "1", "PYTHONUNBUFFERED": "1"}
-        if jobs > 1:  # side by side, threads of one stage would only wait for those of the other
-            environment.setdefault("OMP_NUM_THREADS", str(max((os.cpu_count() or 1) // jobs, 1)))
+        if beside > 1:  # side by side, threads of one stage would only wait for those of the other
+            environment.setdefault("OMP_NUM_THREADS", str(max((os.cpu_count() or 1) // beside, 1)))
         # Its own process group: Ctrl-C reaches this process, which tells each stage once.
         self.process = subprocess.Popen(
             [*command, *overrides],
@@ -275,5 +276,6 @@ def quiet_libraries() -> None:
         ".*LeafSpec.*",
         ".*isinstance.treespec.*",
         ".*Trying to infer the `batch_size`.*",
+        ".*in eval mode at the start of training.*",
     ):
         warnings.filterwarnings("ignore", message=message)
