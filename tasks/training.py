@@ -175,8 +175,7 @@ def _train_stages(
         while waiting or running:
             for name in [n for n in waiting if set(after[n]) <= set(done)][: jobs - len(running)]:
                 waiting.remove(name)
-                ready = [n for n in waiting if set(after[n]) <= set(done)]
-                running[name] = _Stage(name, overrides, config_dirs, min(jobs, 1 + len(running) + len(ready)))
+                running[name] = _Stage(name, overrides, config_dirs, jobs)
             if not running:
                 raise UserError(f"stages {', '.join(waiting)} wait for each other: look at their `after`")
             for name in [n for n, stage in running.items() if stage.ended]:
@@ -209,7 +208,7 @@ class StageFailed(UserError):
 
 
 class _Stage:
-    """A stage in its own process, one of `beside` that run at a time; its lines are passed on with its name before them."""
+    """A stage in its own process, one of up to `beside` at a time; its lines are passed on with its name before them."""
 
     def __init__(self, name: str, overrides: Sequence[str], config_dirs: Sequence[str], beside: int) -> None:
         self.name = name
@@ -218,7 +217,9 @@ class _Stage:
         for folder in config_dirs:
             command += ["--config-dir", folder]
         environment = {**os.environ, _WATCH: "1", "PYTHONUNBUFFERED": "1"}
-        if beside > 1:  # side by side, threads of one stage would only wait for those of the other
+        if beside > 1:
+            # Threads of one stage would wait for those of another, or of any other program: on two busy cores, two
+            # threads were ten times slower than one.
             environment.setdefault("OMP_NUM_THREADS", str(max((os.cpu_count() or 1) // beside, 1)))
         # Its own process group: Ctrl-C reaches this process, which tells each stage once.
         self.process = subprocess.Popen(
