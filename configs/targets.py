@@ -4,24 +4,33 @@ from __future__ import annotations
 
 import difflib
 import importlib
+import os
+from collections.abc import Iterable
 from typing import Any
 
-ALLOWED = ("voxzoo.", "torch.", "torchaudio.", "lightning.")
+ALLOWED = ("voxzoo.", "torch.nn.", "torch.optim.", "torchaudio.transforms.", "lightning.")
+"""Under these only classes may be named, and only those that the package itself defines: most functions of a library
+(`torch.hub.load`) and whatever its modules import (`subprocess.Popen`) are ways to run code."""
+_FUNCTIONS = ("voxzoo.tasks.schedules.",)
+_REFUSED = ("lightning.pytorch.cli.",)  # it builds whatever class its own arguments name
+_ENVIRONMENT = "VOXZOO_ALLOW"
 
 
 def locate(path: str, allowed: tuple[str, ...] = ALLOWED) -> Any:
     """Import the class or function at a dotted path.
 
     Raises:
-        PermissionError: the path lies outside the allow list.
+        PermissionError: the path lies outside the allow list, or leads to what the list does not cover.
         ImportError: there is nothing at the path; the message names the nearest one.
     """
+    package = path.split(".")[0]
+    advice = f"allow it with `allow=[{package}]` (or {_ENVIRONMENT}={package}) if you trust it"
     if not path.startswith(allowed):
-        raise PermissionError(
-            f"{path!r} is outside {', '.join(prefix.rstrip('.') for prefix in ALLOWED)}; "
-            f"allow it with `allow=[{path.split('.')[0]}]` if you trust it"
-        )
+        raise PermissionError(f"{path!r} is outside {', '.join(prefix.rstrip('.') for prefix in ALLOWED)}; {advice}")
+    trusted = path.startswith(tuple(prefix for prefix in allowed if prefix not in ALLOWED))
     module_path, _, name = path.rpartition(".")
+    if not trusted and (path.startswith(_REFUSED) or any(part.startswith("_") for part in path.split("."))):
+        raise PermissionError(f"{path!r} is not meant for configs; {advice}")
     try:
         module = importlib.import_module(module_path)
     except ImportError as error:
@@ -33,10 +42,26 @@ def locate(path: str, allowed: tuple[str, ...] = ALLOWED) -> Any:
     found = getattr(module, name)
     if not callable(found):
         raise ImportError(f"{path!r} is a {type(found).__name__}, not a class or function")
+    if not trusted and not _is_own_class(found) and not path.startswith(_FUNCTIONS):
+        raise PermissionError(f"{path!r} is not a class that {package} defines; {advice}")
     return found
 
 
+def _is_own_class(found: Any) -> bool:
+    home = f"{getattr(found, '__module__', '')}."
+    return isinstance(found, type) and home.startswith(ALLOWED) and not home.startswith(_REFUSED)
+
+
 def allow_list(config: Any) -> tuple[str, ...]:
-    """ALLOWED and what the config's `allow` adds."""
+    """What the person who runs a config trusts: `trusted()` and what the config's `allow` adds."""
     extra = config.get("allow") if hasattr(config, "get") else None
-    return (*ALLOWED, *(f"{name.rstrip('.')}." for name in extra or ()))
+    return trusted(extra or ())
+
+
+def trusted(packages: Iterable[str] = ()) -> tuple[str, ...]:
+    """ALLOWED, the packages that VOXZOO_ALLOW names (with commas), and those given.
+
+    The list for a config that came in a checkpoint: its own `allow` was written by whoever made the file.
+    """
+    named = [name.strip() for name in os.environ.get(_ENVIRONMENT, "").split(",")]
+    return (*ALLOWED, *(f"{name.rstrip('.')}." for name in (*named, *packages) if name))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import os
 import zipfile
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,8 +16,8 @@ from omegaconf import DictConfig, OmegaConf
 from ..components.errors import UserError
 from ..components.roles import Tokenizer
 from ..configs.build import build
-from ..configs.targets import allow_list
-from .checkpoints import pick_checkpoint, write_atomically
+from ..configs.targets import locate, trusted
+from .checkpoints import misfit, pick_checkpoint, write_atomically
 from .task import Task
 
 # What may differ between two calls of the same run: how it is executed, not what it computes.
@@ -32,22 +33,29 @@ class Run:
         config: its resolved config.
         folder: the run folder (the folder of the checkpoint's run, where a checkpoint was given).
         checkpoint: the file the weights came from.
+        allowed: what its class paths may start with.
     """
 
     task: Task
     config: DictConfig
     folder: Path
     checkpoint: Path
+    allowed: tuple[str, ...]
 
     def datamodule(self) -> Any:
         """The DataModule of the run's config, with the run's tokenizer and what the task can read."""
-        data = build(self.config.data, allowed=allow_list(self.config), tokenizer=self.task.tokenizer)
+        data = build(self.config.data, allowed=self.allowed, tokenizer=self.task.tokenizer)
         data.needs = self.task.needs
         return data
 
 
-def load_run(path: Any) -> Run:
+def load_run(path: Any, *, allow: Iterable[str] = ()) -> Run:
     """Load a run folder (its last stage, its best checkpoint) or a checkpoint file.
+
+    Args:
+        path: the folder or file.
+        allow: packages besides voxzoo, torch and lightning that its config may name. The `allow` of the config itself
+            does not count: it is part of a file that may come from anywhere. VOXZOO_ALLOW=name,name adds to them.
 
     Raises:
         UserError: the path does not exist, is not a run, or its checkpoint does not fit its config.
@@ -56,14 +64,13 @@ def load_run(path: Any) -> Run:
     content = read_checkpoint(checkpoint)
     config = OmegaConf.create(content["voxzoo"]["config"])
     assert isinstance(config, DictConfig)
-    task = build_task(config, content["voxzoo"]["assets"])
-    problems = task.load_state_dict(content["state_dict"], strict=False)
-    if problems.missing_keys or problems.unexpected_keys:
-        raise UserError(
-            f"{checkpoint}: does not fit its own config; missing: {_few(problems.missing_keys)}; "
-            f"unexpected: {_few(problems.unexpected_keys)}"
-        )
-    return Run(task.eval(), config, folder, checkpoint)
+    allowed = trusted(allow)
+    task = build_task(config, content["voxzoo"]["assets"], allowed)
+    problem = misfit(task.state_dict(), content["state_dict"])
+    if problem:
+        raise UserError(f"{checkpoint}: does not fit its own config; {problem}")
+    task.load_state_dict(content["state_dict"])
+    return Run(task.eval(), config, folder, checkpoint, allowed)
 
 
 def find_checkpoint(path: Path) -> tuple[Path, Path]:
@@ -103,33 +110,35 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except (OSError, EOFError, RuntimeError, zipfile.BadZipFile) as error:
-        raise UserError(f"{path}: cannot be read as a checkpoint ({str(error).splitlines()[0]})") from None
+        raise UserError(f"{path}: cannot be read as a checkpoint ({_first_line(error)}); is it whole?") from None
     except Exception as error:  # pickle.UnpicklingError: something that would run code
-        raise UserError(f"{path}: refused, it holds more than tensors and plain values ({str(error).splitlines()[0]})") from None
+        raise UserError(f"{path}: refused, it holds more than tensors and plain values ({_first_line(error)})") from None
     if not isinstance(content, dict) or "voxzoo" not in content or "state_dict" not in content:
         raise UserError(f"{path}: a checkpoint, but not one that `voxzoo train` wrote (no voxzoo entry)")
     return content
 
 
-def build_task(config: DictConfig, assets: dict[str, torch.Tensor]) -> Task:
+def build_task(config: DictConfig, assets: dict[str, torch.Tensor], allowed: tuple[str, ...]) -> Task:
     """Build the task of a config; files it needs come from the assets of its checkpoint."""
     given: dict[str, Any] = {}
     if "tokenizer" in assets:
-        given["tokenizer"] = tokenizer_from_asset(config, assets["tokenizer"])
-    task = build(config.task, allowed=allow_list(config), **given)
+        given["tokenizer"] = tokenizer_from_asset(config, assets["tokenizer"], allowed)
+    task = build(config.task, allowed=allowed, **given)
     task.config = OmegaConf.to_container(config, resolve=True)
     return task
 
 
-def tokenizer_from_asset(config: DictConfig, content: torch.Tensor) -> Tokenizer:
+def tokenizer_from_asset(config: DictConfig, content: torch.Tensor, allowed: tuple[str, ...]) -> Tokenizer:
     """Rebuild the tokenizer of a config from the bytes that a checkpoint carries."""
-    from ..configs.targets import locate
-
     settings = OmegaConf.to_container(config.tokenizer, resolve=True)
     assert isinstance(settings, dict)
-    cls = locate(str(settings.pop("_target_")), allow_list(config))
-    settings.pop("model", None)
-    return cls.from_bytes(content.numpy().tobytes(), **{k: v for k, v in settings.items() if not str(k).startswith("_")})
+    path = str(settings.pop("_target_"))
+    try:
+        cls = locate(path, allowed)
+    except (ImportError, PermissionError) as error:
+        raise UserError(f"{path}: {error}") from None
+    named = {str(key): value for key, value in settings.items() if key != "model" and not str(key).startswith("_")}
+    return cls.from_bytes(content.numpy().tobytes(), **named)
 
 
 def load_parts(task: Task, sources: dict[str, str], run_dir: Path) -> list[str]:
@@ -157,22 +166,16 @@ def load_parts(task: Task, sources: dict[str, str], run_dir: Path) -> list[str]:
         weights = {key[len(prefix) :]: value for key, value in state.items() if key.startswith(prefix)}
         if not weights:
             raise UserError(f"init.{role}: {checkpoint} holds no {role}")
-        own = parts[role].state_dict()
-        wrong = [k for k, v in weights.items() if k in own and own[k].shape != v.shape]
-        missing, unexpected = sorted(own.keys() - weights.keys()), sorted(weights.keys() - own.keys())
-        if wrong or missing or unexpected:
-            shapes = "; ".join(f"{k}: {tuple(weights[k].shape)} there, {tuple(own[k].shape)} here" for k in wrong[:3])
-            raise UserError(
-                f"init.{role}: the {role} of {checkpoint} does not fit this config; other shapes: {shapes or 'none'}; "
-                f"missing: {_few(missing)}; unexpected: {_few(unexpected)}"
-            )
+        problem = misfit(parts[role].state_dict(), weights)
+        if problem:
+            raise UserError(f"init.{role}: the {role} of {checkpoint} does not fit this config; {problem}")
         parts[role].load_state_dict(weights)
         lines.append(f"{role}: {len(weights)} tensors from {checkpoint}")
     return lines
 
 
-def _few(names: list[str]) -> str:
-    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "") if names else "none"
+def _first_line(error: BaseException) -> str:
+    return next(iter(str(error).splitlines()), type(error).__name__)
 
 
 def settle_config(folder: Path, text: str) -> None:

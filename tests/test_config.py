@@ -9,7 +9,7 @@ from voxzoo.components import ConformerEncoder, StackAdaptor
 from voxzoo.components.errors import UserError
 from voxzoo.configs import build, check, compose, require_valid
 from voxzoo.configs.compose import CONFIG_DIR
-from voxzoo.configs.targets import locate
+from voxzoo.configs.targets import allow_list, locate, trusted
 
 
 def messages(*overrides: str) -> list[str]:
@@ -70,6 +70,40 @@ def test_code_outside_the_allow_list_is_refused_and_can_be_allowed():
     with pytest.raises(UserError, match="outside voxzoo"):
         build({"_target_": "os.getcwd"})
     assert not any("outside voxzoo" in m for m in messages("adaptor._target_=os.system", "allow=[os]"))
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "torch.hub.load",
+        "torch.load",
+        "torch.utils.collect_env.run",
+        "torch.nn.utils.clip_grad_norm_",  # a function, even where classes are welcome
+        "torch.optim.lr_scheduler.partial",  # what a module imports is not its own
+        "lightning.pytorch.callbacks.model_checkpoint.Path",
+        "lightning.pytorch.cli.LightningCLI",
+        "voxzoo.tasks.training._Stage",
+        "voxzoo.tasks.train",
+        "voxzoo.configs.targets.locate",
+        "voxzoo.tasks.checkpoints.Path",
+        "voxzoo.datamodules.spoken_phrases.__main__.main",
+    ],
+)
+def test_no_way_around_the_allow_list(path: str):
+    with pytest.raises(PermissionError, match="if you trust it"):
+        locate(path)
+
+
+def test_nothing_is_reached_through_a_class_or_an_imported_module():
+    for path in ("lightning.LightningModule.load_from_checkpoint", "voxzoo.tasks.training.subprocess.Popen"):
+        with pytest.raises(ImportError, match="cannot import"):
+            locate(path)
+
+
+def test_a_trusted_package_may_name_functions(monkeypatch: pytest.MonkeyPatch):
+    assert build({"_target_": "math.sqrt", "_partial_": True}, allowed=allow_list({"allow": ["math"]})).func(4) == 2
+    monkeypatch.setenv("VOXZOO_ALLOW", "fractions, math")
+    assert locate("math.sqrt", trusted())(9) == 3
 
 
 def test_a_missing_value_is_reported():
