@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import threading
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -50,6 +51,21 @@ def write_atomically(path: Path, write: Any) -> None:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+def misfit(own: Mapping[str, torch.Tensor], weights: Mapping[str, torch.Tensor]) -> str:
+    """What keeps `weights` from being loaded into a module whose state is `own`; "" where they fit."""
+    wrong = [k for k, v in weights.items() if k in own and own[k].shape != v.shape]
+    missing, unexpected = sorted(own.keys() - weights.keys()), sorted(weights.keys() - own.keys())
+    if not (wrong or missing or unexpected):
+        return ""
+    shapes = [f"{k} is {tuple(weights[k].shape)} there, {tuple(own[k].shape)} here" for k in wrong]
+    return f"other shapes: {_few(shapes, 3)}; missing: {_few(missing)}; unexpected: {_few(unexpected)}"
+
+
+def _few(names: list[str], shown: int = 5) -> str:
+    more = f" and {len(names) - shown} more" if len(names) > shown else ""
+    return ", ".join(names[:shown]) + more if names else "none"
 
 
 class Interrupted(Exception):

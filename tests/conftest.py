@@ -1,0 +1,33 @@
+"""What several test files share: the overrides of a tiny run, and `voxzoo` as a process of its own."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+PARTS = ["frontend=tiny", "speech_encoder=tiny", "adaptor=tiny", "text_seq2seq=tiny", "tokenizer=tiny"]
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """Overrides: tiny parts on the tiny corpus, which is made once a session."""
+    return [*PARTS, "data=tiny", f"cache_dir={tmp_path_factory.mktemp('corpora')}"]
+
+
+@pytest.fixture(scope="session")
+def voxzoo() -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Call the command as a user does: voxzoo("train", ..., cwd=folder)."""
+
+    def call(*words: object, cwd: Path, timeout: float = 120, **options) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "voxzoo.tasks.cli", *map(str, words)]
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        return subprocess.run(
+            command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=timeout, **options
+        )
+
+    return call

@@ -1,0 +1,476 @@
+"""The tasks with tiny parts from the shipped YAML: what learns, what does not, and what a checkpoint carries."""
+
+from __future__ import annotations
+
+import functools
+import io
+import pickle
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from lightning import Trainer
+from omegaconf import OmegaConf
+from torch.utils.data import DataLoader
+
+from voxzoo.components.errors import UserError
+from voxzoo.components.search import SearchOptions
+from voxzoo.components.types import Batch, Padded
+from voxzoo.configs import build, compose
+from voxzoo.tasks import SpeechToSpeechUnitY, SpeechToText, TextToText, UnitVocoderTask, load_run
+from voxzoo.tasks.run import load_parts, read_checkpoint
+from voxzoo.tasks.task import Task
+from voxzoo.tasks.training import build_for_training, prepare_data
+from voxzoo.tasks.units import extract_units, fit_units
+
+UNITS = ["unit_extractor=tiny", "t2u=tiny", "vocoder=tiny"]
+
+
+@dataclass
+class Case:
+    """A task that was built as `voxzoo train` builds it, and its data."""
+
+    task: Task
+    data: Any
+    folder: Path
+    config: Any
+
+    def batch(self, rows: slice | list[int] = slice(0, 4), needs: frozenset[str] | None = None) -> Batch:
+        """Training utterances as a batch, in the order of the manifest."""
+        utterances = list(self.data.rows("train"))
+        chosen = utterances[rows] if isinstance(rows, slice) else [utterances[n] for n in rows]
+        name = "t2tt" if isinstance(self.task, TextToText) else "s2tt"
+        return self.data.collator(needs or self.task.needs)([replace(row, task=name) for row in chosen])
+
+
+@pytest.fixture(scope="module")
+def units(tiny: list[str], tmp_path_factory: pytest.TempPathFactory) -> tuple[str, dict[str, torch.Tensor]]:
+    """Units of the tiny corpus, and the state of the extractor that made them."""
+    folder = tmp_path_factory.mktemp("units")
+    config = compose([*tiny, *UNITS, "task=fit_units", f"root={folder}"])
+    data, extractor = prepare_data(config), build(config.unit_extractor)
+    fit_units(extractor, data.rows("train"))
+    extract_units(extractor, [row for split in data.splits() for row in data.rows(split)], path=folder / "units.jsonl")
+    return str(folder / "units.jsonl"), extractor.state_dict()
+
+
+@pytest.fixture(scope="module")
+def make(tiny: list[str], units: tuple[str, dict[str, torch.Tensor]], tmp_path_factory: pytest.TempPathFactory):
+    """make("speech_to_text", "adaptor=stack") -> Case. Weights are the same at each call."""
+    folder = tmp_path_factory.mktemp("cases")
+
+    def case(name: str, *overrides: str) -> Case:
+        extra = [*UNITS, f"data.units={units[0]}"] if name in ("speech_to_speech_unity", "unit_vocoder") else []
+        config = compose([*tiny, f"task={name}", f"root={folder}", *extra, *overrides])
+        data = prepare_data(config)
+        torch.manual_seed(0)
+        task = build_for_training(config, Path(config.run_dir))
+        extractor = task.parts().get("unit_extractor")
+        if extractor is not None:
+            extractor.load_state_dict(units[1])
+        data.needs = task.needs
+        return Case(task, data, Path(config.run_dir), config)
+
+    return case
+
+
+FIRST_PASS = [f"freeze.{role}=true" for role in ("speech_encoder", "adaptor", "text_seq2seq")]
+CASES = {
+    "speech_to_text": ("speech_to_text",),
+    "speech_to_text without ctc": ("speech_to_text", "task.ctc_weight=0"),
+    "ctc on the adaptor, encoder frozen": (
+        "speech_to_text", "task.ctc_on=adaptor", "freeze.speech_encoder=true", "adaptor.stride=1",
+    ),
+    "adaptor with a loss": ("speech_to_text", "adaptor=ctc_shrink"),
+    "text_to_text": ("text_to_text",),
+    "unity": ("speech_to_speech_unity", "text_seq2seq.num_encoder_layers=0"),
+    "unity, first pass frozen": ("speech_to_speech_unity", "text_seq2seq.num_encoder_layers=0", *FIRST_PASS),
+    "unity, autoregressive": (
+        "speech_to_speech_unity", "text_seq2seq.num_encoder_layers=0", "t2u=autoregressive", "t2u.dim=16",
+        "t2u.ffn_dim=32", "t2u.num_encoder_layers=1", "t2u.num_decoder_layers=1", "t2u.max_length=16", "t2u.beam_size=2",
+    ),
+    "unit_vocoder": ("unit_vocoder",),
+    "unit_vocoder, iSTFT": ("unit_vocoder", "vocoder=tiny_istft"),
+}  # fmt: skip
+LOSSES = {
+    "speech_to_text": {"text", "ctc"},
+    "speech_to_text without ctc": {"text"},
+    "ctc on the adaptor, encoder frozen": {"text", "ctc"},
+    "text_to_text": {"text"},
+    "unity": {"text", "ctc", "t2u_ctc", "t2u_duration"},
+    "unity, first pass frozen": {"t2u_ctc", "t2u_duration"},
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_training_step_reaches_every_trainable_parameter_and_no_frozen_one(name: str, make: Callable[..., Case]):
+    case = make(*CASES[name])
+    task = case.task.train()
+    # Text encoders of speech tasks learn nothing from speech; they are there to be swapped in.
+    silent = "text_seq2seq.encoder." if "speech_to_text" in name or "adaptor" in name else None
+    losses, statistics = task.measure(case.batch())
+    assert losses.keys() == LOSSES.get(name, losses.keys())
+    assert not losses.keys() & statistics.keys()
+    for key, loss in losses.items():
+        assert loss.total.dim() == loss.count.dim() == 0, key
+        assert torch.isfinite(loss.total), key
+        assert loss.count > 0, key
+    task.weighted(losses).backward()
+    for key, parameter in task.named_parameters():
+        if not parameter.requires_grad:
+            assert parameter.grad is None, f"{key} is frozen"
+            assert key.split(".")[0] in {*task.frozen, "ctc_head"}, key
+        elif silent is None or not key.startswith(silent):
+            assert parameter.grad is not None, f"{key} gets no gradient"
+            assert torch.isfinite(parameter.grad).all(), key
+    assert any(p.requires_grad for p in task.parameters())
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_the_keys_of_losses_never_depend_on_the_batch(name: str, make: Callable[..., Case]):
+    case = make(*CASES[name])
+    usual = case.batch()
+    keys = [list(part) for part in case.task.measure(usual)]
+    other = [case.batch([5]), case.batch([7, 3, 1])]
+    if usual.transcript is not None:
+        other.append(replace(usual, transcript=Padded(torch.zeros(4, 0, dtype=torch.int64), torch.zeros(4).long())))
+    for batch in other:
+        measured = case.task.measure(batch)
+        assert [list(part) for part in measured] == keys
+        assert all(torch.isfinite(loss.total) for loss in measured[0].values())
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_frozen_parts_stay_in_evaluation_mode(name: str, make: Callable[..., Case]):
+    task = make(*CASES[name]).task
+    for training in (True, False, True):
+        task.train(training)
+        for role, part in task.parts().items():
+            expected = training and role not in task.frozen
+            assert all(module.training == expected for module in part.modules()), role
+
+
+def test_a_frozen_first_pass_is_not_changed_by_the_second(make: Callable[..., Case]):
+    case = make(*CASES["unity, first pass frozen"])
+    assert not case.task.ctc_head.weight.requires_grad
+    before = {name: value.clone() for name, value in case.task.state_dict().items()}
+    fit(case, [case.batch()], max_steps=2)
+    changed = {name.split(".")[0] for name, value in case.task.state_dict().items() if not value.equal(before[name])}
+    assert changed == {"t2u"}
+
+
+def test_freezing_an_unknown_role_names_the_roles(make: Callable[..., Case]):
+    with pytest.raises(UserError, match=r"freeze\.vocoder: SpeechToText has no such part; it has: speech_encoder"):
+        make("speech_to_text", "freeze.vocoder=true")
+    frozen = make("unit_vocoder", "freeze.vocoder=true")
+    with pytest.raises(UserError, match="every part is frozen"):
+        fit(frozen, [frozen.batch()])
+
+
+# Serving
+
+
+@pytest.mark.parametrize(
+    ("name", "mode"),
+    [
+        ("speech_to_text", "s2tt"),
+        ("text_to_text", "t2tt"),
+        ("unity", "s2st"),
+        ("unity, autoregressive", "s2st"),
+        ("unit_vocoder", "u2s"),
+    ],
+)
+def test_a_padded_batch_is_served_as_each_row_alone(name: str, mode: str, make: Callable[..., Case]):
+    case = make(*CASES[name])
+    task = case.task.eval()
+    options = SearchOptions(beam_size=2, max_length=12)
+    needs = task.serving_needs() if mode != "u2s" else task.needs
+    batch = case.batch([0, 1, 2, 3], needs)
+    assert len(set(next(p for p in (batch.speech, batch.source, batch.units) if p is not None).lengths.tolist())) > 1
+    together = task.predict(batch, task=mode, options=options)
+    for place, row in enumerate(together):
+        (alone,) = task.predict(case.batch([place], needs), task=mode, options=options)
+        assert (row.id, row.task, row.tgt_lang, row.text) == (alone.id, mode, "eng", alone.text)
+        assert row.units == alone.units
+        if row.score is not None:
+            assert row.score == pytest.approx(alone.score, abs=1e-4)
+        assert (row.audio is None) == (mode not in ("s2st", "u2s"))
+        if row.audio is not None:
+            torch.testing.assert_close(row.audio, alone.audio, atol=1e-4, rtol=0)
+
+
+def test_only_what_the_task_can_do_is_served(make: Callable[..., Case]):
+    case = make("speech_to_text")
+    with pytest.raises(UserError, match="--task s2st: SpeechToText can do asr, s2tt"):
+        case.task.predict(case.batch(), task="s2st")
+
+
+# Widths
+
+
+@pytest.mark.parametrize(
+    ("name", "override", "words"),
+    [
+        ("speech_to_text", "adaptor.input_dim=24", "adaptor.input_dim is 24, but speech_encoder gives width 32"),
+        ("speech_to_text", "adaptor.output_dim=24", "adaptor.output_dim is 24, but text_seq2seq has width 32"),
+        ("speech_to_speech_unity", "t2u.input_dim=24", "t2u.input_dim is 24, but text_seq2seq has width 32"),
+        ("speech_to_speech_unity", "t2u.num_units=5", "t2u.num_units is 5, but vocoder.num_units is 8"),
+        ("speech_to_speech_unity", "vocoder.num_units=9", "t2u.num_units is 8, but vocoder.num_units is 9"),
+        ("unit_vocoder", "vocoder.num_units=9", "vocoder.num_units is 9, but unit_extractor.num_units is 8"),
+        ("text_to_text", "text_seq2seq.num_encoder_layers=0", "needs a text encoder"),
+    ],
+)
+def test_parts_that_do_not_fit_are_named_with_both_sizes(name: str, override: str, words: str, make):
+    with pytest.raises(UserError, match=words) as error:
+        make(name, override)
+    assert "set " in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+# Steps
+
+
+def fit(case: Case, batches: list[Batch], *, lr: float = 0.1, max_steps: int = 1, accumulate: int = 1) -> Trainer:
+    case.task.attach_optimizer(functools.partial(torch.optim.SGD, lr=lr), None)
+    trainer = Trainer(
+        accelerator="cpu",
+        max_steps=max_steps,
+        max_epochs=-1,
+        accumulate_grad_batches=accumulate,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+    trainer.fit(case.task, loader(batches))
+    return trainer
+
+
+def loader(batches: list[Batch]) -> DataLoader:
+    """These batches, in this order."""
+    return DataLoader(batches, batch_size=None, shuffle=False)  # pyright: ignore[reportArgumentType]
+
+
+def without_dropout(case: Case) -> Case:
+    for module in case.task.modules():
+        for name, value in vars(module).items():
+            if isinstance(value, float) and (name == "p" or "drop" in name):
+                setattr(module, name, 0.0)
+    return case
+
+
+@pytest.mark.parametrize("name", ["speech_to_text", "adaptor with a loss", "text_to_text", "unity", "unit_vocoder"])
+def test_a_step_does_not_depend_on_how_its_batch_was_cut_up(name: str, make: Callable[..., Case]):
+    # Vocoders train on random crops: a batch of whole utterances has none.
+    more = ["vocoder.crop_units=100000"] if name in ("unity", "unit_vocoder") else []
+    whole, cut, uneven = (without_dropout(make(*CASES[name], *more)) for _ in range(3))
+    before = {key: value.clone() for key, value in whole.task.state_dict().items()}
+    fit(whole, [whole.batch(slice(0, 4))])
+    fit(cut, [cut.batch(slice(0, 2)), cut.batch(slice(2, 4))], accumulate=2)
+    fit(uneven, [uneven.batch(slice(0, 1)), uneven.batch(slice(1, 4))], accumulate=2)
+    assert any(not value.equal(before[key]) for key, value in whole.task.state_dict().items())
+    for other in (cut, uneven):
+        for key, value in other.task.state_dict().items():
+            torch.testing.assert_close(value, whole.task.state_dict()[key], atol=2e-6, rtol=1e-5, msg=lambda text, key=key: f"{key}: {text}")
+
+
+def test_validation_divides_sums_once(make: Callable[..., Case]):
+    case = make("text_to_text")
+    case.task.attach_optimizer(functools.partial(torch.optim.SGD, lr=0.1), None)
+    trainer = Trainer(accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False)
+    uneven = [case.batch(slice(0, 1)), case.batch(slice(1, 6))]
+    (metrics,) = trainer.validate(case.task, loader(uneven), verbose=False)
+    case.task.eval()
+    with torch.no_grad():
+        losses, statistics = case.task.measure(case.batch(slice(0, 6)))
+    assert metrics["valid/text"] == pytest.approx(float(losses["text"].mean), rel=1e-5)
+    assert metrics["valid/accuracy"] == pytest.approx(float(statistics["accuracy"].mean), rel=1e-5)
+
+
+# Checkpoints
+
+
+@pytest.fixture(scope="module")
+def saved(make: Callable[..., Case], tmp_path_factory: pytest.TempPathFactory):
+    """saved("unity") -> (Case after a step, checkpoint file); made once a name."""
+    folder = tmp_path_factory.mktemp("saved")
+    known: dict[str, tuple[Case, Path]] = {}
+
+    def save(name: str) -> tuple[Case, Path]:
+        if name not in known:
+            case = make(*CASES[name])
+            path = folder / f"{name}.ckpt"
+            fit(case, [case.batch()]).save_checkpoint(path)
+            known[name] = case, path
+        return known[name]
+
+    return save
+
+
+@pytest.mark.parametrize(
+    ("name", "cls"),
+    [
+        ("speech_to_text", SpeechToText),
+        ("text_to_text", TextToText),
+        ("unity", SpeechToSpeechUnitY),
+        ("unit_vocoder", UnitVocoderTask),
+    ],
+)
+def test_a_checkpoint_rebuilds_the_task_without_any_other_file(name: str, cls: type[Task], saved, tmp_path: Path):
+    case, path = saved(name)
+    alone = tmp_path / "alone.ckpt"
+    alone.write_bytes(path.read_bytes())
+    if case.task.tokenizer is not None:
+        assert str(case.folder / "tokenizer.model") == case.config.tokenizer.model
+        Path(case.config.tokenizer.model).rename(tmp_path / "gone.model")
+    try:
+        again = cls.from_checkpoint(alone)
+    finally:
+        if case.task.tokenizer is not None:
+            (tmp_path / "gone.model").rename(case.config.tokenizer.model)
+    assert type(again) is cls
+    assert not again.training
+    expected = case.task.state_dict()
+    assert again.state_dict().keys() == expected.keys()
+    for key, value in again.state_dict().items():
+        assert value.equal(expected[key]), key
+    assert again.config == case.task.config
+    if again.tokenizer is not None:
+        assert again.tokenizer.languages == ("eng", "spa")
+        assert again.tokenizer.encode("two trains") == case.task.tokenizer.encode("two trains")
+    mode = sorted(cls.modes)[-1]
+    batch = case.batch(needs=case.task.serving_needs() | ({"units"} & case.task.needs))
+    options = SearchOptions(beam_size=2, max_length=8)
+    for one, other in zip(
+        again.predict(batch, task=mode, options=options), case.task.eval().predict(batch, task=mode, options=options)
+    ):
+        assert (one.text, one.units, one.score) == (other.text, other.units, other.score)
+
+
+def test_the_class_of_a_checkpoint_is_checked(saved):
+    _, path = saved("text_to_text")
+    assert isinstance(Task.from_checkpoint(path), TextToText)
+    with pytest.raises(UserError, match="holds a TextToText, not a SpeechToText"):
+        SpeechToText.from_checkpoint(path)
+
+
+def one_line(error: Any) -> str:
+    text = str(error.value)
+    assert "\n" not in text
+    return text
+
+
+def test_a_checkpoint_of_another_config_is_refused(saved, tmp_path: Path):
+    _, path = saved("speech_to_text")
+    content = torch.load(path, weights_only=True)
+    wider = {**content, "voxzoo": {**content["voxzoo"], "config": changed(content, "text_seq2seq.ffn_dim", 80)}}
+    torch.save(wider, tmp_path / "wider.ckpt")
+    with pytest.raises(UserError, match=r"does not fit its own config.*\(64, 32\) there, \(80, 32\) here") as error:
+        load_run(tmp_path / "wider.ckpt")
+    assert "wider.ckpt" in one_line(error)
+    deeper = {**content, "voxzoo": {**content["voxzoo"], "config": changed(content, "speech_encoder.num_layers", 3)}}
+    torch.save(deeper, tmp_path / "deeper.ckpt")
+    with pytest.raises(UserError, match=r"does not fit its own config.*missing: speech_encoder\.") as error:
+        load_run(tmp_path / "deeper.ckpt")
+    one_line(error)
+
+
+def changed(content: dict[str, Any], key: str, value: Any) -> dict[str, Any]:
+    config = OmegaConf.create(content["voxzoo"]["config"])
+    for place in (key, f"task.{key}"):
+        OmegaConf.update(config, place, value)
+    return OmegaConf.to_container(config)  # pyright: ignore[reportReturnType]
+
+
+@pytest.mark.parametrize("share", [0.0, 0.02, 0.5, 0.99])
+def test_a_checkpoint_that_was_cut_off_is_refused(share: float, saved, tmp_path: Path):
+    content = saved("text_to_text")[1].read_bytes()
+    (tmp_path / "cut.ckpt").write_bytes(content[: int(share * len(content))])
+    with pytest.raises(UserError, match=r"cut\.ckpt") as error:
+        read_checkpoint(tmp_path / "cut.ckpt")
+    one_line(error)
+
+
+class Bomb:
+    """Unpickling it creates a file."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> Any:
+        return Path.touch, (self.path,)
+
+
+def test_a_checkpoint_with_code_in_it_is_refused_and_nothing_runs(saved, tmp_path: Path):
+    mark = tmp_path / "executed"
+    content = torch.load(saved("text_to_text")[1], weights_only=True)
+    torch.save({**content, "bomb": Bomb(mark)}, tmp_path / "zip.ckpt")
+    (tmp_path / "plain.ckpt").write_bytes(pickle.dumps({**content, "bomb": Bomb(mark)}))
+    torch.save({**content, "bomb": Bomb(mark)}, tmp_path / "old.ckpt", _use_new_zipfile_serialization=False)
+    for name in ("zip", "plain", "old"):
+        with pytest.raises(UserError, match="refused, it holds more than tensors and plain values") as error:
+            load_run(tmp_path / f"{name}.ckpt")
+        assert not mark.exists()
+        one_line(error)
+    with pytest.raises(UserError):
+        Task.from_checkpoint(tmp_path / "zip.ckpt")
+    assert not mark.exists()
+    pickle.load(io.BytesIO(pickle.dumps(Bomb(mark))))
+    assert mark.exists()  # the bomb is real
+
+
+def test_a_checkpoint_whose_config_would_run_code_is_refused(saved, tmp_path: Path):
+    content = torch.load(saved("text_to_text")[1], weights_only=True)
+    config = changed(content, "text_seq2seq._target_", "os.system")
+    torch.save({**content, "voxzoo": {**content["voxzoo"], "config": config}}, tmp_path / "x.ckpt")
+    with pytest.raises(UserError, match=r"'os.system' is outside voxzoo"):
+        load_run(tmp_path / "x.ckpt")
+
+
+def test_what_is_not_a_checkpoint_of_ours_is_refused(tmp_path: Path):
+    torch.save({"model": torch.zeros(2)}, tmp_path / "theirs.pt")
+    torch.save(torch.zeros(2), tmp_path / "tensor.pt")
+    (tmp_path / "text.ckpt").write_text("hello, not a checkpoint")
+    for name, words in (("theirs.pt", "no voxzoo entry"), ("tensor.pt", "no voxzoo entry"), ("text.ckpt", "text.ckpt")):
+        with pytest.raises(UserError, match=words) as error:
+            load_run(tmp_path / name)
+        one_line(error)
+    with pytest.raises(UserError, match="no such run folder or checkpoint"):
+        load_run(tmp_path / "absent")
+    with pytest.raises(UserError, match=r"not a run \(no config.yaml in it\)"):
+        load_run(tmp_path)
+
+
+# Parts of other runs
+
+
+def test_parts_are_taken_from_another_run(saved, make: Callable[..., Case]):
+    other, path = saved("speech_to_text")
+    case = make("speech_to_text", "adaptor=stack", f"init.speech_encoder={path}")
+    mine, theirs = case.task.speech_encoder.state_dict(), other.task.speech_encoder.state_dict()
+    assert all(value.equal(theirs[key]) for key, value in mine.items())
+    lines = load_parts(case.task, {"speech_encoder": str(path), "text_seq2seq": None}, case.folder)  # pyright: ignore
+    assert len(lines) == 1
+    assert "speech_encoder" in lines[0]
+    assert str(path) in lines[0]
+
+
+@pytest.mark.parametrize(
+    ("task", "overrides", "words"),
+    [
+        ("speech_to_text", ["+init.vocoder={path}"], r"init\.vocoder: SpeechToText has no such part; it has:"),
+        ("speech_to_speech_unity", ["init.t2u={path}"], r"init\.t2u: .*\.ckpt holds no t2u"),
+        ("speech_to_text", ["init.text_seq2seq={path}", "text_seq2seq.dim=16"], r"\(\d+, 32\) there, \(\d+, 16\) here"),
+        ("speech_to_text", ["init.speech_encoder={path}", "speech_encoder.num_layers=3"], r"missing: layers\.2"),
+        ("speech_to_text", ["init.adaptor={path}", "adaptor=stack"], r"unexpected: "),
+        ("speech_to_text", ["init.adaptor=no/such/run"], "no/such/run: no such run folder or checkpoint"),
+    ],
+)
+def test_parts_that_cannot_be_taken_are_named(task: str, overrides: list[str], words: str, saved, make):
+    _, path = saved("speech_to_text")
+    with pytest.raises(UserError, match=words) as error:
+        make(task, *[override.format(path=path) for override in overrides])
+    one_line(error)
