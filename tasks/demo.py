@@ -32,7 +32,7 @@ def main() -> int:
     unseen = voxzoo("evaluate", str(run), "--split", "test_unseen", "--task", "s2tt")
     spoken = voxzoo("evaluate", str(run), "--split", "test_unseen", "--task", "s2st", "--limit", str(SPOKEN))
     rows = hypotheses(spoken)
-    inputs = [row["source_audio"] for row in rows[:5] if row.get("source_audio")]
+    inputs = [row["source_audio"] for row in rows[:5]]
     out = run / "translated"
     translated = voxzoo("translate", str(run), *inputs, "--task", "s2st", "--to", "eng", "--out", str(out))
     report(trained, seen, unseen, spoken, rows, translated, time.monotonic() - started)

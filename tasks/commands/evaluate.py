@@ -260,6 +260,7 @@ class _Evaluation:
                 reference=row.tgt_text,
                 hypothesis=prediction.text,
                 score=prediction.score,
+                source_audio=row.audio,
             )
             if prediction.audio is not None:
                 note_audio(scored, prediction.audio, prediction.sample_rate)

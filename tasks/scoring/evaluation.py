@@ -27,6 +27,7 @@ class Scored:
     Attributes:
         reference: target text of the manifest, "" where there is none.
         hypothesis: text of the first pass, None where the task has no text.
+        source_audio: file of the input speech.
         audio: file of the output speech; duration in seconds.
         heard, heard_reference, heard_resynthesis: what the recogniser made of the output speech, of the target
             recording and of the reference units through the vocoder.
@@ -39,6 +40,7 @@ class Scored:
     reference: str
     hypothesis: str | None = None
     score: float | None = None
+    source_audio: str | None = None
     audio: str | None = None
     duration: float | None = None
     reference_duration: float | None = None
