@@ -28,8 +28,9 @@ def main() -> int:
     started = time.monotonic()
     jobs = min(os.cpu_count() or 1, 2)
     trained = voxzoo("train", "experiment=quickstart", f"root={args.root}", f"stage_jobs={jobs}", *args.overrides)
-    seen = voxzoo("evaluate", str(run), "--split", "test_seen", "--task", "s2tt")
-    unseen = voxzoo("evaluate", str(run), "--split", "test_unseen", "--task", "s2tt")
+    text = ["--task", "s2tt", "--out", str(run / "evaluation" / "text")]
+    seen = voxzoo("evaluate", str(run), "--split", "test_seen", *text)
+    unseen = voxzoo("evaluate", str(run), "--split", "test_unseen", *text)
     spoken = voxzoo("evaluate", str(run), "--split", "test_unseen", "--task", "s2st", "--limit", str(SPOKEN))
     rows = hypotheses(spoken)
     inputs = [row["source_audio"] for row in rows[:5]]
