@@ -30,9 +30,10 @@ def plus_plus(points: Tensor, num_clusters: int, generator: torch.Generator) -> 
     closest = (squares - 2 * points @ centroids[0] + centroids[0].square().sum()).clamp(min=0)
     for _ in range(num_clusters - 1):
         total = closest.double().cumsum(0)
+        share = torch.rand(1, generator=generator, dtype=torch.float64).to(total.device)  # the generator is of the CPU
         # Few distinct points: nothing is left to draw by distance, so draw any.
         drawn = (
-            torch.searchsorted(total, torch.rand(1, generator=generator, dtype=torch.float64) * total[-1])
+            torch.searchsorted(total, share * total[-1])
             if float(total[-1]) > 0
             else torch.randint(len(points), (1,), generator=generator)
         )
