@@ -12,7 +12,8 @@ from ..components.errors import UserError
 
 def inverse_sqrt(optimizer: Optimizer, total_steps: int | None = None, *, warmup_steps: int = 1000) -> LambdaLR:
     """Linear warm-up to the full rate, then rate x sqrt(warmup / step) (Vaswani et al. 2017, section 5.3)."""
-    return LambdaLR(optimizer, lambda step: min((step + 1) / warmup_steps, math.sqrt(warmup_steps / (step + 1))))
+    warmup = max(warmup_steps, 1)
+    return LambdaLR(optimizer, lambda step: min((step + 1) / warmup, math.sqrt(warmup / (step + 1))))
 
 
 def cosine(optimizer: Optimizer, total_steps: int | None = None, *, warmup_steps: int = 100, final: float = 0.01) -> LambdaLR:
