@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from lightning import LightningModule
-from torch import Tensor
+from torch import Tensor, nn
 
 from .types import Adapted, Loss, Padded, UnitOutput
 
@@ -131,6 +131,10 @@ class TextSeq2Seq(Part):
     dim: int
     vocab_size: int
     has_encoder: bool
+
+    def encoder_only(self) -> list[nn.Module]:
+        """Modules that nothing but `encode` uses: tasks that read speech alone take them out of training."""
+        return []
 
     @abstractmethod
     def encode(self, text: Padded) -> Padded:

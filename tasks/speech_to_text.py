@@ -27,7 +27,7 @@ class SpeechToText(Task):
     for their transcript, or have none, contribute nothing and are not counted.
 
     Args:
-        speech_encoder, adaptor, text_seq2seq: the parts.
+        speech_encoder, adaptor, text_seq2seq: the parts. A text encoder of the last one is kept, but does not learn.
         tokenizer: text ids; its language tokens name the directions.
         frontend: waveform to features, for inference.
         ctc_weight: weight of the CTC loss; 0 leaves its head out.
@@ -70,6 +70,8 @@ class SpeechToText(Task):
         width = speech_encoder.output_dim if ctc_on == "encoder" else adaptor.output_dim
         self.ctc_head = nn.Linear(width, tokenizer.vocab_size) if ctc_weight > 0 else None
         match_widths(speech_encoder, adaptor, text_seq2seq)
+        for module in text_seq2seq.encoder_only():
+            module.requires_grad_(False)  # no loss reaches it, and DDP would wait for its gradients
 
     def measure(self, batch: Batch) -> tuple[dict[str, Loss], dict[str, Loss]]:
         return self.text_losses(batch, *self.text_pass(batch))

@@ -5,7 +5,7 @@ Letters: B batch, T memory steps, S subwords, D model dim, V vocabulary, R = B x
 
 from __future__ import annotations
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..layers.transformer import Activation, DecoderCache, TokenEmbedding, TransformerDecoder, TransformerEncoder
 from ..roles import DecoderState, TextSeq2Seq
@@ -97,6 +97,12 @@ class TransformerSeq2Seq(TextSeq2Seq):
             activation,
             layerdrop,
         )
+
+    def encoder_only(self) -> list[nn.Module]:
+        """The text encoder, and its embeddings where they are its own."""
+        if not self.has_encoder:
+            return []
+        return [self.encoder] if self.encoder_embed is None else [self.encoder, self.encoder_embed]
 
     def encode(self, text: Padded) -> Padded:
         """(B, S) ids -> (B, S, D) memory after the final norm. Raises ValueError where there is no encoder."""
