@@ -48,7 +48,7 @@ class Task(LightningModule, ABC):
         self._make_schedule: Callable[..., Any] | None = None
         self._count: Tensor | None = None
         self._window: dict[str, Loss] = {}
-        self._window_seconds = 0.0
+        self._window_seconds: Tensor | float = 0.0
         self._window_started = 0.0
         self._totals: dict[str, Loss] = {}
         self._grad_norm: Tensor | float = 0.0
@@ -128,7 +128,8 @@ class Task(LightningModule, ABC):
             kept = Loss(value.total.detach().float(), value.count.detach().float())
             self._window[name] = self._window[name] + kept if name in self._window else kept
         if batch.seconds is not None:
-            self._window_seconds += float(batch.seconds.sum())
+            # Kept as a tensor: reading it here would wait for the device at every step.
+            self._window_seconds = self._window_seconds + batch.seconds.sum()
         # Lightning divides by the accumulation steps; the division that counts comes before the step.
         return self.weighted(losses) * self.trainer.accumulate_grad_batches
 
@@ -157,7 +158,9 @@ class Task(LightningModule, ABC):
         self._grad_norm = nn.utils.clip_grad_norm_(parameters, limit)
 
     def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
-        if self.trainer.global_step % self.trainer.log_every_n_steps or not self._window:  # pyright: ignore[reportAttributeAccessIssue]
+        due = self.trainer.global_step % self.trainer.log_every_n_steps == 0  # pyright: ignore[reportAttributeAccessIssue]
+        # `_count` is emptied by the optimizer's step: between steps of an accumulation there is nothing to say.
+        if not due or self._count is not None or not self._window:
             return
         metrics = self._drain_window()
         if self.trainer.is_global_zero:
@@ -166,15 +169,32 @@ class Task(LightningModule, ABC):
 
     def _drain_window(self) -> dict[str, float]:
         elapsed = max(time.perf_counter() - self._window_started, 1e-9)
-        metrics = {f"train/{name}": float(value.mean) for name, value in self._window.items()}
-        losses = {name: value for name, value in self._window.items() if not name.startswith("accuracy")}
-        metrics["train/loss"] = sum(self.loss_weights.get(n, 1.0) * float(v.mean) for n, v in losses.items())
+        means = self._means(self._window)
+        (seconds,) = self._over_ranks([torch.as_tensor(self._window_seconds, device=self.device)])
+        metrics = {f"train/{name}": mean for name, mean in means.items()}
+        metrics["train/loss"] = self._weighted_mean(means)
         metrics["train/lr"] = self.trainer.optimizers[0].param_groups[0]["lr"]
         metrics["train/grad_norm"] = float(self._grad_norm)
-        metrics["train/audio_seconds_per_second"] = self._window_seconds * self.trainer.world_size / elapsed
+        metrics["train/audio_seconds_per_second"] = seconds / elapsed
         self._window, self._window_seconds, self._window_started = {}, 0.0, time.perf_counter()
         self.latest = metrics
         return metrics
+
+    def _means(self, losses: Mapping[str, Loss]) -> dict[str, float]:
+        """Sums over the ranks, divided once."""
+        names = sorted(losses)
+        sums = self._over_ranks([*(losses[n].total for n in names), *(losses[n].count for n in names)])
+        return {n: total / max(count, 1.0) for n, total, count in zip(names, sums, sums[len(names) :])}
+
+    def _over_ranks(self, values: list[Tensor]) -> list[float]:
+        """Each () tensor summed over the ranks."""
+        sums = torch.stack([value.float() for value in values])
+        if self.trainer.world_size > 1:
+            sums = self.all_gather(sums).sum(0)  # pyright: ignore[reportAttributeAccessIssue]
+        return sums.tolist()
+
+    def _weighted_mean(self, means: Mapping[str, float]) -> float:
+        return sum(self.loss_weights.get(n, 1.0) * mean for n, mean in means.items() if not n.startswith("accuracy"))
 
     # Validation: sums over batches and ranks, divided once
 
@@ -190,13 +210,9 @@ class Task(LightningModule, ABC):
     def on_validation_epoch_end(self) -> None:
         if not self._totals:
             return
-        names = sorted(self._totals)
-        sums = torch.stack([torch.stack([self._totals[n].total, self._totals[n].count]) for n in names])
-        if self.trainer.world_size > 1:
-            sums = self.all_gather(sums).sum(0)  # pyright: ignore[reportAttributeAccessIssue]
-        means = {n: float(t / c.clamp(min=1)) for n, (t, c) in zip(names, sums)}
+        means = self._means(self._totals)
         metrics = {f"valid/{n}": m for n, m in means.items()}
-        metrics["valid/loss"] = sum(self.loss_weights.get(n, 1.0) * m for n, m in means.items() if not n.startswith("accuracy"))
+        metrics["valid/loss"] = self._weighted_mean(means)
         self.log_dict(metrics, rank_zero_only=False)
         self._window_started = 0.0  # the time validation took is not training time
 
