@@ -132,6 +132,15 @@ class Checkpointer(Checkpoint):
             raise KeyboardInterrupt
         self._signal = number
 
+    def _stopping(self, trainer: Trainer) -> bool:
+        """Whether any process was told to stop: saving is done together, so all must stop at the same step."""
+        told = bool(self._signal)
+        if trainer.world_size > 1:
+            told = trainer.strategy.reduce_boolean_decision(told, all=False)
+        if told and not self._signal:
+            self._signal = signal.SIGTERM
+        return told
+
     def _restore_handlers(self) -> None:
         for number, handler in self._handlers.items():
             signal.signal(number, handler)
@@ -146,13 +155,13 @@ class Checkpointer(Checkpoint):
     # Saving
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
-        stepped = not trainer.fit_loop._should_accumulate()
-        if stepped and self._validation_due(trainer):
+        # Gradients of a step half gathered are in no checkpoint: stop and save between steps only.
+        if trainer.fit_loop._should_accumulate() or self._validation_due(trainer):
             return
-        if self._signal:
+        if self._stopping(trainer):
             trainer.save_checkpoint(self.last)
             raise Interrupted(self._signal, trainer.global_step)
-        if stepped and trainer.global_step % self.every_steps == 0:
+        if trainer.global_step % self.every_steps == 0:
             trainer.save_checkpoint(self.last)
 
     def _validation_due(self, trainer: Trainer) -> bool:
@@ -162,7 +171,7 @@ class Checkpointer(Checkpoint):
         return (loop.total_batch_idx + 1) % int(trainer.val_check_batch) == 0  # pyright: ignore[reportArgumentType]
 
     def on_validation_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
-        if self._signal and not trainer.sanity_checking:
+        if not trainer.sanity_checking and self._stopping(trainer):
             # The step before this validation is not saved yet: the last save is repeated from, which gives the same run.
             raise Interrupted(self._signal, trainer.global_step)
 

@@ -42,11 +42,16 @@ def main(argv: list[str] | None = None) -> int:
             return 1
         except Exception as error:
             result, status = _failure(error, arguments)
-        if arguments.json:
+        if arguments.json and _is_first():
             print(json.dumps(result, ensure_ascii=False, default=str), file=out, flush=True)
     if status and result.get("error"):
         print(f"voxzoo {arguments.verb}: {result['error']}", file=sys.stderr)
     return status
+
+
+def _is_first() -> bool:
+    """Whether this is the one process of a run that answers: DDP starts the same command once for each device."""
+    return os.environ.get("RANK", os.environ.get("LOCAL_RANK", "0")) == "0"
 
 
 def _parse(parser: argparse.ArgumentParser, words: list[str]) -> argparse.Namespace:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import difflib
 import os
 import zipfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -205,6 +206,17 @@ def settle_config(folder: Path, text: str) -> None:
 def is_done(folder: Path) -> bool:
     """Whether the run in a folder has ended."""
     return (folder / "done.json").exists()
+
+
+@contextmanager
+def turns(folder: Path) -> Iterator[None]:
+    """Let the processes of one run through one at a time: what the first one writes, the others find."""
+    import fcntl
+
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / ".turn", "w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 
 def pid_lock(folder: Path) -> Any:

@@ -12,10 +12,12 @@ import threading
 import time
 import warnings
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
+from lightning.fabric.utilities.rank_zero import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
 
 from ..components.errors import UserError
@@ -27,7 +29,7 @@ from ..configs.targets import allow_list
 from .checkpoints import AtomicCheckpointIO, Checkpointer, Interrupted, write_atomically
 from .examples import Examples
 from .progress import RunProgress
-from .run import active_stages, is_done, load_parts, pid_lock, settle_config
+from .run import active_stages, is_done, load_parts, pid_lock, settle_config, turns
 from .task import Task
 
 # What a run that was stopped by a signal exits with; 75 (EX_TEMPFAIL) tells a scheduler to requeue.
@@ -78,9 +80,11 @@ def _train_one(config: DictConfig) -> dict[str, Any]:
     if config.get("threads"):
         torch.set_num_threads(config.threads)
     started = time.monotonic()
-    with pid_lock(folder):
-        data = prepare_data(config)
-        settle_config(folder, to_yaml(config))
+    first = rank_zero_only.rank in (None, 0)  # of the processes of one run, the one that writes
+    with pid_lock(folder) if first else nullcontext():
+        with turns(folder):
+            data = prepare_data(config)
+            settle_config(folder, to_yaml(config))
         if is_done(folder):
             say(f"{folder}: already trained")
             return {"status": "ok", "run": str(folder), **json.loads((folder / "done.json").read_text())}
@@ -91,7 +95,8 @@ def _train_one(config: DictConfig) -> dict[str, Any]:
         else:
             result = _fit(config, task, data, folder)
         result["seconds"] = round(time.monotonic() - started, 1)
-        write_atomically(folder / "done.json", lambda file: file.write(json.dumps(result, indent=1).encode()))
+        if first:
+            write_atomically(folder / "done.json", lambda file: file.write(json.dumps(result, indent=1).encode()))
     return {"status": "ok", "run": str(folder), **result}
 
 
@@ -261,6 +266,7 @@ class _Stage:
         self.thread.join(5)
 
 
+@rank_zero_only
 def say(line: str) -> None:
     """A line for the person who waits."""
     print(line, file=sys.stderr, flush=True)
@@ -278,5 +284,7 @@ def quiet_libraries() -> None:
         ".*isinstance.treespec.*",
         ".*Trying to infer the `batch_size`.*",
         ".*in eval mode at the start of training.*",
+        ".*sync_dist=True.*",  # the sums are gathered before they are divided
+        ".*Grad strides do not match bucket view strides.*",
     ):
         warnings.filterwarnings("ignore", message=message)
