@@ -76,7 +76,13 @@ class _Walker:
             return _MISSING
         node = parent._get_node(key)
         text = node._value() if node is not None else None  # pyright: ignore[reportAttributeAccessIssue]
-        if isinstance(text, str) and text.startswith("${") and text.endswith("}") and ":" not in text and text.count("${") == 1:
+        if (
+            isinstance(text, str)
+            and text.startswith("${")
+            and text.endswith("}")
+            and ":" not in text
+            and text.count("${") == 1
+        ):
             source = text[2:-1]
             if not source.startswith("."):
                 return _Link(source)
@@ -90,7 +96,7 @@ class _Walker:
                 path = found.path
                 head, _, tail = path.rpartition(".")
                 owner = OmegaConf.select(self.config, head) if head else self.config
-                if owner is None or tail not in owner:
+                if owner is None or tail not in owner.keys():  # noqa: SIM118 - `in` leaves out what is still ???
                     self.add(path, "is referred to but does not exist")
                     return path, _FAULTY
                 found = self.raw(owner, tail)
@@ -133,7 +139,10 @@ class _Walker:
             return
         wanted = _classes(hint)
         if wanted and isinstance(found, type) and not issubclass(found, tuple(wanted)):
-            self.add(path, f"{found.__name__} is not a {' or '.join(w.__name__ for w in wanted)}: the part is in the wrong slot")
+            self.add(
+                path,
+                f"{found.__name__} is not a {' or '.join(w.__name__ for w in wanted)}: the part is in the wrong slot",
+            )
             return
         if path in self.seen:
             return
@@ -166,7 +175,7 @@ class _Walker:
                     parameter.VAR_KEYWORD,
                     parameter.VAR_POSITIONAL,
                 )
-                if required and key not in node and key != "self":
+                if required and key not in node.keys() and key != "self":  # noqa: SIM118
                     self.add(f"{path}.{key}", f"{found.__name__} needs a value for this")
 
 
