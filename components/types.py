@@ -66,8 +66,13 @@ class Padded(_Movable):
 
     def to(self, *args: Any, **kwargs: Any) -> Padded:
         """Move (and cast floating) data; lengths move to the device but stay int64."""
-        data = self.data.to(*args, **kwargs) if self.data.is_floating_point() else self.data.to(
-            *[a for a in args if not isinstance(a, torch.dtype)], **{k: v for k, v in kwargs.items() if k != "dtype"}
+        data = (
+            self.data.to(*args, **kwargs)
+            if self.data.is_floating_point()
+            else self.data.to(
+                *[a for a in args if not isinstance(a, torch.dtype)],
+                **{k: v for k, v in kwargs.items() if k != "dtype"},
+            )
         )
         return Padded(data, self.lengths.to(data.device))
 
@@ -208,7 +213,9 @@ def _register(cls: type, static: tuple[str, ...] = ()) -> None:
     pytree.register_pytree_node(
         cls,
         lambda node: ([getattr(node, name) for name in names], tuple(getattr(node, name) for name in static)),
-        lambda children, context: cls(**dict(zip(names, children, strict=True)), **dict(zip(static, context, strict=True))),
+        lambda children, context: cls(
+            **dict(zip(names, children, strict=True)), **dict(zip(static, context, strict=True))
+        ),
         serialized_type_name=f"voxzoo.{cls.__name__}",
     )
 

@@ -103,7 +103,9 @@ def _lenient(override: str, folders: Sequence[Path]) -> str:
     try:
         parsed = OverridesParser.create().parse_override(override)
     except HydraException as error:
-        raise UserError(f"override {override!r} does not parse (key=value is expected): {str(error).splitlines()[0]}") from None
+        raise UserError(
+            f"override {override!r} does not parse (key=value is expected): {str(error).splitlines()[0]}"
+        ) from None
     key = parsed.key_or_group
     choices = sorted({path.stem for folder in folders for path in folder.glob(f"{key}/*.yaml")})
     if choices and "." not in key:

@@ -44,7 +44,11 @@ def write_atomically(path: Path, write: Any) -> None:
         temporary.unlink(missing_ok=True)
         if isinstance(error, RuntimeError) and "PytorchStreamWriter" not in str(error) and "write" not in str(error):
             raise
-        reason = error.strerror if isinstance(error, OSError) and error.strerror else "could not be written (is the disk full?)"
+        reason = (
+            error.strerror
+            if isinstance(error, OSError) and error.strerror
+            else "could not be written (is the disk full?)"
+        )
         raise UserError(
             f"{path}: {reason}; the previous checkpoint is untouched. Free some space and run the same command again"
         ) from error
@@ -187,7 +191,9 @@ class Checkpointer(Checkpoint):
                 temporary.unlink(missing_ok=True)
                 os.link(self.last, temporary)  # last.ckpt is only ever replaced, never written into
                 os.replace(temporary, self.folder / name)
-            write_atomically(self.folder / "best.json", lambda file: file.write(json.dumps(self.best, indent=1).encode()))
+            write_atomically(
+                self.folder / "best.json", lambda file: file.write(json.dumps(self.best, indent=1).encode())
+            )
             for stale in removed:
                 (self.folder / stale).unlink(missing_ok=True)
 
@@ -218,4 +224,3 @@ def pick_checkpoint(folder: Path) -> Path:
     if (folder / "last.ckpt").exists():
         return folder / "last.ckpt"
     raise UserError(f"{folder.parent}: no checkpoint yet; train it first with `voxzoo train`")
-

@@ -61,7 +61,9 @@ class Examples(Callback):
                 if audio is None or audio.numel() == 0:
                     continue
                 writer.add_audio(f"{prediction.id}/{kind}", audio.float().cpu()[None], step, prediction.sample_rate)
-                writer.add_figure(f"{prediction.id}/{kind}_spectrogram", spectrogram(audio, prediction.sample_rate), step)
+                writer.add_figure(
+                    f"{prediction.id}/{kind}_spectrogram", spectrogram(audio, prediction.sample_rate), step
+                )
         if seen:
             writer.add_figure("cross_attention", attention_picture(seen[-1][0], predictions[0].text or ""), step)
 
@@ -75,6 +77,7 @@ def example_mode(task: Task, batch: Batch) -> str:
 
 def first_rows(batch: Batch, count: int) -> Batch:
     """The first rows of a batch."""
+
     def cut(value: Any) -> Any:
         if isinstance(value, Padded):
             lengths = value.lengths[:count]

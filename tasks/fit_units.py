@@ -58,5 +58,7 @@ class FitUnits(Task):
     def measure(self, batch: Batch) -> tuple[dict[str, Loss], dict[str, Loss]]:
         raise RuntimeError("units are fitted by clustering, not by gradient steps")
 
-    def predict(self, batch: Batch, *, task: str | None = None, options: SearchOptions | None = None) -> list[Prediction]:
+    def predict(
+        self, batch: Batch, *, task: str | None = None, options: SearchOptions | None = None
+    ) -> list[Prediction]:
         raise RuntimeError("a unit extractor translates nothing; use `voxzoo units extract`")

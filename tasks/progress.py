@@ -54,7 +54,9 @@ class RunProgress(ProgressBar):
             print(f"step {trainer.global_step}/{total}  {self._text(pl_module)}", file=sys.stderr, flush=True)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        metrics = {k.removeprefix("valid/"): float(v) for k, v in trainer.callback_metrics.items() if k.startswith("valid/")}
+        metrics = {
+            k.removeprefix("valid/"): float(v) for k, v in trainer.callback_metrics.items() if k.startswith("valid/")
+        }
         self._valid = " ".join(f"{name} {value:.3f}" for name, value in metrics.items())
         if self._enabled and trainer.is_global_zero:
             print(f"step {trainer.global_step}  valid: {self._valid}", file=sys.stderr, flush=True)

@@ -113,7 +113,9 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     except (OSError, EOFError, RuntimeError, zipfile.BadZipFile) as error:
         raise UserError(f"{path}: cannot be read as a checkpoint ({_first_line(error)}); is it whole?") from None
     except Exception as error:  # pickle.UnpicklingError: something that would run code
-        raise UserError(f"{path}: refused, it holds more than tensors and plain values ({_first_line(error)})") from None
+        raise UserError(
+            f"{path}: refused, it holds more than tensors and plain values ({_first_line(error)})"
+        ) from None
     if not isinstance(content, dict) or "voxzoo" not in content or "state_dict" not in content:
         raise UserError(f"{path}: a checkpoint, but not one that `voxzoo train` wrote (no voxzoo entry)")
     return content
@@ -193,7 +195,9 @@ def settle_config(folder: Path, text: str) -> None:
                 config.pop(key, None)  # pyright: ignore[reportArgumentType, reportCallIssue]
         if OmegaConf.to_container(old) != OmegaConf.to_container(new):
             before, after = OmegaConf.to_yaml(old).splitlines(), OmegaConf.to_yaml(new).splitlines()
-            changes = [line for line in difflib.unified_diff(before, after, lineterm="", n=1) if line[:3] not in ("---", "+++")]
+            changes = [
+                line for line in difflib.unified_diff(before, after, lineterm="", n=1) if line[:3] not in ("---", "+++")
+            ]
             shown = "\n    ".join(changes[:30])
             raise UserError(
                 f"{folder} holds a run of another config (- there, + now):\n    {shown}\n"

@@ -16,7 +16,9 @@ def inverse_sqrt(optimizer: Optimizer, total_steps: int | None = None, *, warmup
     return LambdaLR(optimizer, lambda step: min((step + 1) / warmup, math.sqrt(warmup / (step + 1))))
 
 
-def cosine(optimizer: Optimizer, total_steps: int | None = None, *, warmup_steps: int = 100, final: float = 0.01) -> LambdaLR:
+def cosine(
+    optimizer: Optimizer, total_steps: int | None = None, *, warmup_steps: int = 100, final: float = 0.01
+) -> LambdaLR:
     """Linear warm-up, then half a cosine down to `final` x the full rate at the last step of the run."""
     total = _required(total_steps, "cosine")
 
@@ -29,7 +31,9 @@ def cosine(optimizer: Optimizer, total_steps: int | None = None, *, warmup_steps
     return LambdaLR(optimizer, factor)
 
 
-def linear(optimizer: Optimizer, total_steps: int | None = None, *, warmup_steps: int = 100, final: float = 0.0) -> LambdaLR:
+def linear(
+    optimizer: Optimizer, total_steps: int | None = None, *, warmup_steps: int = 100, final: float = 0.0
+) -> LambdaLR:
     """Linear warm-up, then linear decay to `final` x the full rate at the last step of the run."""
     total = _required(total_steps, "linear")
 

@@ -114,13 +114,17 @@ class SpeechToSpeechUnitY(SpeechToText):
         return losses, statistics
 
     @torch.inference_mode()
-    def predict(self, batch: Batch, *, task: str | None = None, options: SearchOptions | None = None) -> list[Prediction]:
+    def predict(
+        self, batch: Batch, *, task: str | None = None, options: SearchOptions | None = None
+    ) -> list[Prediction]:
         mode = self.pick_mode(task, batch)
         assert batch.speech is not None
         memory = self.encode_speech(batch.speech)
         speak = mode == "s2st"
         options = options or self.search
-        hypotheses = translate_text(self.text_seq2seq, memory, batch.tgt_lang, self.tokenizer, options, keep_states=speak)
+        hypotheses = translate_text(
+            self.text_seq2seq, memory, batch.tgt_lang, self.tokenizer, options, keep_states=speak
+        )
         predictions = text_predictions(batch, mode, hypotheses, self.tokenizer)
         if not speak:
             return predictions

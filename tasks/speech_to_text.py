@@ -110,7 +110,9 @@ class SpeechToText(Task):
         return self.adaptor(self.speech_encoder(speech)).states
 
     @torch.inference_mode()
-    def predict(self, batch: Batch, *, task: str | None = None, options: SearchOptions | None = None) -> list[Prediction]:
+    def predict(
+        self, batch: Batch, *, task: str | None = None, options: SearchOptions | None = None
+    ) -> list[Prediction]:
         mode = self.pick_mode(task, batch)
         assert batch.speech is not None
         memory = self.encode_speech(batch.speech)
@@ -150,7 +152,9 @@ def translate_text(
     keep_states: bool = False,
 ) -> list[Hypothesis]:
     """Best hypothesis of each row of (B, T, D) memory, started with `eos lang`; with its decoder states if asked for."""
-    prefix: Tensor = torch.tensor([[tokenizer.eos_id, tokenizer.lang_id(lang)] for lang in tgt_lang], device=memory.device)
+    prefix: Tensor = torch.tensor(
+        [[tokenizer.eos_id, tokenizer.lang_id(lang)] for lang in tgt_lang], device=memory.device
+    )
     found = generate(
         model,
         memory,

@@ -61,7 +61,9 @@ class Task(LightningModule, ABC):
         """Losses and statistics (accuracies) of a batch; keys never depend on the batch."""
 
     @abstractmethod
-    def predict(self, batch: Batch, *, task: str | None = None, options: SearchOptions | None = None) -> list[Prediction]:
+    def predict(
+        self, batch: Batch, *, task: str | None = None, options: SearchOptions | None = None
+    ) -> list[Prediction]:
         """Serve a batch: one prediction per row, in order."""
 
     def losses(self, batch: Batch) -> dict[str, Loss]:
@@ -151,7 +153,10 @@ class Task(LightningModule, ABC):
         self._count = None
 
     def configure_gradient_clipping(
-        self, optimizer: torch.optim.Optimizer, gradient_clip_val: float | None = None, gradient_clip_algorithm: str | None = None
+        self,
+        optimizer: torch.optim.Optimizer,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
     ) -> None:
         parameters = [p for p in self.parameters() if p.grad is not None]
         limit = gradient_clip_val if gradient_clip_val else float("inf")
@@ -271,5 +276,8 @@ def parameter_groups(module: nn.Module) -> list[dict[str, Any]]:
     trainable = [p for p in module.parameters() if p.requires_grad]
     if not trainable:
         raise UserError("nothing to train: every part is frozen")
-    groups = [{"params": [p for p in trainable if p.dim() > 1]}, {"params": [p for p in trainable if p.dim() <= 1], "weight_decay": 0.0}]
+    groups = [
+        {"params": [p for p in trainable if p.dim() > 1]},
+        {"params": [p for p in trainable if p.dim() <= 1], "weight_decay": 0.0},
+    ]
     return [group for group in groups if group["params"]]

@@ -49,11 +49,15 @@ class TextToText(Task):
         assert batch.source is not None
         assert batch.target is not None
         states = self.text_seq2seq.decode(self.text_seq2seq.encode(batch.source), decoder_input(batch.target))
-        text, accuracy = text_loss(self.text_seq2seq, states, batch.target, self.label_smoothing, self.loss_on_lang_token)
+        text, accuracy = text_loss(
+            self.text_seq2seq, states, batch.target, self.label_smoothing, self.loss_on_lang_token
+        )
         return {"text": text}, {"accuracy": accuracy}
 
     @torch.inference_mode()
-    def predict(self, batch: Batch, *, task: str | None = None, options: SearchOptions | None = None) -> list[Prediction]:
+    def predict(
+        self, batch: Batch, *, task: str | None = None, options: SearchOptions | None = None
+    ) -> list[Prediction]:
         mode = self.pick_mode(task, batch)
         assert batch.source is not None
         memory = self.text_seq2seq.encode(batch.source)

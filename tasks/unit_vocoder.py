@@ -56,7 +56,9 @@ class UnitVocoderTask(Task):
         return self.vocoder.losses(units, batch.target_speech, batch.speaker), {}
 
     @torch.inference_mode()
-    def predict(self, batch: Batch, *, task: str | None = None, options: SearchOptions | None = None) -> list[Prediction]:
+    def predict(
+        self, batch: Batch, *, task: str | None = None, options: SearchOptions | None = None
+    ) -> list[Prediction]:
         self.pick_mode(task, batch if batch.task else replace(batch, task=("u2s",)))
         speech = self.resynthesise(batch)
         assert speech is not None

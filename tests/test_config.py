@@ -4,7 +4,6 @@ from pathlib import Path
 
 import pytest
 from omegaconf import OmegaConf
-
 from voxzoo.components import ConformerEncoder, StackAdaptor
 from voxzoo.components.errors import UserError
 from voxzoo.configs import build, check, compose, require_valid
@@ -138,7 +137,9 @@ def test_building_reports_the_class_of_a_refused_value():
 
 def test_your_own_folder_of_groups(tmp_path: Path):
     (tmp_path / "adaptor").mkdir()
-    (tmp_path / "adaptor" / "mine.yaml").write_text("_target_: voxzoo.components.NoAdaptor\ninput_dim: 3\noutput_dim: 4\n")
+    (tmp_path / "adaptor" / "mine.yaml").write_text(
+        "_target_: voxzoo.components.NoAdaptor\ninput_dim: 3\noutput_dim: 4\n"
+    )
     config = compose(["adaptor=mine"], config_dirs=[str(tmp_path)])
     assert config.adaptor.output_dim == 4
     with pytest.raises(UserError, match="no such folder"):
@@ -159,7 +160,7 @@ def test_every_shipped_yaml_composes_and_is_valid(path: Path):
     override = f"{path.parent.name}={path.stem}"
     extra = ["data.train=t.jsonl", "data.valid=v.jsonl"] if override == "data=manifest" else []
     config = compose([override, *extra])
-    about = [line for line in path.read_text().splitlines() if not line.startswith("# @package")][0]
+    about = next(line for line in path.read_text().splitlines() if not line.startswith("# @package"))
     assert about.startswith("# "), "every YAML opens with a line that says what it is"
     needs = {
         "task=unit_vocoder": ["unit_extractor=tiny", "vocoder=tiny"],

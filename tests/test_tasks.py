@@ -15,7 +15,6 @@ import torch
 from lightning import Trainer
 from omegaconf import OmegaConf
 from torch.utils.data import DataLoader
-
 from voxzoo.components.errors import UserError
 from voxzoo.components.search import SearchOptions
 from voxzoo.components.types import Batch, Padded
@@ -274,7 +273,9 @@ def test_a_step_does_not_depend_on_how_its_batch_was_cut_up(name: str, make: Cal
     assert any(not value.equal(before[key]) for key, value in whole.task.state_dict().items())
     for other in (cut, uneven):
         for key, value in other.task.state_dict().items():
-            torch.testing.assert_close(value, whole.task.state_dict()[key], atol=2e-6, rtol=1e-5, msg=lambda text, key=key: f"{key}: {text}")
+            torch.testing.assert_close(
+                value, whole.task.state_dict()[key], atol=2e-6, rtol=1e-5, msg=lambda text, key=key: f"{key}: {text}"
+            )
 
 
 def test_validation_divides_sums_once(make: Callable[..., Case]):
