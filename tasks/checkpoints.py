@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import threading
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -23,6 +24,9 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
         write_atomically(Path(path), lambda file: torch.save(checkpoint, file))
+
+    def load_checkpoint(self, path: Any, map_location: Any = "cpu", weights_only: bool | None = True) -> dict[str, Any]:
+        return read_checkpoint(Path(path))
 
 
 def write_atomically(path: Path, write: Any) -> None:
@@ -55,6 +59,29 @@ def write_atomically(path: Path, write: Any) -> None:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """Read a checkpoint with `weights_only=True`: nothing in it is executed.
+
+    Raises:
+        UserError: not a checkpoint, cut off, or not one of voxzoo's.
+    """
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except (OSError, EOFError, RuntimeError, zipfile.BadZipFile) as error:
+        raise UserError(f"{path}: cannot be read as a checkpoint ({_first_line(error)}); is it whole?") from None
+    except Exception as error:  # pickle.UnpicklingError: something that would run code
+        raise UserError(
+            f"{path}: refused, it holds more than tensors and plain values ({_first_line(error)})"
+        ) from None
+    if not isinstance(content, dict) or "voxzoo" not in content or "state_dict" not in content:
+        raise UserError(f"{path}: a checkpoint, but not one that `voxzoo train` wrote (no voxzoo entry)")
+    return content
+
+
+def _first_line(error: BaseException) -> str:
+    return next(iter(str(error).splitlines()), type(error).__name__)
 
 
 def misfit(own: Mapping[str, torch.Tensor], weights: Mapping[str, torch.Tensor]) -> str:
@@ -158,7 +185,9 @@ class Checkpointer(Checkpoint):
 
     # Saving
 
-    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
         # Gradients of a step half gathered are in no checkpoint: stop and save between steps only.
         if trainer.fit_loop._should_accumulate() or self._validation_due(trainer):
             return
@@ -174,9 +203,17 @@ class Checkpointer(Checkpoint):
             return False
         return (loop.total_batch_idx + 1) % int(trainer.val_check_batch) == 0  # pyright: ignore[reportArgumentType]
 
-    def on_validation_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
+    def on_validation_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
         if not trainer.sanity_checking and self._stopping(trainer):
-            # The step before this validation is not saved yet: the last save is repeated from, which gives the same run.
+            # The step before this validation is not saved yet: going on from the last save gives the same run.
             raise Interrupted(self._signal, trainer.global_step)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

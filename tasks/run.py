@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import difflib
 import os
-import zipfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,7 +17,7 @@ from ..components.errors import UserError
 from ..components.roles import Tokenizer
 from ..configs.build import build
 from ..configs.targets import locate, trusted
-from .checkpoints import misfit, pick_checkpoint, write_atomically
+from .checkpoints import misfit, pick_checkpoint, read_checkpoint, write_atomically
 from .task import Task
 
 # What may differ between two calls of the same run: how it is executed, not what it computes.
@@ -102,25 +101,6 @@ def active_stages(config: DictConfig) -> list[str]:
     return names
 
 
-def read_checkpoint(path: Path) -> dict[str, Any]:
-    """Read a checkpoint with `weights_only=True`: nothing in it is executed.
-
-    Raises:
-        UserError: not a checkpoint, cut off, or not one of voxzoo's.
-    """
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, EOFError, RuntimeError, zipfile.BadZipFile) as error:
-        raise UserError(f"{path}: cannot be read as a checkpoint ({_first_line(error)}); is it whole?") from None
-    except Exception as error:  # pickle.UnpicklingError: something that would run code
-        raise UserError(
-            f"{path}: refused, it holds more than tensors and plain values ({_first_line(error)})"
-        ) from None
-    if not isinstance(content, dict) or "voxzoo" not in content or "state_dict" not in content:
-        raise UserError(f"{path}: a checkpoint, but not one that `voxzoo train` wrote (no voxzoo entry)")
-    return content
-
-
 def build_task(config: DictConfig, assets: dict[str, torch.Tensor], allowed: tuple[str, ...]) -> Task:
     """Build the task of a config; files it needs come from the assets of its checkpoint."""
     given: dict[str, Any] = {}
@@ -175,10 +155,6 @@ def load_parts(task: Task, sources: dict[str, str], run_dir: Path) -> list[str]:
         parts[role].load_state_dict(weights)
         lines.append(f"{role}: {len(weights)} tensors from {checkpoint}")
     return lines
-
-
-def _first_line(error: BaseException) -> str:
-    return next(iter(str(error).splitlines()), type(error).__name__)
 
 
 def settle_config(folder: Path, text: str) -> None:

@@ -18,14 +18,15 @@ from ..components.errors import UserError
 from ..components.roles import Frontend, Tokenizer
 from ..components.search import SearchOptions
 from ..components.types import Batch, Loss, Prediction
+from .checkpoints import misfit
 
 
 class Task(LightningModule, ABC):
     """What is trained. A task takes its parts as arguments, and is the only thing that logs.
 
-    Gradients are of summed losses; before the optimizer steps they are divided by the count of the first loss, summed over
-    ranks and accumulation steps, so that a step does not depend on how its batch was cut up. `loss_weights` scale each
-    loss sum; a loss that counts something else than the first one is therefore weighted per unit of the first.
+    Gradients are of summed losses; before the optimizer steps they are divided by the count of the first loss, summed
+    over ranks and accumulation steps, so that a step does not depend on how its batch was cut up. `loss_weights` scale
+    each loss sum; a loss that counts something else than the first one is therefore weighted per unit of the first.
 
     Attributes:
         needs: the `Batch` fields the task reads in training.
@@ -103,7 +104,7 @@ class Task(LightningModule, ABC):
         """Give the optimizer (called with the trainable parameters) and the schedule (called with the optimizer)."""
         self._make_optimizer, self._make_schedule = optimizer, schedule
 
-    def configure_optimizers(self):
+    def configure_optimizers(self) -> Any:
         if self._make_optimizer is None:
             raise RuntimeError("attach_optimizer was not called before fit")
         optimizer = self._make_optimizer(parameter_groups(self))
@@ -228,6 +229,13 @@ class Task(LightningModule, ABC):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["voxzoo"] = {"config": self.config, "assets": self.assets()}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        # Sharded weights are loaded later, and by pieces.
+        if not self.trainer.strategy.restore_checkpoint_after_setup:
+            problem = misfit(self.state_dict(), checkpoint["state_dict"])
+            if problem:
+                raise UserError(f"{self.trainer.ckpt_path}: does not fit this config; {problem}")
 
     def assets(self) -> dict[str, Tensor]:
         """Files a checkpoint carries, as uint8 tensors, so that it loads with `weights_only=True` and stands alone."""

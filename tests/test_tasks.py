@@ -89,7 +89,8 @@ CASES = {
     "unity, first pass frozen": ("speech_to_speech_unity", "text_seq2seq.num_encoder_layers=0", *FIRST_PASS),
     "unity, autoregressive": (
         "speech_to_speech_unity", "text_seq2seq.num_encoder_layers=0", "t2u=autoregressive", "t2u.dim=16",
-        "t2u.ffn_dim=32", "t2u.num_encoder_layers=1", "t2u.num_decoder_layers=1", "t2u.max_length=16", "t2u.beam_size=2",
+        "t2u.ffn_dim=32", "t2u.num_encoder_layers=1", "t2u.num_decoder_layers=1", "t2u.max_length=16",
+        "t2u.beam_size=2",
     ),
     "unit_vocoder": ("unit_vocoder",),
     "unit_vocoder, iSTFT": ("unit_vocoder", "vocoder=tiny_istft"),

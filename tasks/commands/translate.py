@@ -17,6 +17,8 @@ TASKS = ("s2st", "s2tt", "asr", "t2tt", "t2st")
 AUDIO_SUFFIXES = frozenset({".wav", ".flac", ".ogg", ".opus", ".mp3", ".aiff", ".aif", ".au", ".w64", ".caf"})
 SHORTEST_SECONDS = 0.1
 LONGEST_MINUTES = 120
+LONGEST_TOKENS = 1024
+"""Of a line of text: attention takes memory by the square of it. NLLB has the same limit."""
 _WINDOW = 16
 """Batches read ahead, so that inputs can be sorted by length inside and lines still come out while it runs."""
 
@@ -234,6 +236,9 @@ class Translator:
             if self.reads_text:
                 if not item.text:
                     raise ValueError("empty line: expected a sentence")
+                tokens = len(self.task.tokenizer.source(item.text, self.source))
+                if tokens > LONGEST_TOKENS:
+                    raise ValueError(f"{tokens} tokens long; the limit is {LONGEST_TOKENS}: give one sentence a line")
                 item.pieces = [Piece(0.0, float(len(item.text)), text=item.text)]
                 return
             assert item.path is not None
