@@ -95,7 +95,7 @@ class SpeechEncoder(Part):
 
     @abstractmethod
     def forward(self, speech: Padded) -> Padded:
-        """(B, T, F) features (or (B, N) samples) -> (B, T', output_dim) states with lengths `output_lengths(lengths)`."""
+        """(B, T, F) features or (B, N) samples -> (B, T', output_dim) states with lengths `output_lengths(lengths)`."""
 
     @abstractmethod
     def output_lengths(self, lengths: Tensor) -> Tensor:

@@ -71,7 +71,7 @@ class _Walker:
         self.faults.append(Fault(path, message))
 
     def raw(self, parent: DictConfig | ListConfig, key: Any) -> Any:
-        """The value at a key; a whole-node interpolation gives a `_Link`, so that faults carry the path of the source."""
+        """The value at a key; an interpolation of a whole node is a `_Link`, so that faults carry its source's path."""
         if OmegaConf.is_missing(parent, key):
             return _MISSING
         node = parent._get_node(key)

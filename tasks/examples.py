@@ -19,6 +19,7 @@ from torch import Tensor
 
 from ..components.layers.attention import MultiHeadAttention
 from ..components.types import Batch, Padded
+from ..datamodules.audio import SAMPLE_RATE
 from .task import Task
 
 
@@ -57,13 +58,12 @@ class Examples(Callback):
             writer.add_text("examples", "\n".join(["| id | reference | hypothesis |", "|---|---|---|", *rows]), step)
         targets = batch.target_speech.unpad() if batch.target_speech is not None else [None] * len(batch)
         for prediction, target in zip(predictions, targets, strict=True):
+            rates = {"predicted": prediction.sample_rate, "target": SAMPLE_RATE}
             for kind, audio in (("predicted", prediction.audio), ("target", target)):
                 if audio is None or audio.numel() == 0:
                     continue
-                writer.add_audio(f"{prediction.id}/{kind}", audio.float().cpu()[None], step, prediction.sample_rate)
-                writer.add_figure(
-                    f"{prediction.id}/{kind}_spectrogram", spectrogram(audio, prediction.sample_rate), step
-                )
+                writer.add_audio(f"{prediction.id}/{kind}", audio.float().cpu()[None], step, rates[kind])
+                writer.add_figure(f"{prediction.id}/{kind}_spectrogram", spectrogram(audio, rates[kind]), step)
         if seen:
             writer.add_figure("cross_attention", attention_picture(seen[-1][0], predictions[0].text or ""), step)
 

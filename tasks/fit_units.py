@@ -12,7 +12,7 @@ from ..components.search import SearchOptions
 from ..components.types import Batch, Loss, Prediction
 from .checkpoints import write_atomically
 from .task import Task
-from .units import extract_units, fit_units
+from .units import Column, extract_units, fit_units
 
 
 class FitUnits(Task):
@@ -39,7 +39,7 @@ class FitUnits(Task):
     ) -> None:
         super().__init__()
         self.unit_extractor = unit_extractor
-        self.column = column
+        self.column: Column = column
         self.max_hours = max_hours
         self.seed = seed
 

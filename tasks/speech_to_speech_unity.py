@@ -25,15 +25,15 @@ from ..components.roles import (
 )
 from ..components.search import Hypothesis, SearchOptions
 from ..components.types import Batch, Loss, Padded, Prediction
-from .speech_to_text import SpeechToText, decoder_input, text_predictions, translate_text
+from .speech_to_text import SpeechToText, text_predictions, translate_text
 
 
 class SpeechToSpeechUnitY(SpeechToText):
     """Two passes (UnitY, Inaguma et al. 2022, section 3): text first, then units from the text decoder's states.
 
-    It is a `SpeechToText` with a second pass behind it: the same state names, so that a trained first pass loads into it.
-    With the three parts of the first pass frozen (`freeze`), as in stage 3 of SeamlessM4T, only the second pass learns and
-    only its losses are computed. Otherwise both passes learn together.
+    It is a `SpeechToText` with a second pass behind it: the same state names, so that a trained first pass loads into
+    it. With the three parts of the first pass frozen (`freeze`), as in stage 3 of SeamlessM4T, only the second pass
+    learns and only its losses are computed. Otherwise both passes learn together.
 
     Args:
         speech_encoder, adaptor, text_seq2seq: first pass.
@@ -120,6 +120,7 @@ class SpeechToSpeechUnitY(SpeechToText):
         mode = self.pick_mode(task, batch)
         assert batch.speech is not None
         memory = self.encode_speech(batch.speech)
+        assert self.tokenizer is not None
         speak = mode == "s2st"
         options = options or self.search
         hypotheses = translate_text(
@@ -138,6 +139,7 @@ class SpeechToSpeechUnitY(SpeechToText):
 
     def second_pass_of(self, hypotheses: list[Hypothesis]) -> tuple[Padded, Padded]:
         """What the second pass reads of finished hypotheses: (B, S, D) states and the (B, S) ids they predict."""
+        assert self.tokenizer is not None
         eos = torch.tensor([self.tokenizer.eos_id])
         states = [h.states[1:] for h in hypotheses if h.states is not None]  # the first one predicts the language
         text = [torch.cat([h.tokens, eos]) for h in hypotheses]

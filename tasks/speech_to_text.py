@@ -22,9 +22,9 @@ from .task import Task
 class SpeechToText(Task):
     """Speech encoder, adaptor and text decoder under label-smoothed cross entropy and an auxiliary CTC loss.
 
-    ASR is translation whose target language is the source's (Seamless Communication 2023, section 4). The CTC loss is on the
-    source transcript (hybrid CTC/attention, Watanabe et al. 2017), over encoder or adaptor states; rows that are too short
-    for their transcript, or have none, contribute nothing and are not counted.
+    ASR is translation whose target language is the source's (Seamless Communication 2023, section 4). The CTC loss is
+    on the source transcript (hybrid CTC/attention, Watanabe et al. 2017), over encoder or adaptor states; rows that are
+    too short for their transcript, or have none, contribute nothing and are not counted.
 
     Args:
         speech_encoder, adaptor, text_seq2seq: the parts. A text encoder of the last one is kept, but does not learn.
@@ -95,6 +95,7 @@ class SpeechToText(Task):
         losses = {"text": text, **adapted.losses}
         if self.ctc_head is not None:
             assert batch.transcript is not None
+            assert self.tokenizer is not None
             source = encoded if self.ctc_on == "encoder" else adapted.states
             logits = source.with_data(self.ctc_head(source.data))
             losses["ctc"] = ctc_loss(logits, batch.transcript, blank=self.tokenizer.pad_id)
@@ -115,6 +116,7 @@ class SpeechToText(Task):
     ) -> list[Prediction]:
         mode = self.pick_mode(task, batch)
         assert batch.speech is not None
+        assert self.tokenizer is not None
         memory = self.encode_speech(batch.speech)
         hypotheses = translate_text(self.text_seq2seq, memory, batch.tgt_lang, self.tokenizer, options or self.search)
         return text_predictions(batch, mode, hypotheses, self.tokenizer)
@@ -151,7 +153,7 @@ def translate_text(
     options: SearchOptions,
     keep_states: bool = False,
 ) -> list[Hypothesis]:
-    """Best hypothesis of each row of (B, T, D) memory, started with `eos lang`; with its decoder states if asked for."""
+    """Best hypothesis of each row of (B, T, D) memory, begun with `eos lang`; with its decoder states if asked for."""
     prefix: Tensor = torch.tensor(
         [[tokenizer.eos_id, tokenizer.lang_id(lang)] for lang in tgt_lang], device=memory.device
     )

@@ -60,6 +60,7 @@ class TextToText(Task):
     ) -> list[Prediction]:
         mode = self.pick_mode(task, batch)
         assert batch.source is not None
+        assert self.tokenizer is not None
         memory = self.text_seq2seq.encode(batch.source)
         hypotheses = translate_text(self.text_seq2seq, memory, batch.tgt_lang, self.tokenizer, options or self.search)
         return text_predictions(batch, mode, hypotheses, self.tokenizer)

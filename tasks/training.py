@@ -80,7 +80,7 @@ def _train_one(config: DictConfig) -> dict[str, Any]:
     if config.get("threads"):
         torch.set_num_threads(config.threads)
     started = time.monotonic()
-    first = rank_zero_only.rank in (None, 0)  # of the processes of one run, the one that writes
+    first = not getattr(rank_zero_only, "rank", 0)  # of the processes of one run, the one that writes
     with pid_lock(folder) if first else nullcontext():
         with turns(folder):
             data = prepare_data(config)
@@ -213,7 +213,7 @@ class StageFailed(UserError):
 
 
 class _Stage:
-    """A stage in its own process, one of up to `beside` at a time; its lines are passed on with its name before them."""
+    """A stage in its own process, one of up to `beside` at a time; its lines are passed on behind its name."""
 
     def __init__(self, name: str, overrides: Sequence[str], config_dirs: Sequence[str], beside: int) -> None:
         self.name = name

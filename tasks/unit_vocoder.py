@@ -20,7 +20,8 @@ class UnitVocoderTask(Task):
 
     Args:
         vocoder: what learns.
-        unit_extractor: makes the units when the data has none (`data.units`); it does not learn here.
+        unit_extractor: makes the units of a batch that brings none; it does not learn here. `voxzoo train` reads them
+            from `data.units`.
         loss_weights: weights by the vocoder's loss names.
     """
 
@@ -38,8 +39,8 @@ class UnitVocoderTask(Task):
         super().__init__(loss_weights=loss_weights)
         if unit_extractor is not None and unit_extractor.num_units != vocoder.num_units:
             raise ValueError(
-                f"vocoder.num_units is {vocoder.num_units}, but unit_extractor.num_units is {unit_extractor.num_units}: "
-                "set vocoder.num_units=${unit_extractor.num_units}"
+                f"vocoder.num_units is {vocoder.num_units}, but unit_extractor.num_units is "
+                f"{unit_extractor.num_units}: " + "set vocoder.num_units=${unit_extractor.num_units}"
             )
         self.vocoder = vocoder
         self.unit_extractor = unit_extractor

@@ -131,7 +131,7 @@ def test_absent_parts_build_to_none_and_partials_to_partials():
 
 
 def test_building_reports_the_class_of_a_refused_value():
-    with pytest.raises(UserError, match="voxzoo.components.ConformerEncoder"):
+    with pytest.raises(UserError, match=r"voxzoo\.components\.ConformerEncoder"):
         build(compose(["speech_encoder.num_heads=5"]).speech_encoder)
 
 

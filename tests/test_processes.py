@@ -11,7 +11,7 @@ import torch
 
 @pytest.mark.slow
 def test_two_processes_train_one_run(voxzoo, tiny: list[str], tmp_path: Path):
-    """A step over two processes is the step of one process that gathers the same batches: to rounding, and once said."""
+    """A step over two processes is the step of one that accumulates the same batches, to rounding."""
     shared = [*tiny, f"root={tmp_path}", "trainer.val_check_interval=4", "logger=none", "data.batch_size=5"]
     shared += ["text_seq2seq.dropout=0", "adaptor.dropout=0", "text_seq2seq.attention_dropout=0"]
     # Full steps from the first one on; eps keeps gradients that are only rounding from becoming full steps too.

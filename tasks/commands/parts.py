@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from rich import box
 from rich.console import Console
 from rich.table import Table
@@ -48,7 +48,9 @@ def run(args: argparse.Namespace) -> dict:
 
 def _describe(role: str, path: Path) -> dict[str, Any]:
     about = path.read_text().splitlines()[0].lstrip("# ").strip()
-    target = OmegaConf.load(path).get("_target_")  # pyright: ignore[reportAttributeAccessIssue]
+    node = OmegaConf.load(path)
+    assert isinstance(node, DictConfig)
+    target = node.get("_target_")
     entry: dict[str, Any] = {"choice": path.stem, "class": None, "parameters": None, "about": about, "paper": ""}
     if target is None:
         return entry
