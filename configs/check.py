@@ -24,6 +24,19 @@ from .targets import allow_list, locate
 # Keys of the root config that are built: the rest are settings of the run.
 BUILT = ("task", "data", "optim", "schedule", "trainer", "logger", "callbacks")
 
+# Settings of the run that no signature describes.
+_SETTINGS: dict[str, Any] = {
+    "name": str,
+    "root": str,
+    "seed": int,
+    "threads": int | None,
+    "stage_jobs": int,
+    "checkpoint.every_steps": int,
+    "checkpoint.keep_best": int,
+    "checkpoint.monitor": str,
+    "checkpoint.mode": Literal["min", "max"],
+}
+
 
 @dataclass(frozen=True)
 class Fault:
@@ -51,6 +64,14 @@ def check(config: DictConfig) -> list[Fault]:
     for key in config:
         if str(key) not in known:
             walker.add(str(key), f"unknown key{_near(str(key), known)}")
+    for key, hint in _SETTINGS.items():
+        problem = _mismatch(OmegaConf.select(config, key), hint)
+        if problem:
+            walker.add(key, problem)
+    for key in config.get("checkpoint") or ():
+        if f"checkpoint.{key}" not in _SETTINGS:
+            names = [name.partition(".")[2] for name in _SETTINGS if "." in name]
+            walker.add(f"checkpoint.{key}", f"unknown key{_near(str(key), names)}")
     for key in BUILT:
         if key in config:
             walker.visit(key, walker.raw(config, key), None)

@@ -132,6 +132,8 @@ class Checkpointer(Checkpoint):
         monitor: str = "valid/loss",
         mode: Literal["min", "max"] = "min",
     ) -> None:
+        if every_steps < 1:
+            raise UserError(f"checkpoint.every_steps={every_steps}: expected at least 1")
         self.folder = Path(folder)
         self.every_steps = every_steps
         self.keep_best = keep_best

@@ -43,6 +43,15 @@ def test_all_faults_are_reported_at_once_with_path_and_nearest_name():
     assert len(found) == 5
 
 
+def test_settings_of_the_run_are_checked_too():
+    assert messages("checkpoint.every_step=3", "checkpoint.mode=least", "threads=many", "stage_jobs=null") == [
+        "threads: 'many' is not a whole number",
+        "stage_jobs: None is not a whole number",
+        "checkpoint.mode: 'least' is not one of 'min', 'max'",
+        "checkpoint.every_step: unknown key; did you mean 'every_steps'?",
+    ]
+
+
 def test_a_part_in_the_wrong_slot_is_named():
     assert messages("adaptor._target_=voxzoo.components.ConformerEncoder") == [
         "adaptor: ConformerEncoder is not a Adaptor: the part is in the wrong slot"
