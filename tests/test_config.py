@@ -3,12 +3,14 @@
 from pathlib import Path
 
 import pytest
+import torch
 from omegaconf import OmegaConf
 from voxzoo.components import ConformerEncoder, StackAdaptor
 from voxzoo.components.errors import UserError
 from voxzoo.configs import build, check, compose, require_valid
 from voxzoo.configs.compose import CONFIG_DIR
 from voxzoo.configs.targets import allow_list, locate, trusted
+from voxzoo.tasks import load_run
 
 
 def messages(*overrides: str) -> list[str]:
@@ -112,6 +114,14 @@ def test_a_trusted_package_may_name_functions(monkeypatch: pytest.MonkeyPatch):
     assert build({"_target_": "math.sqrt", "_partial_": True}, allowed=allow_list({"allow": ["math"]})).func(4) == 2
     monkeypatch.setenv("VOXZOO_ALLOW", "fractions, math")
     assert locate("math.sqrt", trusted())(9) == 3
+
+
+def test_a_checkpoint_does_not_say_what_is_trusted(tmp_path: Path):
+    config = {"allow": ["os"], "task": {"_target_": "os.mkdir", "path": str(tmp_path / "made")}}
+    torch.save({"voxzoo": {"config": config, "assets": {}}, "state_dict": {}}, tmp_path / "x.ckpt")
+    with pytest.raises(UserError, match="outside voxzoo"):
+        load_run(tmp_path / "x.ckpt")
+    assert not (tmp_path / "made").exists()
 
 
 def test_a_missing_value_is_reported():
