@@ -50,9 +50,10 @@ def train(overrides: Sequence[str], *, stage: str | None = None, config_dirs: Se
     config = compose(overrides, stage=stage, config_dirs=config_dirs)
     names = active_stages(config)
     if names:
-        for name in names:  # every stage's faults before the first stage runs
-            require_valid(compose(overrides, stage=name, config_dirs=config_dirs))
-        return _train_stages(config, names, overrides, config_dirs)
+        stages = {name: compose(overrides, stage=name, config_dirs=config_dirs) for name in names}
+        for one in stages.values():  # every stage's faults before the first stage runs
+            require_valid(one)
+        return _train_stages(config, stages, overrides, config_dirs)
     require_valid(config)
     return _train_one(config)
 
@@ -161,15 +162,17 @@ def _fit(config: DictConfig, task: Task, data: Any, folder: Path) -> dict[str, A
 
 
 def _train_stages(
-    config: DictConfig, names: list[str], overrides: Sequence[str], config_dirs: Sequence[str]
+    config: DictConfig, stages: dict[str, DictConfig], overrides: Sequence[str], config_dirs: Sequence[str]
 ) -> dict[str, Any]:
     """Run stages in processes of their own, side by side where `stage_jobs` and `after` allow."""
+    names = list(stages)
     folder = Path(config.run_dir)
     folder.mkdir(parents=True, exist_ok=True)
     started = time.monotonic()
     settle_config(folder, to_yaml(config))
     after = {name: [n for n in config.stages[name].get("after") or () if n in names] for name in names}
-    waiting, running, done = list(names), {}, []
+    done = [name for name in names if _is_trained(stages[name])]
+    waiting, running = [name for name in names if name not in done], {}
     jobs = max(int(config.stage_jobs), 1)
 
     def stop(number: int, frame: Any) -> None:
@@ -198,6 +201,18 @@ def _train_stages(
             signal.signal(number, handler)
     results = {name: json.loads((folder / "stages" / name / "done.json").read_text()) for name in names}
     return {"status": "ok", "run": str(folder), "seconds": round(time.monotonic() - started, 1), "stages": results}
+
+
+def _is_trained(config: DictConfig) -> bool:
+    """Whether a stage has ended, so that no process is needed to find out; refuses another config, as `_train_one`."""
+    folder = Path(config.run_dir)
+    if not is_done(folder):
+        return False
+    if "tokenizer" in config.task and not config.tokenizer.languages:
+        config.tokenizer.languages = OmegaConf.load(folder / "config.yaml").tokenizer.languages
+    settle_config(folder, to_yaml(config))
+    say(f"{folder}: already trained")
+    return True
 
 
 def _in_main_thread() -> bool:

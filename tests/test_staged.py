@@ -1,0 +1,245 @@
+"""The quickstart with tiny parts: stages in processes of their own, what they make, and how they stop."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+from voxzoo.components.errors import UserError
+from voxzoo.tasks import SpeechToSpeechUnitY, SpeechToText, load_run
+from voxzoo.tasks.cli import main
+from voxzoo.tasks.run import pid_lock
+
+pytestmark = pytest.mark.slow
+
+STAGES = ["first_pass", "units", "vocoder", "second_pass"]
+SEARCH = "task.search={_target_:voxzoo.components.search.SearchOptions,beam_size:2,max_length:8}"
+
+
+def command(tiny: list[str], root: Path, name: str, *overrides: str, steps: int = 3) -> list[str]:
+    return [
+        *("train", "experiment=quickstart", *tiny, "unit_extractor=tiny", "t2u=tiny", "vocoder=tiny"),
+        *(f"root={root}", f"name={name}", "stage_jobs=2", "logger=none", "checkpoint.every_steps=1"),
+        *(f"trainer.max_steps={steps}", f"trainer.val_check_interval={steps}", *overrides),
+    ]
+
+
+def start(words: list[str]) -> subprocess.Popen[str]:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(
+        [sys.executable, "-m", "voxzoo.tasks.cli", *words],
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("staged")
+
+
+@pytest.fixture(scope="module")
+def run(tiny: list[str], root: Path, voxzoo: Callable[..., subprocess.CompletedProcess[str]]) -> Path:
+    done = voxzoo(*command(tiny, root, "whole"), "--json", cwd=root)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert list(found["stages"]) == STAGES
+    return root / "whole"
+
+
+def evaluate(run: Path, capfd: pytest.CaptureFixture[str], *words: str) -> dict:
+    capfd.readouterr()
+    assert main(["evaluate", str(run), "--split", "test_seen", "--limit", "3", "--beam", "1", "--json", *words]) == 0
+    return json.loads(capfd.readouterr().out)
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
+
+
+def test_every_stage_is_trained_and_taken_over_by_the_last(run: Path):
+    stages = {name: run / "stages" / name for name in STAGES}
+    steps = {name: json.loads((path / "done.json").read_text()).get("steps") for name, path in stages.items()}
+    assert steps == {"first_pass": 3, "units": None, "vocoder": 3, "second_pass": 3}
+    assert (stages["units"] / "units.jsonl").stat().st_size > 0
+    last = weights(stages["second_pass"])
+    best = load_run(stages["first_pass"]).task.state_dict()
+    for role, state in {
+        "speech_encoder": best,
+        "adaptor": best,
+        "text_seq2seq": best,
+        "unit_extractor": weights(stages["units"]),
+        "vocoder": load_run(stages["vocoder"]).task.state_dict(),
+    }.items():
+        keys = [key for key in last if key.startswith(f"{role}.")]
+        assert keys
+        assert all(last[key].equal(state[key]) for key in keys), role
+    task = load_run(run).task
+    assert isinstance(task, SpeechToSpeechUnitY)
+    assert task.first_pass_frozen is False  # freezing is for training
+    table = task.tokenizer.piece_characters()
+    assert last["t2u.characters"][:, : table.shape[1]].equal(table.to(last["t2u.characters"]))
+
+
+def test_text_and_speech_are_evaluated(run: Path, capfd: pytest.CaptureFixture[str]):
+    text = evaluate(run, capfd, "--task", "s2tt")
+    assert text["num_utterances"] == 3
+    assert {"bleu", "chrf"} <= text.keys()
+    assert "duration_ratio" not in text
+    spoken = evaluate(run, capfd, "--recogniser", "none")
+    assert list(spoken["tasks"]) == ["s2st"]
+    assert spoken["duration_ratio"] > 0
+    assert spoken["silent"] >= 0
+    assert spoken["clipped"] == 0
+    assert spoken["notes"] == ["speech output was not judged (--recogniser none)"]
+    lines = [json.loads(line) for line in Path(spoken["hypotheses"]).read_text().splitlines()]
+    for line in lines:
+        info = soundfile.info(str(run / "evaluation" / line["audio"]))
+        assert (info.samplerate, info.subtype) == (16000, "PCM_16")
+        assert info.frames / 16000 == pytest.approx(line["duration"], abs=1e-3)
+        assert line["reference_duration"] > 0.1
+    assert [line["hypothesis"] for line in lines] == [
+        json.loads(line)["hypothesis"] for line in Path(text["hypotheses"]).read_text().splitlines()[:3]
+    ]
+
+
+def test_speech_is_translated_to_wav_files(run: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]):
+    for name, seconds in (("one", 1.0), ("two", 2.0)):
+        noise = np.random.default_rng(0).standard_normal(int(16000 * seconds))
+        soundfile.write(tmp_path / f"{name}.wav", 0.1 * noise, 16000)
+    out = tmp_path / "out"
+    words = ["--task", "s2st", "--to", "eng", "--out", str(out), "--beam", "1", "--json"]
+    assert main(["translate", str(run), str(tmp_path / "one.wav"), str(tmp_path / "two.wav"), *words]) == 0
+    rows = json.loads(capfd.readouterr().out)["results"]
+    assert [row["id"] for row in rows] == ["one", "two"]
+    for row in rows:
+        audio, rate = soundfile.read(row["audio"])
+        assert Path(row["audio"]).parent == out
+        assert len(audio) / rate == pytest.approx(row["duration"], abs=1e-3)
+        assert np.isfinite(audio).all()
+        assert all(0 <= unit < 8 for unit in row["units"])
+
+
+def test_the_same_command_again_is_done_at_once(
+    run: Path, tiny: list[str], root: Path, capfd: pytest.CaptureFixture[str]
+):
+    before = {path: path.stat().st_mtime_ns for path in run.rglob("*") if path.is_file() and path.suffix != ".lock"}
+    begin = time.monotonic()
+    assert main([*command(tiny, root, "whole"), "--json"]) == 0
+    assert time.monotonic() - begin < 5  # four processes that import torch take longer
+    found, said = capfd.readouterr()
+    assert list(json.loads(found)["stages"]) == STAGES
+    assert said.count("already trained") == 4
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+
+
+def test_a_changed_setting_is_refused_before_any_stage(
+    run: Path, tiny: list[str], root: Path, capfd: pytest.CaptureFixture[str]
+):
+    assert main(command(tiny, root, "whole", "optim.lr=0.5")) == 1
+    said = capfd.readouterr().err
+    assert "lr: 0.5" in said
+    assert "Traceback" not in said
+
+
+def test_a_stage_trained_alone_with_other_settings_is_not_passed_off(
+    tiny: list[str], root: Path, capfd: pytest.CaptureFixture[str]
+):
+    words = command(tiny, root, "alone", "t2u=none")
+    assert main([*words, "--stage", "first_pass", "optim.lr=0.5"]) == 0
+    capfd.readouterr()
+    assert main(words) == 1
+    assert "lr: 0.5" in capfd.readouterr().err
+
+
+def test_without_t2u_the_first_pass_is_trained_alone(tiny: list[str], root: Path, capfd: pytest.CaptureFixture[str]):
+    assert main([*command(tiny, root, "text", "t2u=none", "adaptor=none", SEARCH), "--json"]) == 0
+    assert list(json.loads(capfd.readouterr().out)["stages"]) == ["first_pass"]
+    assert type(load_run(root / "text").task) is SpeechToText
+    assert evaluate(root / "text", capfd)["num_utterances"] == 3
+    assert main(["translate", str(root / "text"), str(root), "--task", "s2st", "--to", "eng", "--out", str(root)]) == 1
+    assert "--task s2st: this run can do asr, s2tt" in capfd.readouterr().err
+
+
+# Stopping
+
+
+def wait_until_it_trains(parent: subprocess.Popen[str], run: Path, *stages: str) -> None:
+    deadline = time.monotonic() + 120
+    while not all((run / "stages" / name / "checkpoints" / "last.ckpt").exists() for name in stages):
+        if parent.poll() is not None or time.monotonic() > deadline:
+            parent.kill()
+            raise AssertionError(parent.communicate()[1])
+        time.sleep(0.05)
+
+
+def free(folder: Path) -> bool:
+    """Whether no process works in a run folder: the lock of one goes with it, however it ends."""
+    with suppress(UserError), pid_lock(folder):
+        return True
+    return False
+
+
+def test_ctrl_c_stops_every_stage_and_the_same_command_goes_on(
+    tiny: list[str], root: Path, capfd: pytest.CaptureFixture[str]
+):
+    words = command(tiny, root, "stopped", "adaptor=stack", steps=10)
+    run = root / "stopped"
+    parent = start(words)
+    wait_until_it_trains(parent, run, "first_pass")
+    parent.send_signal(signal.SIGINT)
+    _, said = parent.communicate(timeout=90)
+    assert parent.returncode == 130
+    assert said.splitlines()[-1] == "voxzoo train: stopped by SIGINT; the same command continues"
+    assert "Traceback" not in said
+    assert all(free(folder) for folder in (run / "stages").iterdir())
+    assert not (run / "stages" / "second_pass" / "done.json").exists()
+    assert not list(run.rglob("*.tmp"))
+    begun = torch.load(run / "stages" / "first_pass" / "checkpoints" / "last.ckpt", weights_only=True)["global_step"]
+    parent = start(words)
+    _, said = parent.communicate(timeout=180)
+    assert parent.returncode == 0, said
+    assert begun == 10 or "[first_pass] resuming from" in said
+    found = evaluate(run, capfd, "--recogniser", "none")
+    assert found["num_utterances"] == 3
+    assert found["duration_ratio"] > 0
+
+
+def test_stages_stop_by_themselves_when_their_parent_is_killed(
+    tiny: list[str], root: Path, voxzoo: Callable[..., subprocess.CompletedProcess[str]]
+):
+    words = command(tiny, root, "killed", "t2u=none", SEARCH, steps=2000)
+    folder = root / "killed" / "stages" / "first_pass"
+    parent = start(words)
+    wait_until_it_trains(parent, root / "killed", "first_pass")
+    assert not free(folder)
+    parent.kill()
+    parent.wait()
+    deadline = time.monotonic() + 30
+    while not free(folder):
+        assert time.monotonic() < deadline, "the stage still runs"
+        time.sleep(0.1)
+    content = torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)
+    assert 0 < content["global_step"] < 2000
+    assert not (folder / "done.json").exists()
+
+
+def test_a_stage_that_fails_is_named_with_its_reason(tiny: list[str], root: Path, capfd: pytest.CaptureFixture[str]):
+    assert main(command(tiny, root, "failing", "t2u=none", "data.max_seconds=0.2")) == 1
+    last = capfd.readouterr().err.splitlines()[-1]
+    assert last.startswith("voxzoo train: stage first_pass stopped (exit 1): ")
+    assert "train: none of 40 utterances can be used: 40 longer than 0.2 s" in last
+    assert free(root / "failing" / "stages" / "first_pass")
