@@ -174,16 +174,16 @@ class Checkpointer(Checkpoint):
             self._signal = signal.SIGTERM
         return told
 
-    def _restore_handlers(self) -> None:
+    def restore_handlers(self) -> None:
+        """Give the signals back to whom they belonged to before the fit."""
         for number, handler in self._handlers.items():
             signal.signal(number, handler)
-        self._handlers = {}
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._restore_handlers()
+        self.restore_handlers()
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        self._restore_handlers()
+        self.restore_handlers()
 
     # Saving
 

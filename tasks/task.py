@@ -219,7 +219,8 @@ class Task(LightningModule, ABC):
         means = self._means(self._totals)
         metrics = {f"valid/{n}": m for n, m in means.items()}
         metrics["valid/loss"] = self._weighted_mean(means)
-        self.log_dict(metrics, rank_zero_only=False)
+        # Lightning draws curves over `step` where it is given; its own count is one less than that of training.
+        self.log_dict({**metrics, "step": float(self.trainer.global_step)}, rank_zero_only=False)
         self._window_started = 0.0  # the time validation took is not training time
 
     def on_validation_end(self) -> None:

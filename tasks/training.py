@@ -153,8 +153,11 @@ def _fit(config: DictConfig, task: Task, data: Any, folder: Path) -> dict[str, A
     resume = str(keeper.last) if keeper.last.exists() else None
     if resume:
         say(f"resuming from {resume}")
-    trainer.fit(task, datamodule=data, ckpt_path=resume, weights_only=True)
-    metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
+    try:
+        trainer.fit(task, datamodule=data, ckpt_path=resume, weights_only=True)
+    finally:
+        keeper.restore_handlers()  # once more: Lightning's teardown puts back those it found while training
+    metrics = {name: float(value) for name, value in trainer.callback_metrics.items() if name != "step"}
     return {"task": type(task).__name__, "steps": trainer.global_step, "trainable": counts[0], "metrics": metrics}
 
 

@@ -7,6 +7,7 @@ import json
 import re
 import resource
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -179,6 +180,12 @@ def test_a_checkpoint_that_cannot_be_resumed_from_is_named(
     assert str(last) in line
     assert len(line) < 1000
     assert last.read_bytes() == before
+
+
+def test_ctrl_c_belongs_to_the_caller_again_after_training(run: Path):
+    assert run.exists()
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
 
 
 # evaluate

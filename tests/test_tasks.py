@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import functools
 import io
+import os
 import pickle
+import signal
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,6 +15,7 @@ from typing import Any
 import pytest
 import torch
 from lightning import Trainer
+from lightning.pytorch.callbacks import Callback
 from omegaconf import OmegaConf
 from torch.utils.data import DataLoader
 from voxzoo.components.errors import UserError
@@ -20,6 +23,7 @@ from voxzoo.components.search import SearchOptions
 from voxzoo.components.types import Batch, Padded
 from voxzoo.configs import build, compose
 from voxzoo.tasks import SpeechToSpeechUnitY, SpeechToText, TextToText, UnitVocoderTask, load_run
+from voxzoo.tasks.checkpoints import AtomicCheckpointIO, Checkpointer, Interrupted
 from voxzoo.tasks.run import load_parts, read_checkpoint
 from voxzoo.tasks.task import Task
 from voxzoo.tasks.training import build_for_training, prepare_data
@@ -277,6 +281,29 @@ def test_a_step_does_not_depend_on_how_its_batch_was_cut_up(name: str, make: Cal
             torch.testing.assert_close(
                 value, whole.task.state_dict()[key], atol=2e-6, rtol=1e-5, msg=lambda text, key=key: f"{key}: {text}"
             )
+
+
+def test_a_signal_between_the_batches_of_a_step_waits_for_its_end(make: Callable[..., Case], tmp_path: Path):
+    class Signal(Callback):
+        def on_train_batch_start(self, trainer: Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
+            if batch_idx == 3:  # the first of the second step
+                os.kill(os.getpid(), signal.SIGINT)
+
+    case = make("text_to_text")
+    case.task.attach_optimizer(functools.partial(torch.optim.SGD, lr=0.1), None)
+    keeper = Checkpointer(folder=str(tmp_path))
+    trainer = Trainer(
+        accelerator="cpu", max_steps=5, max_epochs=-1, accumulate_grad_batches=3, callbacks=[Signal(), keeper],
+        logger=False, enable_checkpointing=True, enable_progress_bar=False, enable_model_summary=False,
+        plugins=[AtomicCheckpointIO()],
+    )  # fmt: skip
+    with pytest.raises(Interrupted, match="stopped by SIGINT at step 2; the same command continues"):
+        trainer.fit(case.task, loader([case.batch([n]) for n in range(9)]))
+    keeper.restore_handlers()
+    content = read_checkpoint(tmp_path / "last.ckpt")
+    assert content["global_step"] == 2
+    progress = content["loops"]["fit_loop"]["epoch_loop.batch_progress"]["current"]
+    assert progress["ready"] == 6
 
 
 def test_validation_divides_sums_once(make: Callable[..., Case]):
