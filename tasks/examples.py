@@ -5,8 +5,7 @@ Letters: B batch, T memory steps, S subwords, N samples, H heads.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
 from dataclasses import fields, replace
 from typing import Any
 
@@ -15,10 +14,11 @@ from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import TensorBoardLogger
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
 from ..components.layers.attention import MultiHeadAttention
-from ..components.types import Batch, Padded
+from ..components.types import Batch, Padded, Prediction
 from ..datamodules.audio import SAMPLE_RATE
 from .task import Task
 
@@ -47,25 +47,37 @@ class Examples(Callback):
         batch, self._batch = self._batch, None
         writer, step = logger.experiment, trainer.global_step
         batch = first_rows(batch, self.count)
-        # Serving draws no random numbers that training would miss: training seeds every step itself.
-        mode = example_mode(pl_module, batch)
-        predictions = pl_module.predict(batch, task=mode)
-        with cross_attention(pl_module) as seen:
-            pl_module.predict(first_rows(batch, 1), task=mode)
+        # Random numbers drawn here are not missed by training: it seeds every step itself.
+        predictions = pl_module.predict(batch, task=example_mode(pl_module, batch))
         references = batch.references or ("",) * len(batch)
         if any(p.text is not None for p in predictions):
-            rows = [f"| {p.id} | {r} | {p.text} |" for p, r in zip(predictions, references, strict=True)]
+            table = [(p.id, r, p.text or "") for p, r in zip(predictions, references, strict=True)]
+            rows = ["| " + " | ".join(cell.replace("|", r"\|") for cell in cells) + " |" for cells in table]
             writer.add_text("examples", "\n".join(["| id | reference | hypothesis |", "|---|---|---|", *rows]), step)
-        targets = batch.target_speech.unpad() if batch.target_speech is not None else [None] * len(batch)
-        for prediction, target in zip(predictions, targets, strict=True):
-            rates = {"predicted": prediction.sample_rate, "target": SAMPLE_RATE}
-            for kind, audio in (("predicted", prediction.audio), ("target", target)):
-                if audio is None or audio.numel() == 0:
-                    continue
-                writer.add_audio(f"{prediction.id}/{kind}", audio.float().cpu()[None], step, rates[kind])
-                writer.add_figure(f"{prediction.id}/{kind}_spectrogram", spectrogram(audio, rates[kind]), step)
-        if seen:
-            writer.add_figure("cross_attention", attention_picture(seen[-1][0], predictions[0].text or ""), step)
+        if any(p.audio is not None for p in predictions):
+            sounds = [("predicted", [p.audio for p in predictions], predictions[0].sample_rate)]
+            for kind, waves, rate in [*sounds, *targets(pl_module, batch, predictions[0].sample_rate)]:
+                for name, audio in zip(batch.ids, waves, strict=True):
+                    if audio is not None and audio.numel():
+                        writer.add_audio(f"{name}/{kind}", audio.float().cpu()[None], step, rate)
+                        writer.add_figure(f"{name}/{kind}_spectrogram", spectrogram(audio, rate), step)
+        picture = cross_attention(pl_module, first_rows(batch, 1), predictions[0])
+        if picture is not None:
+            writer.add_figure("cross_attention", attention_picture(*picture), step)
+
+
+def targets(task: Task, batch: Batch, sample_rate: int) -> Iterator[tuple[str, list[Tensor], int]]:
+    """What should have been said: its name, (N,) samples of each row, their rate.
+
+    `target` is the recording; where a task reads units in its place, `target_units` is what the vocoder makes of them.
+    """
+    if batch.target_speech is not None:
+        yield "target", batch.target_speech.unpad(), SAMPLE_RATE
+        return
+    resynthesise: Callable[[Batch], list[Tensor] | None] | None = getattr(task, "resynthesise", None)
+    again = resynthesise(batch) if resynthesise is not None else None
+    if again is not None:
+        yield "target_units", again, sample_rate
 
 
 def example_mode(task: Task, batch: Batch) -> str:
@@ -87,40 +99,45 @@ def first_rows(batch: Batch, count: int) -> Batch:
     return replace(batch, **{item.name: cut(getattr(batch, item.name)) for item in fields(batch)})
 
 
-@contextmanager
-def cross_attention(task: Task) -> Iterator[list[Tensor]]:
-    """Record what the text decoder's last layer attends to in the memory while it decodes one sample.
+@torch.inference_mode()
+def cross_attention(task: Task, batch: Batch, prediction: Prediction) -> tuple[Tensor, list[str]] | None:
+    """What the text decoder's last layer looks at for each token of a prediction.
 
-    Afterwards the list holds one tensor (1, H, S, T): the best beam's weights at each step; nothing where there is no
-    such attention.
+    Args:
+        task: in evaluation mode.
+        batch: one row.
+        prediction: what was made of it.
+
+    Returns:
+        (H, S, T) weights and the S tokens, the language first and the end last; None where there is no text or no
+        cross-attention.
     """
-    found: list[Tensor] = []
-    decoder = task.parts().get("text_seq2seq")
+    decoder, tokenizer = task.parts().get("text_seq2seq"), task.tokenizer
     modules = [m for m in decoder.modules() if isinstance(m, MultiHeadAttention) and m.memory_dim] if decoder else []
-    if not modules:
-        yield found
-        return
-    module, steps = modules[-1], []
+    if not modules or tokenizer is None or prediction.text is None or prediction.tgt_lang is None:
+        return None
+    module, found = modules[-1], []
     inner = module.attend
 
     def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None, causal: bool = False) -> Tensor:
         scores = query.float() @ key.float().transpose(-1, -2) / query.shape[-1] ** 0.5
         if mask is not None:
             scores = scores.masked_fill(~mask, -torch.inf)
-        steps.append(scores.softmax(-1)[:1, :, :1].detach().cpu())
+        found.append(scores.softmax(-1)[0].cpu())
         return inner(query, key, value, mask, causal)
 
+    ids = tokenizer.target(prediction.text, prediction.tgt_lang)
     module.attend = attend  # pyright: ignore[reportAttributeAccessIssue]
     try:
-        yield found
+        task.measure(replace(batch, target=Padded.from_list([torch.tensor(ids)]).to(task.device)))
     finally:
         del module.attend
-        if steps:
-            found.append(torch.cat(steps, dim=2))
+    pieces = [tokenizer.decode([number]) or "?" for number in ids[2:-1]]
+    return (found[-1], [f"<{prediction.tgt_lang}>", *pieces, "<end>"]) if found else None
 
 
 def spectrogram(audio: Tensor, sample_rate: int) -> Figure:
-    """Log-magnitude spectrogram of (N,) samples as a figure."""
+    """Log-magnitude spectrogram of (N,) samples as a figure; colours mean the same in each."""
     samples = audio.float().cpu()
     size = 512
     if samples.numel() < size:
@@ -130,7 +147,13 @@ def spectrogram(audio: Tensor, sample_rate: int) -> Figure:
     axes = figure.subplots()
     extent = (0, samples.numel() / sample_rate, 0, sample_rate / 2000)
     image = axes.imshow(
-        20 * magnitude.clamp(min=1e-5).log10().numpy(), origin="lower", aspect="auto", extent=extent, vmin=-80, vmax=20
+        20 * magnitude.clamp(min=1e-5).log10().numpy(),
+        origin="lower",
+        aspect="auto",
+        extent=extent,
+        vmin=-40,
+        vmax=40,  # a sine at full scale
+        cmap="magma",
     )
     axes.set_xlabel("seconds")
     axes.set_ylabel("kHz")
@@ -138,13 +161,19 @@ def spectrogram(audio: Tensor, sample_rate: int) -> Figure:
     return figure
 
 
-def attention_picture(weights: Tensor, text: str) -> Figure:
+def attention_picture(weights: Tensor, tokens: list[str]) -> Figure:
     """(H, S, T) cross-attention weights, averaged over heads, as a figure: output tokens down, memory steps across."""
-    figure = Figure(figsize=(7, 4), layout="constrained")
+    figure = Figure(figsize=(7, min(1.2 + 0.18 * len(tokens), 14)), layout="constrained")
     axes = figure.subplots()
-    image = axes.imshow(weights.mean(0).numpy(), aspect="auto", interpolation="nearest")
+    image = axes.imshow(weights.mean(0).numpy(), aspect="auto", interpolation="nearest", vmin=0, cmap="magma")
     axes.set_xlabel("memory step")
-    axes.set_ylabel("output token")
-    axes.set_title(text[:90], fontsize=8)
-    figure.colorbar(image, ax=axes)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    every = 1 + len(tokens) // 70
+    axes.set_yticks(range(0, len(tokens), every), [escaped(token) for token in tokens[::every]], fontsize=7)
+    figure.colorbar(image, ax=axes, label="weight")
     return figure
+
+
+def escaped(token: str) -> str:
+    """A token as matplotlib shows it as it is: a dollar would open a formula."""
+    return token.replace("$", r"\$")

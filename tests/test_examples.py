@@ -15,7 +15,7 @@ from voxzoo.components.search import SearchOptions
 from voxzoo.components.types import Batch
 from voxzoo.configs import build, compose
 from voxzoo.tasks.cli import main
-from voxzoo.tasks.examples import Examples, cross_attention, first_rows
+from voxzoo.tasks.examples import Examples, attention_picture, cross_attention, first_rows
 from voxzoo.tasks.training import build_for_training, prepare_data
 from voxzoo.tasks.units import extract_units, fit_units
 
@@ -157,18 +157,40 @@ def test_first_rows_are_cut_to_their_own_length(unity):
     assert len(short.seconds) == 2
 
 
-def test_cross_attention_is_what_the_decoder_saw(unity):
+def test_units_stand_in_for_a_target_that_is_not_read(unity, tmp_path: Path):
+    task, batch = unity
+    trainer, examples = FakeTrainer(tmp_path), Examples(count=2)
+    examples.on_validation_batch_start(trainer, task, replace(batch, target_speech=None), 0)  # pyright: ignore
+    examples.on_validation_end(trainer, task)  # pyright: ignore[reportArgumentType]
+    trainer.loggers[0].experiment.flush()
+    found = events(tmp_path)
+    assert set(found.Tags()["audio"]) == {
+        f"{n}/{kind}" for n in batch.ids[:2] for kind in ("predicted", "target_units")
+    }
+    audio, _ = soundfile.read(BytesIO(found.Audio(f"{batch.ids[1]}/target_units")[0].encoded_audio_string))
+    assert len(audio) == 320 * int(batch.units.lengths[1])
+
+
+def test_cross_attention_is_what_the_decoder_sees(unity):
     task, batch = unity
     one = first_rows(batch, 1)
-    greedy = SearchOptions(method="greedy", beam_size=1, max_length=6)
-    with cross_attention(task) as seen:
-        (found,) = task.predict(one, task="s2tt", options=greedy)
-    (weights,) = seen
+    (found,) = task.predict(one, task="s2tt", options=SearchOptions(beam_size=2, max_length=6))
+    weights, tokens = cross_attention(task, one, found)
+    assert tokens[0] == "<eng>"
+    assert tokens[-1] == "<end>"
+    assert tokens[1:-1] == [task.tokenizer.decode([n]) or "?" for n in task.tokenizer.encode(found.text)]
     memory = task.encode_speech(one.speech)
-    steps = len(task.tokenizer.encode(found.text)) + 1
-    assert weights.shape[0] == 1
-    assert weights.shape[2] >= min(steps, 6)
-    assert weights.shape[3] == int(memory.lengths[0])
-    torch.testing.assert_close(weights.sum(-1), torch.ones(weights.shape[:3]))
-    (again,) = task.predict(one, task="s2tt", options=greedy)
-    assert (again.text, again.score) == (found.text, pytest.approx(found.score))  # the decoder is as it was
+    assert weights.shape == (2, len(tokens), int(memory.lengths[0]))
+    torch.testing.assert_close(weights.sum(-1), torch.ones(weights.shape[:2]))
+    # Other memory, other weights; and the decoder is as it was.
+    other = replace(one, speech=one.speech.with_data(one.speech.data.flip(1)))
+    assert not cross_attention(task, other, found)[0].allclose(weights, atol=1e-4)
+    assert task.predict(one, task="s2tt", options=SearchOptions(beam_size=2, max_length=6))[0] == found
+    assert cross_attention(task, one, replace(found, text=None)) is None
+
+
+def test_long_and_odd_tokens_fit_in_a_picture():
+    for tokens in (["<eng>", "$x$", "a_b^", "<end>"], ["w"] * 300):
+        figure = attention_picture(torch.rand(2, len(tokens), 40), tokens)
+        figure.canvas.draw()
+        assert figure.get_figheight() <= 14
