@@ -22,6 +22,9 @@ from voxzoo.tasks import checkpoints
 from voxzoo.tasks.cli import VERBS, main
 from voxzoo.tasks.run import pid_lock
 
+# As this process was started: a job in the background begins with SIGINT ignored.
+HANDLERS = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+
 # A model that has learned nothing does not stop by itself.
 SHORT = "task.search={_target_:voxzoo.components.search.SearchOptions,beam_size:2,max_length:8}"
 STEPS = [
@@ -184,8 +187,26 @@ def test_a_checkpoint_that_cannot_be_resumed_from_is_named(
 
 def test_ctrl_c_belongs_to_the_caller_again_after_training(run: Path):
     assert run.exists()
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
-    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+    assert {number: signal.getsignal(number) for number in HANDLERS} == HANDLERS
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["trainer.accelerator=tpu"], "voxzoo train: trainer: "),
+        (["data=manifest"], "there is no data: set data.train, data.valid and data.test to manifests, or data.corpus"),
+        (["data=manifest", "data.train=gone.jsonl", "data.valid=gone.jsonl"], "gone.jsonl: no such manifest"),
+        (["tokenizer.vocab_size=20"], "choose another tokenizer.vocab_size"),
+        (["tokenizer.languages=[spa]"], "no token for language 'eng'; tokenizer.languages: spa"),
+        (["data.max_seconds=0.2"], "train: none of 40 utterances can be used: 40 longer than 0.2 s"),
+        (["checkpoint.monitor=valid/blue"], "checkpoint.monitor=valid/blue: validation measures valid/accuracy"),
+    ],
+)
+def test_settings_that_only_the_data_can_refute(words: list[str], message: str, tiny: list[str], root: Path, call):
+    name = f"odd{abs(hash(tuple(words)))}"
+    done = call(*train(tiny, root, name, "trainer.val_check_interval=1", "logger=none", *words))
+    assert done.code == 1
+    assert message in done.err.splitlines()[-1]
 
 
 # evaluate
@@ -351,6 +372,14 @@ def test_paths_come_from_standard_input(run: Path, sounds: Path, voxzoo):
     assert "Traceback" not in done.stderr
 
 
+def test_an_empty_input_is_not_this_folder(run: Path, sounds: Path, call, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(sounds)
+    done = call("translate", run, "", "--task", "s2tt", "--to", "eng", "--json")
+    assert done.code == 1
+    assert done.json["results"] == []
+    assert "expected a file or folder" in done.json["failures"][0]["error"]
+
+
 def test_an_unknown_language_is_refused_with_the_known_ones(run: Path, sounds: Path, call):
     done = call("translate", run, sounds / "good", "--task", "s2tt", "--to", "xyz")
     assert done.code == 1
@@ -386,6 +415,8 @@ def test_text_empty_over_long_and_usual(text_run: Path, call, monkeypatch: pytes
         ("speech_encoder.dim=???", "speech_encoder.dim: a value is needed (???)"),
         ("adaptor=stak", "adaptor=stak: there is no such choice; did you mean 'stack'?"),
         ("trainer.max_steps=[1,", "does not parse"),
+        ("=3", "does not parse"),
+        ("adaptor", "does not parse"),
         ("adaptor.input_dim=24", "adaptor.input_dim is 24, but speech_encoder gives width 32"),
         ("speech_encoder.input_dim=24", "it expects width 24"),
         ("speech_encoder.num_heads=5", "num_heads"),
