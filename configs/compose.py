@@ -107,6 +107,9 @@ def _lenient(override: str, folders: Sequence[Path]) -> str:
             f"override {override!r} does not parse (key=value is expected): {str(error).splitlines()[0]}"
         ) from None
     key = parsed.key_or_group
+    if not key.strip("/."):
+        raise UserError(f"override {override!r} does not parse (key=value is expected): it has no key")
+    key = key.lstrip("/")
     choices = sorted({path.stem for folder in folders for path in folder.glob(f"{key}/*.yaml")})
     if choices and "." not in key:
         value = parsed.value()

@@ -107,7 +107,8 @@ class SpeechTranslationData(LightningDataModule):
         seed: int = 1,
     ) -> None:
         super().__init__()
-        given = [name for name, value in (("train", train), ("valid", valid), ("test", test)) if value]
+        tests = [path for path in (test or {}).values() if path]
+        given = [name for name, value in (("train", train), ("valid", valid), ("test", tests)) if value]
         if corpus is not None and given:
             raise UserError(f"data.corpus brings its own splits: leave out {', '.join(given)}, or set corpus to null")
         if corpus is None and not given:

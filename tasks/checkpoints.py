@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import threading
 import zipfile
@@ -71,9 +72,11 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except (OSError, EOFError, RuntimeError, zipfile.BadZipFile) as error:
         raise UserError(f"{path}: cannot be read as a checkpoint ({_first_line(error)}); is it whole?") from None
-    except Exception as error:  # pickle.UnpicklingError: something that would run code
+    except Exception as error:  # pickle.UnpicklingError: something that would run code, or no pickle at all
+        name = re.search(r"GLOBAL ([\w.]+)", str(error))
+        found = f", such as {name[1]}" if name else ""
         raise UserError(
-            f"{path}: refused, it holds more than tensors and plain values ({_first_line(error)})"
+            f"{path}: refused, it is no checkpoint or holds more than tensors and plain values{found}"
         ) from None
     if not isinstance(content, dict) or "voxzoo" not in content or "state_dict" not in content:
         raise UserError(f"{path}: a checkpoint, but not one that `voxzoo train` wrote (no voxzoo entry)")
@@ -235,6 +238,9 @@ class Checkpointer(Checkpoint):
             )
             for stale in removed:
                 (self.folder / stale).unlink(missing_ok=True)
+        if self.keep_best > 0 and self.monitor not in trainer.callback_metrics:
+            known = ", ".join(name for name in sorted(trainer.callback_metrics) if name.startswith("valid/"))
+            raise UserError(f"checkpoint.monitor={self.monitor}: validation measures {known}")
 
     def _rank(self, name: str, score: Any) -> list[str]:
         """Enter a checkpoint among the best; return the names that fall out."""

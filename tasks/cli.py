@@ -66,6 +66,8 @@ def _parse(parser: argparse.ArgumentParser, words: list[str]) -> argparse.Namesp
 
 
 def _failure(error: Exception, arguments: argparse.Namespace) -> tuple[dict[str, Any], int]:
+    from lightning.fabric.utilities.exceptions import MisconfigurationException
+
     from .checkpoints import Interrupted
     from .training import EXIT_CODES, StageFailed
 
@@ -78,6 +80,8 @@ def _failure(error: Exception, arguments: argparse.Namespace) -> tuple[dict[str,
     if isinstance(error, UserError | OSError):
         return {"status": "failed", "error": str(error)}, 1
     text = " ".join(str(error).split())
+    if isinstance(error, MisconfigurationException):  # Lightning's word on a setting of `trainer`
+        return {"status": "failed", "error": f"trainer: {text}"}, 1
     hint = "" if arguments.traceback else " (this should not happen: --traceback shows where)"
     return {"status": "failed", "error": f"{type(error).__name__}: {text}{hint}"}, 1
 

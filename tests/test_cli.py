@@ -193,7 +193,7 @@ def test_ctrl_c_belongs_to_the_caller_again_after_training(run: Path):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["trainer.accelerator=tpu"], "voxzoo train: trainer: "),
+        (["trainer.devices=0"], "voxzoo train: trainer: `Trainer(devices=0)` value is not a valid input"),
         (["data=manifest"], "there is no data: set data.train, data.valid and data.test to manifests, or data.corpus"),
         (["data=manifest", "data.train=gone.jsonl", "data.valid=gone.jsonl"], "gone.jsonl: no such manifest"),
         (["tokenizer.vocab_size=20"], "choose another tokenizer.vocab_size"),

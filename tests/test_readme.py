@@ -6,16 +6,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
-
 from voxzoo.configs import check, compose
 from voxzoo.tasks.cli import main
 
 README = (Path(__file__).resolve().parent.parent / "README.md").read_text()
 BLOCKS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
-TINY = (
-    "data=tiny frontend=tiny speech_encoder=tiny adaptor=tiny text_seq2seq=tiny tokenizer=tiny trainer.max_steps=2 "
-    "trainer.val_check_interval=2 frontend.stack=2 tokenizer.vocab_size=200 data.batch_seconds=20"
-).split()
+TINY = [
+    *("data=tiny", "frontend=tiny", "speech_encoder=tiny", "adaptor=tiny", "text_seq2seq=tiny", "tokenizer=tiny"),
+    *("trainer.max_steps=2", "trainer.val_check_interval=2", "frontend.stack=2", "tokenizer.vocab_size=200"),
+    "data.batch_seconds=20",
+]
 
 
 def test_parts_from_python():

@@ -138,6 +138,9 @@ def read_inputs(inputs: Sequence[str], text: bool, out: Path | None) -> Iterator
                 elif line:
                     yield Item(unique(Path(line).stem), line, Path(line))
             continue
+        if not given.strip():
+            yield Item(unique("input"), "(empty INPUT)", error="expected a file or folder")
+            continue
         path = Path(given)
         if path.is_dir():
             if out is not None and out.resolve().is_relative_to(path.resolve()):
