@@ -136,6 +136,7 @@ def load_parts(task: Task, sources: dict[str, str], run_dir: Path) -> list[str]:
         UserError: an unknown role, a run without that part, or weights that do not fit it.
     """
     lines = []
+    states: dict[Path, dict[str, torch.Tensor]] = {}  # several parts often come from one file
     for role, source in sources.items():
         if source is None:
             continue
@@ -144,7 +145,9 @@ def load_parts(task: Task, sources: dict[str, str], run_dir: Path) -> list[str]:
             raise UserError(f"init.{role}: {type(task).__name__} has no such part; it has: {', '.join(parts)}")
         sibling = run_dir.parent / source
         _, checkpoint = find_checkpoint(sibling if sibling.is_dir() else Path(source))
-        state = read_checkpoint(checkpoint)["state_dict"]
+        if checkpoint not in states:
+            states[checkpoint] = read_checkpoint(checkpoint)["state_dict"]
+        state = states[checkpoint]
         prefix = f"{role}."
         weights = {key[len(prefix) :]: value for key, value in state.items() if key.startswith(prefix)}
         if not weights:

@@ -127,9 +127,7 @@ class Task(LightningModule, ABC):
         primary = next(iter(losses.values()))
         count = primary.count.detach().float()
         self._count = count if self._count is None else self._count + count
-        for name, value in {**losses, **statistics}.items():
-            kept = Loss(value.total.detach().float(), value.count.detach().float())
-            self._window[name] = self._window[name] + kept if name in self._window else kept
+        _add(self._window, {**losses, **statistics})
         if batch.seconds is not None:
             # Kept as a tensor: reading it here would wait for the device at every step.
             self._window_seconds = self._window_seconds + batch.seconds.sum()
@@ -209,9 +207,7 @@ class Task(LightningModule, ABC):
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         losses, statistics = self.measure(batch)
-        for name, value in {**losses, **statistics}.items():
-            kept = Loss(value.total.detach().float(), value.count.detach().float())
-            self._totals[name] = self._totals[name] + kept if name in self._totals else kept
+        _add(self._totals, {**losses, **statistics})
 
     def on_validation_epoch_end(self) -> None:
         if not self._totals:
@@ -278,6 +274,13 @@ class Task(LightningModule, ABC):
         if mode not in self.modes:
             raise UserError(f"--task {mode}: {type(self).__name__} can do {', '.join(sorted(self.modes))}")
         return mode
+
+
+def _add(sums: dict[str, Loss], values: Mapping[str, Loss]) -> None:
+    """Add detached values to running sums."""
+    for name, value in values.items():
+        kept = Loss(value.total.detach().float(), value.count.detach().float())
+        sums[name] = sums[name] + kept if name in sums else kept
 
 
 def parameter_groups(module: nn.Module) -> list[dict[str, Any]]:

@@ -29,7 +29,7 @@ from ..configs.targets import allow_list
 from .checkpoints import AtomicCheckpointIO, Checkpointer, Interrupted, write_atomically
 from .examples import Examples
 from .progress import RunProgress
-from .run import active_stages, is_done, load_parts, pid_lock, settle_config, turns
+from .run import active_stages, build_task, is_done, load_parts, pid_lock, settle_config, turns
 from .task import Task
 
 # What a run that was stopped by a signal exits with; 75 (EX_TEMPFAIL) tells a scheduler to requeue.
@@ -126,8 +126,7 @@ def prepare_data(config: DictConfig) -> Any:
 def build_for_training(config: DictConfig, folder: Path) -> Task:
     """Build the task, load `init`, apply `freeze`, attach optimizer and schedule."""
     allowed = allow_list(config)
-    task: Task = build(config.task, allowed=allowed)
-    task.config = OmegaConf.to_container(config, resolve=True)  # pyright: ignore[reportAttributeAccessIssue]
+    task = build_task(config, {}, allowed)
     for line in load_parts(task, dict(config.init), folder):
         say(f"init {line}")
     task.freeze_parts([str(role) for role, frozen in config.freeze.items() if frozen])
