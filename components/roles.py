@@ -7,7 +7,7 @@ Letters: B batch, T frames, S subwords, U units, N samples, F features, D model 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from lightning import LightningModule
@@ -78,13 +78,21 @@ class Tokenizer(ABC):
     def lang_id(self, lang: str) -> int:
         """Id of a language token. Raises ValueError naming the languages there are."""
 
+    prefix_length: int = 2
+    """Tokens of `prefix`. All but the first are labels, and only the pieces behind them are what is learned."""
+
     def source(self, text: str, lang: str) -> list[int]:
         """lang, pieces, eos: what a text encoder reads."""
         return [self.lang_id(lang), *self.encode(text), self.eos_id]
 
-    def target(self, text: str, lang: str) -> list[int]:
-        """eos, lang, pieces, eos: decoder input is [:-1], labels are [1:]."""
-        return [self.eos_id, self.lang_id(lang), *self.encode(text), self.eos_id]
+    def prefix(self, lang: str, src_lang: str | None = None, task: str | None = None) -> list[int]:
+        """First decoder tokens for output in `lang`: eos, lang. A tokenizer whose prefix also says what is spoken or
+        what to do with it (Whisper) reads the other two; `task` is one of `s2tt asr t2tt s2st t2st`."""
+        return [self.eos_id, self.lang_id(lang)]
+
+    def target(self, text: str, lang: str, src_lang: str | None = None, task: str | None = None) -> list[int]:
+        """prefix, pieces, eos: decoder input is [:-1], labels are [1:]."""
+        return [*self.prefix(lang, src_lang, task), *self.encode(text), self.eos_id]
 
 
 class SpeechEncoder(Part):
@@ -174,8 +182,9 @@ class TextToUnit(Part):
         works on reduced units). `text` (B, S): the token that each state stands for, where the part wants it.
         Keys and their number never depend on the batch."""
 
-    def set_characters(self, table: Tensor) -> None:
-        """Give the characters of each token, (V, C) int64 with 0 beyond the end. Parts that do not spell ignore it."""
+    def set_characters(self, table: Tensor, pieces: Sequence[str] | None = None) -> None:
+        """Give the characters of each token, (V, C) int64 with 0 beyond the end, and the text of each as the tokenizer
+        writes it (word mark included, "" for specials). Parts that do not spell ignore it."""
 
     @abstractmethod
     def generate(self, states: Padded, text: Padded | None = None, **options: Any) -> UnitOutput:

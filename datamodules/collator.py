@@ -89,7 +89,9 @@ class Collator:
         if "source" in self.needs:
             fields["source"] = self._ids([self._tokenizer.source(item.src_text, item.src_lang) for item in utterances])
         if "target" in self.needs:
-            fields["target"] = self._ids([self._tokenizer.target(item.tgt_text, item.tgt_lang) for item in utterances])
+            fields["target"] = self._ids(
+                [self._tokenizer.target(item.tgt_text, item.tgt_lang, item.src_lang, item.task) for item in utterances]
+            )
         if "units" in self.needs:
             fields["units"] = Padded.from_list([self._units(item) for item in utterances])
         if "speaker" in self.needs:

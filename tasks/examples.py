@@ -126,13 +126,13 @@ def cross_attention(task: Task, batch: Batch, prediction: Prediction) -> tuple[T
         found.append(scores.softmax(-1)[0].cpu())
         return inner(query, key, value, mask, causal)
 
-    ids = tokenizer.target(prediction.text, prediction.tgt_lang)
+    ids = tokenizer.target(prediction.text, prediction.tgt_lang, prediction.src_lang, prediction.task)
     module.attend = attend  # pyright: ignore[reportAttributeAccessIssue]
     try:
         task.measure(replace(batch, target=Padded.from_list([torch.tensor(ids)]).to(task.device)))
     finally:
         del module.attend
-    pieces = [tokenizer.decode([number]) or "?" for number in ids[2:-1]]
+    pieces = [tokenizer.decode([number]) or "?" for number in ids[tokenizer.prefix_length : -1]]
     return (found[-1], [f"<{prediction.tgt_lang}>", *pieces, "<end>"]) if found else None
 
 

@@ -123,9 +123,7 @@ class SpeechToSpeechUnitY(SpeechToText):
         assert self.tokenizer is not None
         speak = mode == "s2st"
         options = options or self.search
-        hypotheses = translate_text(
-            self.text_seq2seq, memory, batch.tgt_lang, self.tokenizer, options, keep_states=speak
-        )
+        hypotheses = translate_text(self.text_seq2seq, memory, batch, mode, self.tokenizer, options, keep_states=speak)
         predictions = text_predictions(batch, mode, hypotheses, self.tokenizer)
         if not speak:
             return predictions

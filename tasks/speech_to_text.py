@@ -89,13 +89,18 @@ class SpeechToText(Task):
     ) -> tuple[dict[str, Loss], dict[str, Loss]]:
         """Losses and statistics of what `text_pass` gave."""
         assert batch.target is not None
+        assert self.tokenizer is not None
         text, accuracy = text_loss(
-            self.text_seq2seq, states, batch.target, self.label_smoothing, self.loss_on_lang_token
+            self.text_seq2seq,
+            states,
+            batch.target,
+            self.label_smoothing,
+            self.loss_on_lang_token,
+            self.tokenizer.prefix_length,
         )
         losses = {"text": text, **adapted.losses}
         if self.ctc_head is not None:
             assert batch.transcript is not None
-            assert self.tokenizer is not None
             source = encoded if self.ctc_on == "encoder" else adapted.states
             logits = source.with_data(self.ctc_head(source.data))
             losses["ctc"] = ctc_loss(logits, batch.transcript, blank=self.tokenizer.pad_id)
@@ -118,7 +123,7 @@ class SpeechToText(Task):
         assert batch.speech is not None
         assert self.tokenizer is not None
         memory = self.encode_speech(batch.speech)
-        hypotheses = translate_text(self.text_seq2seq, memory, batch.tgt_lang, self.tokenizer, options or self.search)
+        hypotheses = translate_text(self.text_seq2seq, memory, batch, mode, self.tokenizer, options or self.search)
         return text_predictions(batch, mode, hypotheses, self.tokenizer)
 
 
@@ -136,27 +141,34 @@ def decoder_input(target: Padded) -> Padded:
 
 
 def text_loss(
-    model: TextSeq2Seq, states: Padded, target: Padded, label_smoothing: float, loss_on_lang_token: bool
+    model: TextSeq2Seq,
+    states: Padded,
+    target: Padded,
+    label_smoothing: float,
+    loss_on_lang_token: bool,
+    prefix_length: int = 2,
 ) -> tuple[Loss, Loss]:
     """Label-smoothed cross entropy and accuracy of (B, S-1, D) states against (B, S) targets."""
     mask = states.mask.clone()
     if not loss_on_lang_token:
-        mask[:, 0] = False
+        mask[:, : prefix_length - 1] = False
     return token_loss(model.project, states, target.data[:, 1:], mask=mask, label_smoothing=label_smoothing)
 
 
 def translate_text(
     model: TextSeq2Seq,
     memory: Padded,
-    tgt_lang: tuple[str, ...],
+    batch: Batch,
+    mode: str,
     tokenizer: Tokenizer,
     options: SearchOptions,
     keep_states: bool = False,
 ) -> list[Hypothesis]:
-    """Best hypothesis of each row of (B, T, D) memory, begun with `eos lang`; with its decoder states if asked for."""
-    prefix: Tensor = torch.tensor(
-        [[tokenizer.eos_id, tokenizer.lang_id(lang)] for lang in tgt_lang], device=memory.device
-    )
+    """Best hypothesis of each row of (B, T, D) memory behind the tokenizer's prefix for the batch's languages and the
+    task `mode`; with its decoder states if asked for."""
+    sources = batch.src_lang or (None,) * len(batch)
+    rows = [tokenizer.prefix(to, source, mode) for to, source in zip(batch.tgt_lang, sources, strict=True)]
+    prefix: Tensor = torch.tensor(rows, device=memory.device)
     found = generate(
         model,
         memory,

@@ -48,9 +48,15 @@ class TextToText(Task):
     def measure(self, batch: Batch) -> tuple[dict[str, Loss], dict[str, Loss]]:
         assert batch.source is not None
         assert batch.target is not None
+        assert self.tokenizer is not None
         states = self.text_seq2seq.decode(self.text_seq2seq.encode(batch.source), decoder_input(batch.target))
         text, accuracy = text_loss(
-            self.text_seq2seq, states, batch.target, self.label_smoothing, self.loss_on_lang_token
+            self.text_seq2seq,
+            states,
+            batch.target,
+            self.label_smoothing,
+            self.loss_on_lang_token,
+            self.tokenizer.prefix_length,
         )
         return {"text": text}, {"accuracy": accuracy}
 
@@ -62,5 +68,5 @@ class TextToText(Task):
         assert batch.source is not None
         assert self.tokenizer is not None
         memory = self.text_seq2seq.encode(batch.source)
-        hypotheses = translate_text(self.text_seq2seq, memory, batch.tgt_lang, self.tokenizer, options or self.search)
+        hypotheses = translate_text(self.text_seq2seq, memory, batch, mode, self.tokenizer, options or self.search)
         return text_predictions(batch, mode, hypotheses, self.tokenizer)

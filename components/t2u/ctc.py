@@ -6,6 +6,7 @@ D model dim, V vocabulary.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
@@ -111,7 +112,7 @@ class CTCT2U(TextToUnit):
         self.unit_embedding = nn.Embedding(num_units, duration_dim)
         self.duration = DurationPredictor(duration_dim, duration_dim, duration_kernel_size, dropout)
 
-    def set_characters(self, table: Tensor) -> None:
+    def set_characters(self, table: Tensor, pieces: Sequence[str] | None = None) -> None:
         """Give the characters of each token.
 
         Args:

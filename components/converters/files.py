@@ -1,0 +1,169 @@
+"""Files of a published model: weights in one file or in shards, JSON beside them. Nothing in them is executed."""
+
+from __future__ import annotations
+
+import json
+import pickle
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from ..errors import UserError
+
+SHARD_BYTES = 5_000_000_000
+_SINGLE = "model.safetensors"
+_INDEX = "model.safetensors.index.json"
+_PICKLE = "pytorch_model.bin"
+
+
+def published_folder(source: str | Path) -> Path:
+    """The folder that a SOURCE means: a local one, or that of a hub name (`facebook/w2v-bert-2.0`).
+
+    A hub name is looked up with `huggingface_hub`, in its cache first; only JSON, tokenizer and safetensors files
+    are fetched.
+
+    Raises:
+        UserError: no such folder, or the name cannot be fetched.
+    """
+    path = Path(source).expanduser()
+    if path.is_dir():
+        return path
+    name = str(source)
+    if path.exists():
+        raise UserError(f"{source}: expected a folder with a config.json, as `save_pretrained` writes it; it is a file")
+    if name.startswith((".", "/", "~")) or name.count("/") != 1:
+        raise UserError(f"{source}: no such folder")
+    try:
+        from huggingface_hub import snapshot_download
+    except ImportError:
+        raise UserError(
+            f"{source}: no such folder; to fetch it as a hub name install huggingface_hub (pip install voxzoo[hub])"
+        ) from None
+    wanted = ["*.json", "*.safetensors", "*.model", "*.txt"]
+    try:
+        return Path(snapshot_download(name, allow_patterns=wanted))
+    except Exception as error:
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(f"{source}: no such folder, and the hub gave none ({type(error).__name__}: {reason})") from None
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object.
+
+    Raises:
+        UserError: the file is missing, or is no JSON object.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{path}: missing; expected a folder in the layout that `save_pretrained` writes") from None
+    except (ValueError, OSError) as error:
+        raise UserError(f"{path}: not readable as JSON ({error})") from None
+    if not isinstance(content, dict):
+        raise UserError(f"{path}: expected a JSON object; it holds a {type(content).__name__}")
+    return content
+
+
+class Weights(Mapping[str, Tensor]):
+    """Tensors of a folder by published key, each read from disk when it is asked for.
+
+    `model.safetensors`, its shards, or `pytorch_model.bin` (read with `weights_only=True`: tensors and nothing else).
+
+    Raises:
+        UserError: no weights, a shard that is missing, a truncated file, or a pickle that holds more than tensors.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._where: dict[str, Path] = {}
+        self._open: dict[Path, Any] = {}
+        self._plain: dict[str, Tensor] = {}
+        if (folder / _INDEX).exists():
+            index = read_json(folder / _INDEX).get("weight_map")
+            if not isinstance(index, dict):
+                raise UserError(f"{folder / _INDEX}: expected a `weight_map`")
+            for key, name in index.items():
+                if not isinstance(name, str) or Path(name).name != name:
+                    raise UserError(f"{folder / _INDEX}: {key} is in {name!r}; expected the name of a file beside it")
+                self._where[key] = folder / name
+            for path in sorted(set(self._where.values())):
+                if not path.exists():
+                    raise UserError(f"{path}: missing; {folder / _INDEX} says that it holds weights")
+                held = set(self._file(path).keys())
+                absent = [key for key, where in self._where.items() if where == path and key not in held]
+                if absent:
+                    raise UserError(f"{path}: holds no {', '.join(absent[:3])}, though {_INDEX} says so")
+        elif (folder / _SINGLE).exists():
+            path = folder / _SINGLE
+            self._where = dict.fromkeys(self._file(path).keys(), path)
+        elif (folder / _PICKLE).exists():
+            content = read_pickle(folder / _PICKLE)
+            self._plain = {key: value for key, value in content.items() if isinstance(value, Tensor)}
+        else:
+            raise UserError(f"{folder}: no weights; expected {_SINGLE} or {_INDEX}")
+
+    def _file(self, path: Path) -> Any:
+        if path not in self._open:
+            try:
+                self._open[path] = safe_open(str(path), framework="pt")
+            except (SafetensorError, OSError) as error:
+                raise UserError(f"{path}: truncated, or no safetensors file ({error}); fetch it again") from None
+        return self._open[path]
+
+    def __getitem__(self, key: str) -> Tensor:
+        return self._plain[key] if key in self._plain else self._file(self._where[key]).get_tensor(key)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._plain or self._where)
+
+    def __len__(self) -> int:
+        return len(self._plain or self._where)
+
+
+def read_pickle(path: Path) -> dict[str, Any]:
+    """The dictionary of a `torch.save` file, of tensors and plain values; nothing in it is executed.
+
+    Raises:
+        UserError: it holds more than tensors and plain values, or is damaged.
+    """
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, OSError) as error:
+        if isinstance(error, pickle.UnpicklingError):
+            raise UserError(
+                f"{path}: refused, the pickle holds more than tensors and may run code; ask for a safetensors file"
+            ) from None
+        raise UserError(f"{path}: damaged, or not written by torch.save ({str(error).splitlines()[0]})") from None
+    if not isinstance(content, dict):
+        raise UserError(f"{path}: expected tensors by name; it holds a {type(content).__name__}")
+    return content
+
+
+def write_weights(folder: Path, tensors: Mapping[str, Tensor], shard_bytes: int = SHARD_BYTES) -> None:
+    """Write safetensors: one file, or shards of at most `shard_bytes` with an index."""
+    shards: list[dict[str, Tensor]] = [{}]
+    size = 0
+    for key, value in tensors.items():
+        if shards[-1] and size + value.nbytes > shard_bytes:
+            shards.append({})
+            size = 0
+        shards[-1][key] = value.detach().cpu().contiguous()
+        size += value.nbytes
+    # transformers asks for the framework that wrote a file.
+    metadata = {"format": "pt"}
+    if len(shards) == 1:
+        save_file(shards[0], str(folder / _SINGLE), metadata=metadata)
+        return
+    index: dict[str, str] = {}
+    for number, shard in enumerate(shards, 1):
+        name = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
+        save_file(shard, str(folder / name), metadata=metadata)
+        index.update(dict.fromkeys(shard, name))
+    total = sum(value.nbytes for value in tensors.values())
+    content = {"metadata": {"total_size": total}, "weight_map": index}
+    (folder / _INDEX).write_text(json.dumps(content, indent=1, sort_keys=True))

@@ -1,0 +1,222 @@
+"""Published models as parts, and parts as published models."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import shutil
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import UserError
+from .family import Family, Nodes
+from .files import Weights, published_folder, read_json, write_weights
+from .keymap import Loaded
+
+# model_type -> module of this package that has its FAMILY.
+_FAMILIES = {
+    "hubert": "wav2vec2",
+    "m2m_100": "m2m_100",
+    "seamless_m4t": "seamless_m4t",
+    "seamless_m4t_v2": "seamless_m4t_v2",
+    "wav2vec2": "wav2vec2",
+    "wav2vec2-bert": "wav2vec2_bert",
+    "whisper": "whisper",
+}
+_CARRIED_SUFFIXES = (".json", ".model", ".txt")
+_CARRIED_BYTES = 64_000_000
+
+
+def family_of(model_type: Any, where: str) -> Family:
+    """The family that reads a `model_type`.
+
+    Raises:
+        UserError: there is none; names those there are.
+    """
+    if model_type not in _FAMILIES:
+        known = ", ".join(sorted(_FAMILIES))
+        raise UserError(f"{where}: model_type {model_type!r} is none that voxzoo has; expected one of {known}")
+    return importlib.import_module(f".{_FAMILIES[model_type]}", __package__).FAMILY
+
+
+def describe(source: str | Path) -> Nodes:
+    """Config nodes of the parts of a published folder, without its weights (see `Family.nodes`).
+
+    Raises:
+        UserError: a folder or config that is none, see `published_folder`.
+    """
+    folder = published_folder(source)
+    settings = read_json(folder / "config.json")
+    return family_of(settings.get("model_type"), str(folder / "config.json")).nodes(settings, folder)
+
+
+class PublishedModel(nn.Module):
+    """A published model in voxzoo's parts, `model.speech_encoder` and so on by role.
+
+    Attributes:
+        model_type: the layout it came from.
+        nodes: config node of each role.
+        files: name -> content of the small files beside its weights, as uint8; they go out again on export.
+        tokenizer, frontend: or None.
+        report: published keys that nothing here takes.
+    """
+
+    def __init__(self, model_type: str, nodes: Nodes, files: Mapping[str, Tensor]) -> None:
+        super().__init__()
+        self.model_type = model_type
+        self.nodes = nodes
+        self.files = dict(files)
+        self.tokenizer: Any = None
+        self.frontend: Any = None
+        self.left: list[str] = []
+
+    def parts(self) -> dict[str, nn.Module]:
+        """Role -> part."""
+        return dict(self.named_children())
+
+
+def from_transformers(
+    source: str | Path, *, roles: Iterable[str] | None = None, dtype: torch.dtype = torch.float32
+) -> PublishedModel:
+    """Read a folder in the layout of transformers (or a hub name): its parts with their weights, in evaluation mode.
+
+    Args:
+        source: a folder with config.json, weights as safetensors (single or sharded) and the tokenizer's files.
+        roles: take these parts alone; None: all.
+        dtype: of the parameters.
+
+    Raises:
+        UserError: not such a folder, an unknown model type, damaged weights, keys without a place or parts without
+            weights; one line that names file and keys.
+    """
+    folder = published_folder(source)
+    settings = read_json(folder / "config.json")
+    model_type = settings.get("model_type")
+    family = family_of(model_type, str(folder / "config.json"))
+    nodes = family.nodes(settings, folder)
+    chosen = set(nodes if roles is None else roles)
+    absent = sorted(chosen - nodes.keys())
+    if absent:
+        there = ", ".join(role for role in nodes if role != "task")
+        raise UserError(f"{folder}: a {model_type} model has no {', '.join(absent)}; it has: {there}")
+    model = PublishedModel(str(model_type), {role: node for role, node in nodes.items() if role in chosen}, {})
+    model.files = carried_files(folder)
+    for role, node in model.nodes.items():
+        if role == "task":
+            continue
+        if role in ("tokenizer", "frontend"):
+            setattr(model, role, build_part(role, node, folder))
+            continue
+        with torch.device("meta"):
+            part = build_part(role, node, folder)
+        model.add_module(role, part)
+    expected = {key: value.shape for key, value in model.state_dict().items()}
+    loaded = family.key_map(nodes).load(Weights(folder), expected)
+    refuse_gaps(loaded, folder)
+    for key, value in loaded.state.items():
+        if value.is_floating_point():
+            loaded.state[key] = value.to(dtype)
+    model.load_state_dict(loaded.state, assign=True)
+    model.left = loaded.left
+    model.requires_grad_(True)
+    return model.eval()
+
+
+def build_part(role: str, node: Mapping[str, Any], where: Any) -> Any:
+    """Build one node; a value that its class refuses is the folder's fault."""
+    from ... import components
+
+    arguments = {key: value for key, value in node.items() if not key.startswith("_")}
+    try:
+        return getattr(components, str(node["_target_"]).rpartition(".")[2])(**arguments)
+    except UserError:
+        raise
+    except (TypeError, ValueError) as error:
+        raise UserError(f"{where}: its {role} cannot be built: {' '.join(str(error).split())}") from error
+
+
+def refuse_gaps(loaded: Loaded, folder: Any) -> None:
+    """Raise one UserError that lists keys without a place and keys of ours without a value."""
+    problems = []
+    if loaded.unused:
+        problems.append(f"{len(loaded.unused)} keys that this model type does not have: {_few(loaded.unused)}")
+    if loaded.missing:
+        problems.append(f"{len(loaded.missing)} missing: {_few(loaded.missing)}")
+    if problems:
+        raise UserError(f"{folder}: the weights do not fit config.json; " + "; ".join(problems))
+
+
+def to_transformers(model: Any, path: str | Path, *, model_type: str | None = None) -> Path:
+    """Write a folder that transformers loads: config.json, safetensors and the tokenizer's files.
+
+    Args:
+        model: a `PublishedModel`, or a `Task` (with `parts()` and a resolved `config`).
+        path: a folder that does not exist yet or is empty. It appears complete or not at all.
+        model_type: the layout; None: the one the model came from.
+
+    Returns:
+        The folder.
+
+    Raises:
+        UserError: no layout named, parts that it has no place for, or a folder that holds something.
+    """
+    target = Path(path)
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise UserError(f"{target}: exists and is not empty; give another folder, nothing is overwritten")
+    nodes: Nodes = model.nodes if isinstance(model, PublishedModel) else _nodes_of(model)
+    files: dict[str, Tensor] = getattr(model, "files", {})
+    model_type = model_type or getattr(model, "model_type", None) or getattr(model, "config", {}).get("model_type")
+    if model_type is None:
+        raise UserError(f"say which published layout to write: {', '.join(sorted(_FAMILIES))}")
+    family = family_of(model_type, "export")
+    settings = family.settings(nodes)
+    state = {f"{role}.{key}": value for role, part in model.parts().items() for key, value in part.state_dict().items()}
+    tensors = family.key_map(nodes).save(state)
+    part_folder = target.with_name(f".{target.name}.part")
+    shutil.rmtree(part_folder, ignore_errors=True)
+    part_folder.mkdir(parents=True)
+    try:
+        for name, content in files.items():
+            (part_folder / name).write_bytes(content.numpy().tobytes())
+        if not files and getattr(model, "tokenizer", None) is not None:
+            family.export_tokenizer(model.tokenizer, nodes, part_folder)
+        old = json.loads(files["config.json"].numpy().tobytes()) if "config.json" in files else {}
+        dtype = next(
+            (str(v.dtype).removeprefix("torch.") for v in tensors.values() if v.is_floating_point()), "float32"
+        )
+        merged = {**old, **settings, "model_type": model_type, "dtype": dtype}
+        merged.pop("torch_dtype", None)
+        (part_folder / "config.json").write_text(json.dumps(merged, indent=2, sort_keys=True) + "\n")
+        write_weights(part_folder, tensors)
+        if target.exists():
+            target.rmdir()
+        part_folder.rename(target)
+    finally:
+        shutil.rmtree(part_folder, ignore_errors=True)
+    return target
+
+
+def _nodes_of(task: Any) -> Nodes:
+    """The nodes of a task's roles out of its resolved config."""
+    roles = (*task.parts(), "frontend", "tokenizer", "task")
+    return {role: dict(task.config[role]) for role in roles if task.config.get(role)}
+
+
+def carried_files(folder: Path) -> dict[str, Tensor]:
+    """Small files beside the weights, as uint8 tensors: what an export writes back as it was."""
+    found = {}
+    for path in sorted(folder.iterdir()):
+        if path.suffix not in _CARRIED_SUFFIXES or path.name.endswith(".index.json") or not path.is_file():
+            continue
+        if path.stat().st_size <= _CARRIED_BYTES:
+            found[path.name] = torch.frombuffer(bytearray(path.read_bytes() or b"\n"), dtype=torch.uint8)
+    return found
+
+
+def _few(names: list[str], shown: int = 8) -> str:
+    more = f" and {len(names) - shown} more" if len(names) > shown else ""
+    return ", ".join(names[:shown]) + more

@@ -1,0 +1,103 @@
+"""w2v-BERT 2.0 (`Wav2Vec2BertModel`): a speech encoder, with an adaptor where the config asks for one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from ..errors import UserError
+from .conformer import adaptor_rules, encoder_rules
+from .family import Family, Nodes
+from .keymap import KeyMap
+from .settings import fbank, refuse_unless, value
+
+_POSITIONS = {"relative_key": "relative_key", "relative": "relative", None: "none"}
+
+
+class Wav2Vec2Bert(Family):
+    model_types = ("wav2vec2-bert",)
+
+    def nodes(self, settings: dict[str, Any], folder: Path | None = None) -> Nodes:
+        position = settings.get("position_embeddings_type", "relative_key")
+        if position not in _POSITIONS:
+            raise UserError(f"position_embeddings_type={position!r}: expected one of relative_key, relative, null")
+        refuse_unless(settings, "hidden_act", "swish")
+        dim = value(settings, "hidden_size")
+        nodes: Nodes = {
+            "frontend": fbank(folder),
+            "speech_encoder": {
+                "_target_": "voxzoo.components.ConformerEncoder",
+                "input_dim": value(settings, "feature_projection_input_dim"),
+                "dim": dim,
+                "num_layers": value(settings, "num_hidden_layers"),
+                "num_heads": value(settings, "num_attention_heads"),
+                "ffn_dim": value(settings, "intermediate_size"),
+                "kernel_size": value(settings, "conv_depthwise_kernel_size"),
+                "position": _POSITIONS[position],
+                "left_context": value(settings, "left_max_position_embeddings"),
+                "right_context": value(settings, "right_max_position_embeddings"),
+                "causal_conv": True,
+                "conv_norm": "layer",
+                "final_norm": False,
+                "intermediate_ffn": bool(settings.get("use_intermediate_ffn_before_adapter", False)),
+                "input_dropout": settings.get("feat_proj_dropout", 0.0),
+                "dropout": settings.get("hidden_dropout", 0.0),
+                "attention_dropout": settings.get("attention_dropout", 0.0),
+                "activation_dropout": settings.get("activation_dropout", 0.0),
+                "conv_dropout": settings.get("conformer_conv_dropout", 0.1),
+                "layer_drop": settings.get("layerdrop", 0.1),
+                "mask_embedding": settings.get("mask_time_prob", 0.05) > 0 or settings.get("mask_feature_prob", 0) > 0,
+            },
+        }
+        if settings.get("add_adapter"):
+            nodes["adaptor"] = {
+                "_target_": "voxzoo.components.ConformerAdaptor",
+                "input_dim": dim,
+                "output_dim": settings.get("output_hidden_size") or dim,
+                "kernel_size": settings.get("adapter_kernel_size", 3),
+                "stride": settings.get("adapter_stride", 2),
+                "num_layers": settings.get("num_adapter_layers", 1),
+                "num_heads": value(settings, "num_attention_heads"),
+                "ffn_dim": value(settings, "intermediate_size"),
+                "final_norm": False,
+                "leak_padding": True,
+            }
+        return nodes
+
+    def key_map(self, nodes: Nodes) -> KeyMap:
+        rules = [*encoder_rules("", nodes["speech_encoder"].get("conv_norm", "layer")), *adaptor_rules("")]
+        return KeyMap(rules, left=[r"(lm_head|projector|classifier)\..*"], rename=[(r"^wav2vec2_bert\.", "")])
+
+    def settings(self, nodes: Nodes) -> dict[str, Any]:
+        encoder, adaptor = nodes["speech_encoder"], nodes.get("adaptor")
+        refuse_unless(encoder, "causal_conv", True)
+        refuse_unless(encoder, "conv_norm", "layer")
+        refuse_unless(encoder, "final_norm", False)
+        names = {ours: theirs for theirs, ours in _POSITIONS.items()}
+        settings = {
+            "architectures": ["Wav2Vec2BertModel"],
+            "feature_projection_input_dim": encoder["input_dim"],
+            "hidden_size": encoder["dim"],
+            "num_hidden_layers": encoder["num_layers"],
+            "num_attention_heads": encoder["num_heads"],
+            "intermediate_size": encoder["ffn_dim"],
+            "conv_depthwise_kernel_size": encoder.get("kernel_size", 31),
+            "position_embeddings_type": names[encoder.get("position", "relative_key")],
+            "left_max_position_embeddings": encoder.get("left_context", 64),
+            "right_max_position_embeddings": encoder.get("right_context", 8),
+            "use_intermediate_ffn_before_adapter": encoder.get("intermediate_ffn", False),
+            "add_adapter": adaptor is not None,
+        }
+        if not encoder.get("mask_embedding"):
+            settings.update(mask_time_prob=0.0, mask_feature_prob=0.0)
+        if adaptor is not None:
+            settings.update(
+                output_hidden_size=adaptor["output_dim"],
+                adapter_kernel_size=adaptor["kernel_size"],
+                adapter_stride=adaptor["stride"],
+                num_adapter_layers=adaptor["num_layers"],
+            )
+        return settings
+
+
+FAMILY = Wav2Vec2Bert()
