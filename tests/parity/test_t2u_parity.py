@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from test_text_parity import DECODER_LAYERS, ENCODER_LAYERS, M4T_LAYER, ours_from
+from test_text_parity import DECODER_LAYERS, ENCODER_LAYERS, key_map, ours_from
 from voxzoo.components import AutoregressiveT2U
 from voxzoo.components.types import Padded
 
@@ -47,8 +47,8 @@ def pair():
         max_length_a=0.0,
         max_length_b=12,
     ).eval()
-    theirs = {name.removeprefix("model."): tensor for name, tensor in peer.state_dict().items()}
-    ours.load_state_dict(ours_from(theirs, M4T_LAYER, "encoder", "decoder", "decoder.embed_tokens.weight"))
+    keys = key_map("m4t", "model.encoder.", "model.decoder.", "model.decoder.embed_tokens.weight", "lm_head.weight")
+    ours.load_state_dict(ours_from(peer.state_dict(), keys))
     return peer, ours
 
 

@@ -4,6 +4,8 @@ import pytest
 import torch
 from torch import Tensor
 from voxzoo.components import TransformerSeq2Seq
+from voxzoo.components.converters.keymap import KeyMap
+from voxzoo.components.converters.transformer import Names, decoder_rules, embedding_rules, encoder_rules
 from voxzoo.components.losses.cross_entropy import token_loss
 from voxzoo.components.search import SearchOptions, generate
 from voxzoo.components.types import Padded
@@ -13,68 +15,29 @@ transformers = pytest.importorskip("transformers")
 V, DIM, HEADS, FFN = 37, 24, 3, 44
 ENCODER_LAYERS, DECODER_LAYERS = 2, 3
 
-# Ours -> theirs. Names of a layer's modules; self_attention.qkv holds q, k, v one below the other, memory_attention.kv
-# holds k, v.
-M2M_LAYER = {
-    "self_attention_norm": "self_attn_layer_norm",
-    "self_attention.out": "self_attn.out_proj",
-    "self_attention.qkv": ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
-    "memory_attention_norm": "encoder_attn_layer_norm",
-    "memory_attention.out": "encoder_attn.out_proj",
-    "memory_attention.q": "encoder_attn.q_proj",
-    "memory_attention.kv": ("encoder_attn.k_proj", "encoder_attn.v_proj"),
-    "ffn_norm": "final_layer_norm",
-    "ffn.inner": "fc1",
-    "ffn.outer": "fc2",
-}
-M4T_LAYER = {
-    "self_attention_norm": "self_attn_layer_norm",
-    "self_attention.out": "self_attn.out_proj",
-    "self_attention.qkv": ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
-    "memory_attention_norm": "cross_attention_layer_norm",
-    "memory_attention.out": "cross_attention.out_proj",
-    "memory_attention.q": "cross_attention.q_proj",
-    "memory_attention.kv": ("cross_attention.k_proj", "cross_attention.v_proj"),
-    "ffn_norm": "ffn_layer_norm",
-    "ffn.inner": "ffn.fc1",
-    "ffn.outer": "ffn.fc2",
-}
+
+def key_map(names: Names, encoder: str, decoder: str, *shared: str) -> KeyMap:
+    """Rules of an encoder and a decoder whose tied embedding has the names `shared`, the output layer's last."""
+    return KeyMap(
+        [
+            *embedding_rules("decoder.", *shared[:-1], output=shared[-1]),
+            *encoder_rules("encoder.", encoder, names),
+            *decoder_rules("decoder.", decoder, names),
+        ]
+    )
 
 
-def ours_from(theirs: dict[str, Tensor], layer: dict, encoder: str, decoder: str, shared: str) -> dict[str, Tensor]:
-    """Our state dict from theirs."""
-    state = {"decoder.embed.embedding.weight": theirs[shared]}
-    for name, prefix, count in (("encoder", encoder, ENCODER_LAYERS), ("decoder", decoder, DECODER_LAYERS)):
-        for kind in ("weight", "bias"):
-            state[f"{name}.norm.{kind}"] = theirs[f"{prefix}.layer_norm.{kind}"]
-            for number in range(count):
-                for our, their in layer.items():
-                    if name == "encoder" and our.startswith("memory"):
-                        continue
-                    parts = (their,) if isinstance(their, str) else their
-                    tensors = [theirs[f"{prefix}.layers.{number}.{part}.{kind}"] for part in parts]
-                    state[f"{name}.layers.{number}.{our}.{kind}"] = torch.cat(tensors)
-    return state
+M2M = key_map("m2m", "model.encoder.", "model.decoder.", "model.shared.weight", "model.encoder.embed_tokens.weight",
+              "model.decoder.embed_tokens.weight", "lm_head.weight")  # fmt: skip
+M4T = key_map("m4t", "text_encoder.", "text_decoder.", "shared.weight", "text_encoder.embed_tokens.weight",
+              "text_decoder.embed_tokens.weight", "lm_head.weight")  # fmt: skip
 
 
-def theirs_from(
-    ours: dict[str, Tensor], layer: dict, encoder: str, decoder: str, shared: list[str]
-) -> dict[str, Tensor]:
-    """The way back."""
-    state = dict.fromkeys(shared, ours["decoder.embed.embedding.weight"])
-    for name, prefix, count in (("encoder", encoder, ENCODER_LAYERS), ("decoder", decoder, DECODER_LAYERS)):
-        for kind in ("weight", "bias"):
-            state[f"{prefix}.layer_norm.{kind}"] = ours[f"{name}.norm.{kind}"]
-            for number in range(count):
-                for our, their in layer.items():
-                    if name == "encoder" and our.startswith("memory"):
-                        continue
-                    parts = (their,) if isinstance(their, str) else their
-                    tensors = ours[f"{name}.layers.{number}.{our}.{kind}"].chunk(len(parts))
-                    state.update(
-                        {f"{prefix}.layers.{number}.{part}.{kind}": t for part, t in zip(parts, tensors, strict=True)}
-                    )
-    return state
+def ours_from(theirs: dict[str, Tensor], keys: KeyMap) -> dict[str, Tensor]:
+    """Our state dict from theirs, every key of theirs used."""
+    loaded = keys.load(theirs)
+    assert not loaded.unused
+    return loaded.state
 
 
 def m2m():
@@ -95,9 +58,7 @@ def m2m():
     peer = transformers.M2M100ForConditionalGeneration(config).eval()
     randomise(peer)
     ours = TransformerSeq2Seq(V, DIM, HEADS, FFN, ENCODER_LAYERS, DECODER_LAYERS, position_start=2, pad_id=1).eval()
-    ours.load_state_dict(
-        ours_from(peer.state_dict(), M2M_LAYER, "model.encoder", "model.decoder", "model.shared.weight")
-    )
+    ours.load_state_dict(ours_from(peer.state_dict(), M2M))
     return peer, ours
 
 
@@ -129,7 +90,7 @@ def m4t():
     peer = transformers.SeamlessM4TForTextToText(config).eval()
     randomise(peer)
     ours = TransformerSeq2Seq(V, DIM, HEADS, FFN, ENCODER_LAYERS, DECODER_LAYERS, position_start=1, pad_id=0).eval()
-    ours.load_state_dict(ours_from(peer.state_dict(), M4T_LAYER, "text_encoder", "text_decoder", "shared.weight"))
+    ours.load_state_dict(ours_from(peer.state_dict(), M4T))
     return peer, ours
 
 
@@ -192,13 +153,8 @@ def test_loss_and_gradients(family, pad, eos):
     loss, _ = token_loss(ours.project, states, target.data[:, 1:], mask=states.mask, chunk_rows=5)
     loss.mean.backward()
     torch.testing.assert_close(loss.mean, want)
-    encoder, decoder, shared, layer = (
-        ("model.encoder", "model.decoder", "model.shared.weight", M2M_LAYER)
-        if family is m2m
-        else ("text_encoder", "text_decoder", "shared.weight", M4T_LAYER)
-    )
     their_gradients = {name: weight.grad for name, weight in peer.named_parameters() if weight.grad is not None}
-    want_gradients = ours_from(their_gradients, layer, encoder, decoder, shared)
+    want_gradients = ours_from(their_gradients, M2M if family is m2m else M4T)
     for name, weight in ours.named_parameters():
         assert weight.grad is not None
         torch.testing.assert_close(
@@ -303,13 +259,9 @@ def trained():
         optimizer.zero_grad()
         loss.mean.backward()
         optimizer.step()
-    state = theirs_from(
-        ours.state_dict(),
-        M4T_LAYER,
-        "text_encoder",
-        "text_decoder",
-        ["shared.weight", "lm_head.weight", "text_encoder.embed_tokens.weight", "text_decoder.embed_tokens.weight"],
-    )
+    state = M4T.save(ours.state_dict())
+    tied = ("lm_head.weight", "text_encoder.embed_tokens.weight", "text_decoder.embed_tokens.weight")
+    state.update(dict.fromkeys(tied, state["shared.weight"]))
     peer.load_state_dict(state)
     return peer, ours.eval(), float(accuracy.mean)
 
