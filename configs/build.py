@@ -9,6 +9,7 @@ from typing import Any
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from ..components.errors import UserError
+from .pretrained import KEY
 from .targets import ALLOWED, locate
 
 
@@ -30,6 +31,11 @@ def build(node: Any, *, allowed: tuple[str, ...] = ALLOWED, **given: Any) -> Any
     return _build(node, allowed, given)
 
 
+def _is_note(key: str) -> bool:
+    """Keys that say how to build or what to load, and are no arguments."""
+    return key.startswith("_") or key == KEY
+
+
 def _build(node: Any, allowed: tuple[str, ...], given: dict[str, Any]) -> Any:
     if isinstance(node, Mapping):
         if "_target_" not in node:
@@ -37,7 +43,7 @@ def _build(node: Any, allowed: tuple[str, ...], given: dict[str, Any]) -> Any:
         path = node["_target_"]
         if path is None:
             return None
-        arguments = {k: _build(v, allowed, {}) for k, v in node.items() if not k.startswith("_") and k not in given}
+        arguments = {k: _build(v, allowed, {}) for k, v in node.items() if not _is_note(k) and k not in given}
         try:
             target = locate(path, allowed)
             if node.get("_partial_"):

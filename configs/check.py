@@ -19,6 +19,7 @@ from omegaconf.errors import OmegaConfBaseException
 from ..components.errors import UserError
 from ..components.roles import ROLES
 from .compose import compose
+from .pretrained import KEY
 from .targets import allow_list, locate
 
 # Keys of the root config that are built: the rest are settings of the run.
@@ -174,7 +175,7 @@ class _Walker:
         accepts_any = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
         for key in node:
             key = str(key)
-            if key.startswith("_"):
+            if key.startswith("_") or (key == KEY and path in ROLES):
                 continue
             inner_path = f"{path}.{key}"
             if key not in parameters:

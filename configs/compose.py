@@ -17,6 +17,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from ..components.errors import UserError
+from .pretrained import fill_pretrained
 
 CONFIG_DIR = Path(__file__).resolve().parent
 _PATHS = ("root", "cache_dir", "data.train", "data.valid", "data.units", "tokenizer.model")
@@ -72,6 +73,7 @@ def compose(overrides: Sequence[str] = (), *, stage: str | None = None, config_d
             _again(config, override)
         config.name = f"{run_name}/stages/{stage}"
         config.stages = {}
+    fill_pretrained(config)
     _absolute(config)
     return config
 

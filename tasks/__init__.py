@@ -6,6 +6,7 @@ import importlib
 from typing import Any
 
 _WHERE = {
+    "EncodeSpeech": "encode_speech",
     "FitUnits": "fit_units",
     "SpeechToSpeechUnitY": "speech_to_speech_unity",
     "SpeechToText": "speech_to_text",

@@ -17,7 +17,7 @@ from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
-from ..components.errors import UserError
+from ..components.errors import UserError, few
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -94,12 +94,7 @@ def misfit(own: Mapping[str, torch.Tensor], weights: Mapping[str, torch.Tensor])
     if not (wrong or missing or unexpected):
         return ""
     shapes = [f"{k} is {tuple(weights[k].shape)} there, {tuple(own[k].shape)} here" for k in wrong]
-    return f"other shapes: {_few(shapes, 3)}; missing: {_few(missing)}; unexpected: {_few(unexpected)}"
-
-
-def _few(names: list[str], shown: int = 5) -> str:
-    more = f" and {len(names) - shown} more" if len(names) > shown else ""
-    return ", ".join(names[:shown]) + more if names else "none"
+    return f"other shapes: {few(shapes, 3)}; missing: {few(missing)}; unexpected: {few(unexpected)}"
 
 
 class Interrupted(Exception):

@@ -16,7 +16,8 @@ from typing import Any
 
 from ..components.errors import UserError
 
-VERBS = ("train", "check", "evaluate", "translate", "parts", "data", "units")
+VERBS = ("train", "check", "evaluate", "translate", "parts", "data", "units", "import", "export")
+_FILES = {"import": "import_model", "export": "export_model"}  # `import` cannot be the name of a module
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -102,12 +103,12 @@ def _only_json():
 
 
 def _module(verb: str) -> Any:
-    return importlib.import_module(f".commands.{verb}", __package__)
+    return importlib.import_module(f".commands.{_FILES.get(verb, verb)}", __package__)
 
 
 def _help(verb: str) -> str:
     """HELP of a command module, without importing it."""
-    tree = ast.parse((Path(__file__).parent / "commands" / f"{verb}.py").read_text())
+    tree = ast.parse((Path(__file__).parent / "commands" / f"{_FILES.get(verb, verb)}.py").read_text())
     for node in tree.body:
         if isinstance(node, ast.Assign) and any(isinstance(t, ast.Name) and t.id == "HELP" for t in node.targets):
             return str(ast.literal_eval(node.value))

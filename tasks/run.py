@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import os
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,12 +13,14 @@ from typing import Any
 import torch
 from omegaconf import DictConfig, OmegaConf
 
-from ..components.errors import UserError
+from ..components.converters.published import load_part
+from ..components.errors import UserError, few
 from ..components.roles import Tokenizer
 from ..configs.build import build
+from ..configs.pretrained import pretrained_sources
 from ..configs.targets import locate, trusted
 from .checkpoints import misfit, pick_checkpoint, read_checkpoint, write_atomically
-from .task import Task
+from .task import FILES, Task
 
 # What may differ between two calls of the same run: how it is executed, not what it computes.
 _FREE = ("stage_jobs", "threads", "allow")
@@ -65,11 +67,13 @@ def load_run(path: Any, *, allow: Iterable[str] = ()) -> Run:
     config = OmegaConf.create(content["voxzoo"]["config"])
     assert isinstance(config, DictConfig)
     allowed = trusted(allow)
-    task = build_task(config, content["voxzoo"]["assets"], allowed)
+    # Parts of published models hold nothing but their weights: neither initialised first nor twice in memory.
+    empty = config.get("model_type") is not None
+    task = build_task(config, content["voxzoo"]["assets"], allowed, empty=empty)
     problem = misfit(task.state_dict(), content["state_dict"])
     if problem:
         raise UserError(f"{checkpoint}: does not fit its own config; {problem}")
-    task.load_state_dict(content["state_dict"])
+    task.load_state_dict(content["state_dict"], assign=empty)
     return Run(task.eval(), config, folder, checkpoint, allowed)
 
 
@@ -101,12 +105,22 @@ def active_stages(config: DictConfig) -> list[str]:
     return names
 
 
-def build_task(config: DictConfig, assets: dict[str, torch.Tensor], allowed: tuple[str, ...]) -> Task:
-    """Build the task of a config; files it needs come from the assets of its checkpoint."""
+def build_task(
+    config: DictConfig, assets: dict[str, torch.Tensor], allowed: tuple[str, ...], *, empty: bool = False
+) -> Task:
+    """Build the task of a config; files it needs come from the assets of its checkpoint.
+
+    Args:
+        empty: parameters on the meta device, to be filled by `load_state_dict(..., assign=True)`.
+    """
     given: dict[str, Any] = {}
+    if config.task.get("frontend") is not None:
+        given["frontend"] = build(config.frontend, allowed=allowed)  # it may hold tables that no checkpoint has
     if "tokenizer" in assets:
         given["tokenizer"] = tokenizer_from_asset(config, assets["tokenizer"], allowed)
-    task = build(config.task, allowed=allowed, **given)
+    with torch.device("meta") if empty else nullcontext():
+        task = build(config.task, allowed=allowed, **given)
+    task.files = {name.removeprefix(FILES): value for name, value in assets.items() if name.startswith(FILES)}
     task.config = OmegaConf.to_container(config, resolve=True)
     return task
 
@@ -122,6 +136,24 @@ def tokenizer_from_asset(config: DictConfig, content: torch.Tensor, allowed: tup
         raise UserError(f"{path}: {error}") from None
     named = {str(key): value for key, value in settings.items() if key != "model" and not str(key).startswith("_")}
     return cls.from_bytes(content.numpy().tobytes(), **named)
+
+
+def load_pretrained(task: Task, config: DictConfig) -> list[str]:
+    """Take parts of published models: `ROLE.pretrained` of the config. Returns one line a part, for the log.
+
+    Raises:
+        UserError: a folder that is none, or weights of another shape than the part.
+    """
+    lines = []
+    parts = task.parts()
+    for role, source in pretrained_sources(config).items():
+        if role not in parts:
+            continue  # front end and tokenizer have no weights
+        loaded = load_part(parts[role], role, source)
+        new = f"new: {few(loaded.missing)}" if loaded.missing else "nothing is new"
+        left = f"left there: {few(loaded.beyond)}" if loaded.beyond else "nothing of it is left"
+        lines.append(f"{role}: {len(loaded.state)} tensors from {source}; {new}; {left}")
+    return lines
 
 
 def load_parts(task: Task, sources: dict[str, str], run_dir: Path) -> list[str]:

@@ -20,6 +20,9 @@ from ..components.search import SearchOptions
 from ..components.types import Batch, Loss, Prediction
 from .checkpoints import misfit
 
+FILES = "published/"
+"""Begins the names of assets that are files of a published model."""
+
 
 class Task(LightningModule, ABC):
     """What is trained. A task takes its parts as arguments, and is the only thing that logs.
@@ -44,6 +47,7 @@ class Task(LightningModule, ABC):
         self.tokenizer: Tokenizer | None = None
         self.frontend: Frontend | None = None
         self.frozen: frozenset[str] = frozenset()
+        self.files: dict[str, Tensor] = {}  # small files of the published model it was imported from
         self.config: dict[str, Any] = {}  # the resolved config, put in by whoever built the task
         self._make_optimizer: Callable[..., torch.optim.Optimizer] | None = None
         self._make_schedule: Callable[..., Any] | None = None
@@ -236,9 +240,10 @@ class Task(LightningModule, ABC):
 
     def assets(self) -> dict[str, Tensor]:
         """Files a checkpoint carries, as uint8 tensors, so that it loads with `weights_only=True` and stands alone."""
+        files = {f"{FILES}{name}": content for name, content in self.files.items()}
         if self.tokenizer is None:
-            return {}
-        return {"tokenizer": torch.frombuffer(bytearray(self.tokenizer.to_bytes()), dtype=torch.uint8)}
+            return files
+        return {"tokenizer": torch.frombuffer(bytearray(self.tokenizer.to_bytes()), dtype=torch.uint8), **files}
 
     @classmethod
     def from_checkpoint(cls, path: Any) -> Task:

@@ -29,7 +29,7 @@ from ..configs.targets import allow_list
 from .checkpoints import AtomicCheckpointIO, Checkpointer, Interrupted, write_atomically
 from .examples import Examples
 from .progress import RunProgress
-from .run import active_stages, build_task, is_done, load_parts, pid_lock, settle_config, turns
+from .run import active_stages, build_task, is_done, load_parts, load_pretrained, pid_lock, settle_config, turns
 from .task import Task
 
 # What a run that was stopped by a signal exits with; 75 (EX_TEMPFAIL) tells a scheduler to requeue.
@@ -127,6 +127,8 @@ def build_for_training(config: DictConfig, folder: Path) -> Task:
     """Build the task, load `init`, apply `freeze`, attach optimizer and schedule."""
     allowed = allow_list(config)
     task = build_task(config, {}, allowed)
+    for line in load_pretrained(task, config):
+        say(f"pretrained {line}")
     for line in load_parts(task, dict(config.init), folder):
         say(f"init {line}")
     task.freeze_parts([str(role) for role, frozen in config.freeze.items() if frozen])

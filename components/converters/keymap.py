@@ -10,7 +10,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from ..errors import UserError
+from ..errors import UserError, few
 
 How = Literal["same", "stack", "squeeze", "tied"]
 
@@ -69,12 +69,14 @@ class Loaded:
         left: published keys that nothing of ours takes, and that the map knows of (heads, buffers).
         unused: published keys that the map does not know.
         missing: our keys that were not filled.
+        beyond: keys of ours that the checkpoint has and that were not asked for (also counted in `left`).
     """
 
     state: dict[str, Tensor] = field(default_factory=dict)
     left: list[str] = field(default_factory=list)
     unused: list[str] = field(default_factory=list)
     missing: list[str] = field(default_factory=list)
+    beyond: list[str] = field(default_factory=list)
 
 
 class KeyMap:
@@ -117,6 +119,8 @@ class KeyMap:
             ours, rule, place = found
             if expected is not None and ours not in expected:
                 loaded.left.append(key)
+                if ours not in loaded.beyond[-3:]:
+                    loaded.beyond.append(ours)
                 continue
             rules[ours] = rule
             sources.setdefault(ours, {})[place] = key
@@ -162,7 +166,7 @@ class KeyMap:
             else:
                 unknown.append(key)
         if unknown:
-            raise UserError(f"the published layout has no place for {_listed(unknown)}")
+            raise UserError(f"the published layout has no place for {few(unknown, 8)}")
         return written
 
     def _join(self, rule: Rule, values: list[Tensor], places: Mapping[int, str]) -> Tensor:
@@ -198,8 +202,3 @@ def _pattern(text: str) -> re.Pattern[str]:
 def _fill(text: str, values: tuple[str, ...]) -> str:
     found = iter(values)
     return re.sub(r"[*~]", lambda _: next(found), text)
-
-
-def _listed(names: list[str], shown: int = 8) -> str:
-    more = f" and {len(names) - shown} more" if len(names) > shown else ""
-    return ", ".join(names[:shown]) + more

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..errors import UserError
+from ..errors import UserError, few
 from .family import Family, Nodes
 from .files import Weights, published_folder, read_json, write_weights
 from .keymap import Loaded
@@ -126,6 +126,30 @@ def from_transformers(
     return model.eval()
 
 
+def load_part(part: nn.Module, role: str, source: str | Path) -> Loaded:
+    """Fill one part with what a published folder has for its role; what the folder lacks keeps its values.
+
+    Returns:
+        What was loaded (`state`), what of the part is new (`missing`) and what of the role was left (`beyond`).
+
+    Raises:
+        UserError: a folder that is none, a model without that role, or tensors of another shape.
+    """
+    folder = published_folder(source)
+    settings = read_json(folder / "config.json")
+    family = family_of(settings.get("model_type"), str(folder / "config.json"))
+    nodes = family.nodes(settings, folder)
+    if role not in nodes:
+        raise UserError(f"{role}.pretrained={source}: a {settings.get('model_type')} model has no {role}")
+    expected = {f"{role}.{key}": value.shape for key, value in part.state_dict().items()}
+    loaded = family.key_map(nodes).load(Weights(folder), expected)
+    loaded.beyond = [key for key in loaded.beyond if key.startswith(f"{role}.")]
+    if not loaded.state:
+        raise UserError(f"{role}.pretrained={source}: its weights hold nothing for {type(part).__name__}")
+    part.load_state_dict({key.removeprefix(f"{role}."): value for key, value in loaded.state.items()}, strict=False)
+    return loaded
+
+
 def build_part(role: str, node: Mapping[str, Any], where: Any) -> Any:
     """Build one node; a value that its class refuses is the folder's fault."""
     from ... import components
@@ -143,9 +167,9 @@ def refuse_gaps(loaded: Loaded, folder: Any) -> None:
     """Raise one UserError that lists keys without a place and keys of ours without a value."""
     problems = []
     if loaded.unused:
-        problems.append(f"{len(loaded.unused)} keys that this model type does not have: {_few(loaded.unused)}")
+        problems.append(f"{len(loaded.unused)} keys that this model type does not have: {few(loaded.unused)}")
     if loaded.missing:
-        problems.append(f"{len(loaded.missing)} missing: {_few(loaded.missing)}")
+        problems.append(f"{len(loaded.missing)} missing: {few(loaded.missing)}")
     if problems:
         raise UserError(f"{folder}: the weights do not fit config.json; " + "; ".join(problems))
 
@@ -215,8 +239,3 @@ def carried_files(folder: Path) -> dict[str, Tensor]:
         if path.stat().st_size <= _CARRIED_BYTES:
             found[path.name] = torch.frombuffer(bytearray(path.read_bytes() or b"\n"), dtype=torch.uint8)
     return found
-
-
-def _few(names: list[str], shown: int = 8) -> str:
-    more = f" and {len(names) - shown} more" if len(names) > shown else ""
-    return ", ".join(names[:shown]) + more

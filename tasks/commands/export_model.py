@@ -1,0 +1,32 @@
+"""`voxzoo export`"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+HELP = "write a run in a published layout, a folder that transformers loads"
+EXAMPLE = "voxzoo export runs/seamless_finetuned exported/"
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("run", metavar="RUN", help="a run folder or a checkpoint")
+    parser.add_argument("destination", metavar="DEST", help="the folder to write; must not exist or be empty")
+    parser.add_argument(
+        "--as",
+        dest="model_type",
+        metavar="TYPE",
+        help="model type of the layout (default: the one it was imported from)",
+    )
+
+
+def run(args: argparse.Namespace) -> dict:
+    from ..published import export_run
+    from ..training import quiet_libraries
+
+    quiet_libraries()
+    folder, model_type = export_run(args.run, Path(args.destination), args.model_type)
+    files = sorted(path.name for path in folder.iterdir())
+    if not args.json:
+        print(f"done: {folder} ({model_type}): {', '.join(files)}")
+    return {"status": "ok", "folder": str(folder), "model_type": model_type, "files": files}

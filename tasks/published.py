@@ -1,0 +1,89 @@
+"""Published models as runs, and runs as published models."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import DictConfig, OmegaConf
+
+from ..components.converters import PublishedModel, to_transformers
+from ..components.errors import UserError
+from ..components.roles import ROLES
+from ..configs.check import require_valid
+from ..configs.compose import compose, to_yaml
+from ..configs.targets import allow_list
+from .checkpoints import misfit, write_atomically
+from .run import build_task, load_run
+from .task import FILES
+
+_CHECKPOINT = "imported.ckpt"
+_ENCODER_TASK = {"_target_": "voxzoo.tasks.EncodeSpeech"}
+
+
+def write_run(model: PublishedModel, folder: Path) -> DictConfig:
+    """Make a run folder of a published model: what `train` writes, so that every command reads it.
+
+    Args:
+        model: from `from_transformers`.
+        folder: of the run; must not exist or be empty.
+
+    Returns:
+        The run's config.
+
+    Raises:
+        UserError: the folder holds something, or the parts do not make a task.
+    """
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise UserError(f"{folder}: exists and is not empty; give the run another name, nothing is overwritten")
+    config = run_config(model, folder)
+    require_valid(config)
+    assets = {f"{FILES}{name}": content for name, content in model.files.items()}
+    if model.tokenizer is not None:
+        assets["tokenizer"] = torch.frombuffer(bytearray(model.tokenizer.to_bytes()), dtype=torch.uint8)
+    task = build_task(config, assets, allow_list(config), empty=True)
+    state = model.state_dict()
+    problem = misfit(task.state_dict(), state)
+    if problem:
+        raise UserError(f"{folder}: the parts of this {model.model_type} model do not make a run; {problem}")
+    content = {
+        "state_dict": state,
+        "voxzoo": {"config": OmegaConf.to_container(config, resolve=True), "assets": assets},
+    }
+    write_atomically(folder / "config.yaml", lambda file: file.write(to_yaml(config).encode()))
+    write_atomically(folder / "checkpoints" / _CHECKPOINT, lambda file: torch.save(content, file))
+    ranking = json.dumps({_CHECKPOINT: 0.0}).encode()
+    write_atomically(folder / "checkpoints" / "best.json", lambda file: file.write(ranking))
+    return config
+
+
+def run_config(model: PublishedModel, folder: Path) -> DictConfig:
+    """The config of a run that holds a published model: the root config with the model's nodes in its roles."""
+    nodes = dict(model.nodes)
+    task = dict(nodes.pop("task", _ENCODER_TASK))
+    target = str(task["_target_"]).rpartition(".")[2]
+    choice = next(
+        path.stem
+        for path in sorted((Path(__file__).resolve().parent.parent / "configs" / "task").glob("*.yaml"))
+        if f"voxzoo.tasks.{target}\n" in path.read_text()
+    )
+    config = compose([f"task={choice}", "data=manifest", f"name={folder.name}", f"root={folder.parent}"])
+    OmegaConf.set_struct(config, False)
+    for role in ROLES:
+        config[role] = nodes.get(role, {"_target_": None})
+    config.task = OmegaConf.merge(config.task, task)
+    config.model_type = model.model_type
+    return config
+
+
+def export_run(path: Any, destination: Path, model_type: str | None = None) -> tuple[Path, str]:
+    """Write a run in a published layout; returns the folder and the model type.
+
+    Raises:
+        UserError: not a run, no layout named and none it came from, or parts without a place in it.
+    """
+    task = load_run(path).task
+    chosen = model_type or task.config.get("model_type")
+    return to_transformers(task, destination, model_type=chosen), str(chosen)
