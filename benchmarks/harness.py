@@ -1,0 +1,416 @@
+"""What all benchmarks share: two implementations of one computation on the same weights and inputs, compared before they
+are timed, then timed in turns.
+
+Every path is a module with `cases(options)`, run as `python -m benchmarks.PATH` from the checkout; `python -m benchmarks`
+runs all of them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ctypes
+import gc
+import json
+import math
+import os
+import platform
+import statistics
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+# Before torch is imported: idle threads of OpenMP then sleep, and process CPU time counts work instead of waiting.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+import torch
+from torch import Tensor, nn
+
+SIDES = ("peer", "ours")
+
+
+class Unequal(RuntimeError):
+    """The two sides did not compute the same: their times say nothing."""
+
+
+@dataclass(frozen=True)
+class Options:
+    """How to run.
+
+    Attributes:
+        threads: of torch.
+        rounds: timed pairs of each case.
+        device, dtype: of weights and inputs.
+        quick: tiny sizes, to see that it works.
+        full: also the sizes that take minutes and gigabytes.
+        pack: linear layers in oneDNN's own layout where that is faster (CPU), as `voxzoo translate` has them.
+    """
+
+    threads: int = 2
+    rounds: int = 5
+    device: str = "cpu"
+    dtype: str = "float32"
+    quick: bool = False
+    full: bool = False
+    pack: bool = True
+
+    @property
+    def torch_dtype(self) -> torch.dtype:
+        return getattr(torch, self.dtype)
+
+    def place(self, module: nn.Module) -> nn.Module:
+        """The module in evaluation mode on the device, in the dtype."""
+        return module.to(self.device, self.torch_dtype).eval()
+
+
+@dataclass
+class Case:
+    """One comparison.
+
+    Attributes:
+        name: the workload in a few words.
+        peer, ours: run it once and return what is compared: tensors, numbers, or lists of them. Integers (ids) must be
+            equal, everything else may differ by `tolerance`.
+        amount, unit: what one run processes, for the rate in the table.
+        least, aim: ratio of the peer's time to ours that is expected, and hoped for.
+        memory_aim: most of the peer's extra memory that ours may take; None where memory is not looked at.
+        rounds: overrides the number of rounds of a long case.
+    """
+
+    name: str
+    peer: Callable[[], Any]
+    ours: Callable[[], Any]
+    amount: float
+    unit: str = "audio s"
+    tolerance: float = 1e-4
+    least: float = 1.0
+    aim: float | None = None
+    memory_aim: float | None = None
+    rounds: int | None = None
+
+
+@dataclass
+class Result:
+    """What a case gave; see `as_dict`."""
+
+    path: str
+    case: Case
+    difference: float
+    rounds: list[dict[str, dict[str, float]]] = field(default_factory=list)
+    memory: dict[str, float] = field(default_factory=dict)
+
+    def ratio(self, clock: str) -> dict[str, float]:
+        """Peer's time over ours, round by round: median, min, max."""
+        ratios = [turn["peer"][clock] / turn["ours"][clock] for turn in self.rounds]
+        return {"median": statistics.median(ratios), "min": min(ratios), "max": max(ratios)}
+
+    def as_dict(self) -> dict[str, Any]:
+        case = self.case
+        seconds = {
+            side: {clock: statistics.median(turn[side][clock] for turn in self.rounds) for clock in ("wall", "cpu")}
+            for side in SIDES
+        }
+        return {
+            "path": self.path,
+            "case": case.name,
+            "difference": self.difference,
+            "tolerance": case.tolerance,
+            "amount": case.amount,
+            "unit": case.unit,
+            "seconds": seconds,
+            "ratio": {clock: self.ratio(clock) for clock in ("wall", "cpu")},
+            "least": case.least,
+            "aim": case.aim,
+            "memory_bytes": self.memory,
+            "memory_ratio": self.memory["ours"] / max(self.memory["peer"], 1),
+            "memory_aim": case.memory_aim,
+            "rounds": self.rounds,
+        }
+
+
+def difference(one: Any, other: Any) -> float:
+    """Largest absolute difference of two results; infinite where shapes, integers or structures differ."""
+    if isinstance(one, Tensor) and isinstance(other, Tensor):
+        if one.shape != other.shape:
+            return math.inf
+        if not one.is_floating_point():
+            return 0.0 if torch.equal(one, other) else math.inf
+        gap = (one.float() - other.float()).abs().max().item() if one.numel() else 0.0
+        return math.inf if math.isnan(gap) else gap
+    if isinstance(one, (list, tuple)) and isinstance(other, (list, tuple)):
+        if len(one) != len(other):
+            return math.inf
+        return max((difference(a, b) for a, b in zip(one, other)), default=0.0)
+    if isinstance(one, float) and isinstance(other, float):
+        return abs(one - other) if math.isfinite(one - other) else math.inf
+    return 0.0 if type(one) is type(other) and one == other else math.inf
+
+
+def measure(path: str, case: Case, options: Options) -> Result:
+    """Compare, then time in turns, then look at memory.
+
+    Raises:
+        Unequal: the outputs differ by more than the case's tolerance.
+    """
+    sides: dict[str, Callable[[], Any]] = {"peer": case.peer, "ours": case.ours}
+    gap = difference(case.peer(), case.ours())
+    if not gap <= case.tolerance:
+        raise Unequal(f"{path}, {case.name}: outputs differ by {gap:.3g}, allowed {case.tolerance:.3g}; not timed")
+    result = Result(path, case, gap)
+    for number in range(case.rounds or options.rounds):
+        turn: dict[str, dict[str, float]] = {}
+        # Whoever runs first alternates, so that a drift of the machine favours neither.
+        for side in SIDES if number % 2 == 0 else SIDES[::-1]:
+            turn[side] = _clocked(sides[side], options.device)
+        result.rounds.append(turn)
+    for side in SIDES:
+        result.memory[side] = float(peak_growth(sides[side], options.device))
+    return result
+
+
+def _clocked(run: Callable[[], Any], device: str) -> dict[str, float]:
+    gc.collect()
+    _synchronise(device)
+    wall, cpu = time.perf_counter(), time.process_time()
+    kept = run()
+    _synchronise(device)
+    taken = {"wall": time.perf_counter() - wall, "cpu": time.process_time() - cpu}
+    del kept
+    return taken
+
+
+def _synchronise(device: str) -> None:
+    if device.startswith("cuda"):
+        torch.cuda.synchronize()
+
+
+def peak_growth(run: Callable[[], Any], device: str = "cpu") -> int:
+    """Bytes by which memory grew at most while `run` ran: the allocator's on a GPU, else resident memory."""
+    gc.collect()
+    if device.startswith("cuda"):
+        _synchronise(device)
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        run()
+        _synchronise(device)
+        return torch.cuda.max_memory_allocated() - before
+    if sys.platform == "linux":
+        ctypes.CDLL(None).malloc_trim(0)  # else what was freed before hides growth
+    before = _resident("VmRSS")
+    try:
+        Path("/proc/self/clear_refs").write_text("5")  # the kernel's own high-water mark starts again
+    except OSError:
+        with _Sampler() as sampler:
+            run()
+        return max(sampler.most - before, 0)
+    run()
+    return max(_resident("VmHWM") - before, 0)
+
+
+def _resident(name: str) -> int:
+    """Bytes of resident memory out of /proc."""
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith(name + ":"):
+            return int(line.split()[1]) * 1024
+    raise OSError(f"/proc/self/status has no {name}")
+
+
+class _Sampler(threading.Thread):
+    """Reads resident memory every millisecond: where the kernel does not let the high-water mark be reset."""
+
+    def __init__(self) -> None:
+        super().__init__(daemon=True)
+        self.most = 0
+        self._done = threading.Event()
+
+    def __enter__(self) -> _Sampler:
+        self.start()
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        self._done.set()
+        self.join()
+
+    def run(self) -> None:
+        while not self._done.wait(0.001):
+            self.most = max(self.most, _resident("VmRSS"))
+
+
+def randomise(module: nn.Module, seed: int = 0, gain: float = 1.0) -> nn.Module:
+    """Random weights of the size that keeps activations near 1, norms and biases included.
+
+    Freshly built models have norms of exactly 1 and biases of exactly 0, behind which a wrong place would hide.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, parameter in module.named_parameters():
+            if parameter.dim() > 1:
+                fan_in = math.prod(parameter.shape[1:]) if "embed" not in name else parameter.shape[-1]
+                parameter.copy_(_normal(parameter.shape, generator).mul_(gain * fan_in**-0.5))
+            elif name.endswith("weight"):
+                parameter.copy_(_normal(parameter.shape, generator).mul_(0.1).add_(1))
+            else:
+                parameter.copy_(_normal(parameter.shape, generator).mul_(0.1))
+    return module
+
+
+def _normal(shape: Sequence[int], generator: torch.Generator) -> Tensor:
+    return torch.randn(shape, generator=generator)
+
+
+def adopt(peer: nn.Module, roles: Iterable[str], key_map: Any = None, nodes: Any = None) -> dict[str, Any]:
+    """The peer's weights in voxzoo's parts, through the key map that import and export use.
+
+    Args:
+        peer: a transformers model.
+        roles: the parts wanted.
+        key_map, nodes: where the peer is a piece of a model (an encoder class): its rules and config nodes. None: those
+            of the family that the peer's config names.
+
+    Returns:
+        Role -> part, in evaluation mode.
+    """
+    from voxzoo.components.converters.published import build_part, family_of, refuse_gaps
+
+    if nodes is None:
+        settings: dict[str, Any] = peer.config.to_dict()  # pyright: ignore[reportCallIssue, reportAttributeAccessIssue]
+        family = family_of(settings["model_type"], "benchmark")
+        nodes = family.nodes(settings)
+        key_map = family.key_map(nodes)
+    parts = nn.ModuleDict()
+    for role in roles:
+        with torch.device("meta"):
+            parts[role] = build_part(role, nodes[role], "benchmark")
+    expected = {key: value.shape for key, value in parts.state_dict().items()}
+    loaded = key_map.load(peer.state_dict(), expected)
+    refuse_gaps(loaded, "benchmark")
+    # Of their own: one side may train without moving the other.
+    parts.load_state_dict({key: value.clone() for key, value in loaded.state.items()}, assign=True)
+    return dict(parts.eval().requires_grad_(True).items())
+
+
+def environment(options: Options) -> dict[str, Any]:
+    """Versions, machine and settings: what a ratio depends on."""
+    import transformers
+
+    cpu = platform.processor()
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        names = [line.partition(":")[2].strip() for line in info.read_text().splitlines() if "model name" in line]
+        cpu = names[0] if names else cpu
+    return {
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "python": platform.python_version(),
+        "cpu": cpu,
+        "cores": os.cpu_count(),
+        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
+        "gpu": torch.cuda.get_device_name() if options.device.startswith("cuda") else None,
+        "threads": options.threads,
+        "device": options.device,
+        "dtype": options.dtype,
+        "quick": options.quick,
+    }
+
+
+def clock_of(options: Options) -> str:
+    """Which clock the table shows: CPU seconds of one thread are steady on a busy machine; otherwise the wall's."""
+    return "cpu" if options.threads == 1 and options.device == "cpu" else "wall"
+
+
+def table(results: Sequence[dict[str, Any]], options: Options) -> str:
+    """Results as a Markdown table."""
+    clock = clock_of(options)
+    lines = [
+        "| path | workload | transformers | voxzoo | faster (min - max) | aim | memory, of the peer's | difference |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for result in results:
+        ratio, seconds, memory = result["ratio"][clock], result["seconds"], result["memory_bytes"]
+        rates = [f"{_short(result['amount'] / seconds[side][clock])} {result['unit']}/s" for side in SIDES]
+        aim = f"{result['least']}" + (f" ({result['aim']})" if result["aim"] else "")
+        saved = f"{memory['ours'] / 1e6:.0f} of {memory['peer'] / 1e6:.0f} MB ({result['memory_ratio']:.2f})"
+        lines.append(
+            f"| {result['path'].replace('_', ' ')} | {result['case']} | {rates[0]} | {rates[1]} "
+            f"| **{ratio['median']:.2f}** ({ratio['min']:.2f} - {ratio['max']:.2f}) | {aim} | {saved} "
+            f"| {result['difference']:.0e} |"
+        )
+    return "\n".join(lines)
+
+
+def _short(value: float) -> str:
+    return f"{value:.0f}" if value >= 100 else f"{value:.3g}"
+
+
+def run(path: str, cases: Callable[[Options], Iterator[Case]], options: Options) -> list[dict[str, Any]]:
+    """All cases of a path; says each as soon as it is known.
+
+    Raises:
+        Unequal: see `measure`.
+    """
+    torch.set_num_threads(options.threads)
+    results = []
+    clock = clock_of(options)
+    for case in cases(options):
+        result = measure(path, case, options).as_dict()
+        results.append(result)
+        ratio = result["ratio"][clock]
+        print(
+            f"{path}, {case.name}: {ratio['median']:.2f} ({ratio['min']:.2f} - {ratio['max']:.2f}) times as fast, "
+            f"memory {result['memory_ratio']:.2f}, difference {result['difference']:.1e}",
+            file=sys.stderr,
+            flush=True,
+        )
+        del case, result
+        gc.collect()
+    return results
+
+
+def arguments(description: str) -> argparse.ArgumentParser:
+    """The options of every benchmark."""
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("--threads", type=int, default=min(2, os.cpu_count() or 1))
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--device", default="cpu", help="cpu, cuda or cuda:N")
+    parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16", "float16"))
+    parser.add_argument("--quick", action="store_true", help="tiny sizes: does it run?")
+    parser.add_argument("--full", action="store_true", help="also the sizes that take minutes")
+    parser.add_argument("--no-pack", action="store_true", help="leave the linear layers as they are")
+    parser.add_argument("--out", "--json", type=Path, dest="out", help="write everything there as JSON")
+    return parser
+
+
+def options_of(args: argparse.Namespace) -> Options:
+    """Parsed arguments as options."""
+    return Options(
+        args.threads, args.rounds, args.device, args.dtype, args.quick, args.full, pack=not args.no_pack
+    )
+
+
+def report(results: Sequence[dict[str, Any]], options: Options, out: Path | None, errors: Sequence[str] = ()) -> int:
+    """Print the table, write the JSON, return the exit status."""
+    about = environment(options)
+    print(f"torch {about['torch']}, transformers {about['transformers']}, {about['gpu'] or about['cpu']}, ", end="")
+    print(f"{options.threads} thread{'s' * (options.threads != 1)}, {options.dtype}, {clock_of(options)} time\n")
+    print(table(results, options))
+    if out is not None:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        out.write_text(json.dumps({"environment": about, "results": list(results), "errors": list(errors)}, indent=1))
+    for error in errors:
+        print(error, file=sys.stderr)
+    return 1 if errors else 0
+
+
+def main(path: str, cases: Callable[[Options], Iterator[Case]], argv: Sequence[str] | None = None) -> int:
+    """`python -m benchmarks.PATH`."""
+    args = arguments((sys.modules[cases.__module__].__doc__ or "").strip()).parse_args(argv)
+    options = options_of(args)
+    try:
+        return report(run(path, cases, options), options, args.out)
+    except Unequal as error:
+        print(error, file=sys.stderr)
+        return 1
