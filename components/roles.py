@@ -139,6 +139,8 @@ class TextSeq2Seq(Part):
     dim: int
     vocab_size: int
     has_encoder: bool
+    max_positions: int | None = None
+    """Most tokens of a sequence, prefix included; None: no limit."""
 
     def encoder_only(self) -> list[nn.Module]:
         """Modules that nothing but `encode` uses: tasks that read speech alone take them out of training."""

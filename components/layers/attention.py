@@ -5,9 +5,35 @@ Letters: B batch, T query steps, S key steps, D model dim, H heads, d head dim (
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+
+class KeylessBias(nn.Module):
+    """A fused projection whose keys have no bias, as in Whisper: one product, and only the parameters there are.
+
+    Softmax ignores a bias of the keys (it adds the same to every score of a query), so leaving it out loses nothing.
+
+    Args:
+        input_dim: width of the input.
+        dim: width of one block of rows.
+        blocks: 3: query, key, value; 2: key, value. `bias` holds those of the others, in this order.
+    """
+
+    def __init__(self, input_dim: int, dim: int, blocks: Literal[2, 3]) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(blocks * dim, input_dim))
+        self.bias = nn.Parameter(torch.zeros((blocks - 1) * dim))
+        self.dim = dim
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., input_dim) -> (..., blocks x dim)."""
+        value = F.pad(self.bias[-self.dim :], (self.dim, 0))
+        fused = len(self.bias) > self.dim
+        return F.linear(x, self.weight, torch.cat([self.bias[: self.dim], value]) if fused else value)
 
 
 class MultiHeadAttention(nn.Module):
@@ -21,10 +47,17 @@ class MultiHeadAttention(nn.Module):
         dropout: dropout on the attention weights, while training.
         bias: biases in all projections.
         memory_dim: width of the memory; None for self-attention.
+        key_bias: a bias of the keys, where there are biases (Whisper has none).
     """
 
     def __init__(
-        self, dim: int, num_heads: int, dropout: float = 0.0, bias: bool = True, memory_dim: int | None = None
+        self,
+        dim: int,
+        num_heads: int,
+        dropout: float = 0.0,
+        bias: bool = True,
+        memory_dim: int | None = None,
+        key_bias: bool = True,
     ) -> None:
         super().__init__()
         if num_heads < 1 or dim % num_heads:
@@ -33,11 +66,12 @@ class MultiHeadAttention(nn.Module):
         self.num_heads = num_heads
         self.dropout = dropout
         self.memory_dim = memory_dim
+        keyless = bias and not key_bias
         if memory_dim is None:
-            self.qkv = nn.Linear(dim, 3 * dim, bias=bias)
+            self.qkv = KeylessBias(dim, dim, 3) if keyless else nn.Linear(dim, 3 * dim, bias=bias)
         else:
             self.q = nn.Linear(dim, dim, bias=bias)
-            self.kv = nn.Linear(memory_dim, 2 * dim, bias=bias)
+            self.kv = KeylessBias(memory_dim, dim, 2) if keyless else nn.Linear(memory_dim, 2 * dim, bias=bias)
         self.out = nn.Linear(dim, dim, bias=bias)
         self.reset_parameters()
 

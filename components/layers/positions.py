@@ -1,4 +1,4 @@
-"""Sinusoidal positions of the fairseq family (M2M-100, NLLB, SeamlessM4T).
+"""Sinusoidal positions of the fairseq family (M2M-100, NLLB, SeamlessM4T), and learned ones (Whisper).
 
 Letters: B batch, T steps, D model dim.
 """
@@ -48,6 +48,34 @@ class SinusoidalPositions(nn.Module):
                 table = sinusoids(max(2 * last, 64), self.dim, like.device).to(like.dtype)
             self._table = table
         return table[last - count : last]
+
+
+class LearnedPositions(nn.Module):
+    """One trained vector for each of `count` steps: what comes later has none.
+
+    Args:
+        dim: width.
+        count: most steps of a sequence.
+    """
+
+    def __init__(self, dim: int, count: int) -> None:
+        super().__init__()
+        if count < 1:
+            raise ValueError(f"learned positions need a number of steps, max_positions; got {count}")
+        self.count = count
+        self.weight = nn.Parameter(torch.empty(count, dim))
+        nn.init.normal_(self.weight, std=0.02)
+
+    def forward(self, x: Tensor, offset: int = 0) -> Tensor:
+        """(B, T, D) -> (B, T, D): add the positions of steps offset .. offset + T - 1.
+
+        Raises:
+            ValueError: a step without a position.
+        """
+        last = offset + x.shape[1]
+        if last > self.count:
+            raise ValueError(f"a sequence of {last} steps; this model has learned positions for {self.count}")
+        return x + self.weight[offset:last]
 
 
 def sinusoids(count: int, dim: int, device: torch.device) -> Tensor:

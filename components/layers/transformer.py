@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from ..roles import DecoderState
 from ..types import Padded
 from .attention import MultiHeadAttention
-from .positions import SinusoidalPositions
+from .positions import LearnedPositions, SinusoidalPositions
 
 Activation = Literal["relu", "gelu", "silu"]
 _ACTIVATIONS = {"relu": F.relu, "gelu": F.gelu, "silu": F.silu}
@@ -57,10 +57,11 @@ class EncoderLayer(nn.Module):
         activation_dropout: float,
         ffn_dropout: float,
         activation: Activation,
+        key_bias: bool = True,
     ) -> None:
         super().__init__()
         self.self_attention_norm = nn.LayerNorm(dim)
-        self.self_attention = MultiHeadAttention(dim, num_heads, attention_dropout)
+        self.self_attention = MultiHeadAttention(dim, num_heads, attention_dropout, key_bias=key_bias)
         self.ffn_norm = nn.LayerNorm(dim)
         self.ffn = FeedForward(dim, ffn_dim, activation, activation_dropout)
         self.dropout = nn.Dropout(dropout)
@@ -85,12 +86,15 @@ class DecoderLayer(nn.Module):
         activation_dropout: float,
         ffn_dropout: float,
         activation: Activation,
+        key_bias: bool = True,
     ) -> None:
         super().__init__()
         self.self_attention_norm = nn.LayerNorm(dim)
-        self.self_attention = MultiHeadAttention(dim, num_heads, attention_dropout)
+        self.self_attention = MultiHeadAttention(dim, num_heads, attention_dropout, key_bias=key_bias)
         self.memory_attention_norm = nn.LayerNorm(dim)
-        self.memory_attention = MultiHeadAttention(dim, num_heads, attention_dropout, memory_dim=dim)
+        self.memory_attention = MultiHeadAttention(
+            dim, num_heads, attention_dropout, memory_dim=dim, key_bias=key_bias
+        )
         self.ffn_norm = nn.LayerNorm(dim)
         self.ffn = FeedForward(dim, ffn_dim, activation, activation_dropout)
         self.dropout = nn.Dropout(dropout)
@@ -132,6 +136,7 @@ class TransformerEncoder(nn.Module):
         activation_dropout: inside the FFN.
         ffn_dropout: on what the FFN adds; None: as `dropout`.
         layerdrop: probability of skipping a layer while training.
+        key_bias: see MultiHeadAttention.
     """
 
     def __init__(
@@ -146,12 +151,21 @@ class TransformerEncoder(nn.Module):
         ffn_dropout: float | None = None,
         activation: Activation = "relu",
         layerdrop: float = 0.0,
+        key_bias: bool = True,
     ) -> None:
         super().__init__()
         ffn_dropout = dropout if ffn_dropout is None else ffn_dropout
         self.layers = nn.ModuleList(
             EncoderLayer(
-                dim, num_heads, ffn_dim, dropout, attention_dropout, activation_dropout, ffn_dropout, activation
+                dim,
+                num_heads,
+                ffn_dim,
+                dropout,
+                attention_dropout,
+                activation_dropout,
+                ffn_dropout,
+                activation,
+                key_bias,
             )
             for _ in range(num_layers)
         )
@@ -170,15 +184,25 @@ class TransformerEncoder(nn.Module):
 
 
 class TokenEmbedding(nn.Module):
-    """Ids to scaled embeddings plus sinusoidal positions; no dropout."""
+    """Ids to scaled embeddings plus positions, sinusoidal or (`max_positions` of them) learned; no dropout."""
 
-    def __init__(self, vocab_size: int, dim: int, pad_id: int, scale: bool = True, position_start: int = 2) -> None:
+    def __init__(
+        self,
+        vocab_size: int,
+        dim: int,
+        pad_id: int,
+        scale: bool = True,
+        position_start: int = 2,
+        max_positions: int | None = None,
+    ) -> None:
         super().__init__()
         if not 0 <= pad_id < vocab_size:
             raise ValueError(f"pad_id must lie in 0..{vocab_size - 1} (vocab_size={vocab_size}); got {pad_id}")
         self.embedding = nn.Embedding(vocab_size, dim, padding_idx=pad_id)
         self.scale = dim**0.5 if scale else 1.0
-        self.positions = SinusoidalPositions(dim, position_start)
+        self.positions = (
+            SinusoidalPositions(dim, position_start) if max_positions is None else LearnedPositions(dim, max_positions)
+        )
         # With tied output weights this gives logits of unit size over normalised states.
         nn.init.normal_(self.embedding.weight, std=dim**-0.5)
         with torch.no_grad():
@@ -265,6 +289,8 @@ class TransformerDecoder(nn.Module):
         tie_output: the output layer is the embedding matrix.
         scale_embeddings: multiply embeddings by sqrt(D).
         position_start: see SinusoidalPositions.
+        max_positions: learned positions, and so the most tokens of a sequence; None: sinusoidal ones without a limit.
+        key_bias: see MultiHeadAttention.
     """
 
     def __init__(
@@ -284,6 +310,8 @@ class TransformerDecoder(nn.Module):
         tie_output: bool = True,
         scale_embeddings: bool = True,
         position_start: int = 2,
+        max_positions: int | None = None,
+        key_bias: bool = True,
     ) -> None:
         super().__init__()
         if num_layers < 1:
@@ -291,11 +319,20 @@ class TransformerDecoder(nn.Module):
         ffn_dropout = dropout if ffn_dropout is None else ffn_dropout
         self.dim = dim
         self.vocab_size = vocab_size
-        self.embed = TokenEmbedding(vocab_size, dim, pad_id, scale_embeddings, position_start)
+        self.max_positions = max_positions
+        self.embed = TokenEmbedding(vocab_size, dim, pad_id, scale_embeddings, position_start, max_positions)
         self.dropout = nn.Dropout(dropout)
         self.layers = nn.ModuleList(
             DecoderLayer(
-                dim, num_heads, ffn_dim, dropout, attention_dropout, activation_dropout, ffn_dropout, activation
+                dim,
+                num_heads,
+                ffn_dim,
+                dropout,
+                attention_dropout,
+                activation_dropout,
+                ffn_dropout,
+                activation,
+                key_bias,
             )
             for _ in range(num_layers)
         )

@@ -39,7 +39,8 @@ class SearchOptions:
 
     The limit on generated tokens, the closing eos included, is min(max_length, max_length_a * x + max_length_b) with x
     the memory length of the sample (never of the batch, so that batching changes nothing); there eos is forced. It
-    never falls below min_length + 1.
+    never falls below min_length + 1. A decoder with learned positions sets a limit of its own (`max_positions`, prefix
+    included): what it has no position for is not generated.
 
     Attributes:
         method: `beam`; `greedy` (beam size 1); `sample`: `beam_size` independent samples for each input.
@@ -57,7 +58,8 @@ class SearchOptions:
         temperature: divides logits before sampling. Scores stay those of the model.
         top_k: sample from that many most probable tokens; 0: all.
         top_p: sample from the fewest tokens that together have this probability (Holtzman et al. 2020).
-        suppress: ids never generated. The padding id never is.
+        suppress: ids never generated. The padding id never is, unless it is also that of eos (Whisper).
+        begin_suppress: ids that are not generated first, behind the prefix.
     """
 
     method: Literal["beam", "greedy", "sample"] = "beam"
@@ -75,6 +77,7 @@ class SearchOptions:
     top_k: int = 0
     top_p: float = 1.0
     suppress: tuple[int, ...] = field(default=())
+    begin_suppress: tuple[int, ...] = field(default=())
 
     def __post_init__(self) -> None:
         if self.method not in ("beam", "greedy", "sample"):
@@ -189,6 +192,14 @@ class _Search:
         self.device = memory.device
         self.prefix_length = prefix.shape[1]
         self.limits = [options.limit(length) for length in memory.lengths.tolist()]
+        positions = getattr(model, "max_positions", None)
+        if positions is not None:
+            if positions < self.prefix_length:
+                raise ValueError(
+                    f"the prefix has {self.prefix_length} tokens, but the decoder has positions for {positions}"
+                )
+            # The last token needs none: it is not fed.
+            self.limits = [min(limit, positions - self.prefix_length + 1) for limit in self.limits]
         self.samples = list(range(len(memory)))
         self.found: list[list[Hypothesis]] = [[] for _ in self.samples]
         self.state = model.start(memory, self.beams)
@@ -197,7 +208,9 @@ class _Search:
         self.scores = torch.full((len(memory), self.beams), -torch.inf, device=self.device)
         self.scores[:, 0] = 0
         blocked = [pad_id, *options.suppress] + ([unk_id] if options.unk_penalty == float("inf") else [])
-        self.blocked = torch.tensor(sorted(set(blocked)), device=self.device)
+        # A vocabulary of bytes has neither padding nor unk of its own: both ids may be that of eos.
+        self.blocked = torch.tensor(sorted(set(blocked) - {eos_id}), dtype=torch.int64, device=self.device)
+        self.blocked_first = torch.tensor(sorted(set(options.begin_suppress)), dtype=torch.int64, device=self.device)
         self.trail = _Trail() if keep_states else None
 
     def run(self) -> list[list[Hypothesis]]:
@@ -250,7 +263,9 @@ class _Search:
             raise ValueError(f"search needs a vocabulary of at least 2; got {logits.shape[-1]}")
         normaliser = logits.logsumexp(dim=-1, keepdim=True)
         logits[:, self.blocked] = -torch.inf
-        if 0 < self.options.unk_penalty < float("inf"):
+        if not generated and len(self.blocked_first):
+            logits[:, self.blocked_first] = -torch.inf
+        if 0 < self.options.unk_penalty < float("inf") and self.unk_id != self.eos_id:
             logits[:, self.unk_id] -= self.options.unk_penalty
         size = self.options.no_repeat_ngram
         if size and self.tokens.shape[1] >= size:

@@ -1,4 +1,4 @@
-"""Transformer text encoder and decoder of the M2M-100, NLLB and SeamlessM4T family.
+"""Transformer text encoder and decoder of the M2M-100, NLLB and SeamlessM4T family, and the decoder of Whisper.
 
 Letters: B batch, T memory steps, S subwords, D model dim, V vocabulary, R = B x beams rows.
 """
@@ -32,9 +32,12 @@ class TransformerSeq2Seq(TextSeq2Seq):
         position_start: number of the first position: 2 for NLLB and official SeamlessM4T, 1 for the port in
             transformers.
         pad_id: id whose embedding stays zero.
+        max_positions: learned positions instead of sinusoidal ones, and so the most tokens of a sequence, prefix
+            included (Whisper); generation stops there.
+        key_bias: a bias of the keys in attention (Whisper has none).
     """
 
-    paper = "NLLB Team 2022, arXiv:2207.04672; SeamlessM4T 2023, arXiv:2308.11596"
+    paper = "NLLB Team 2022, arXiv:2207.04672; SeamlessM4T 2023, arXiv:2308.11596; Whisper 2022, arXiv:2212.04356"
 
     def __init__(
         self,
@@ -55,12 +58,15 @@ class TransformerSeq2Seq(TextSeq2Seq):
         scale_embeddings: bool = True,
         position_start: int = 2,
         pad_id: int = 0,
+        max_positions: int | None = None,
+        key_bias: bool = True,
     ) -> None:
         super().__init__()
         if num_encoder_layers < 0:
             raise ValueError(f"num_encoder_layers must be 0 (no text encoder) or more; got {num_encoder_layers}")
         self.dim = dim
         self.vocab_size = vocab_size
+        self.max_positions = max_positions
         self.has_encoder = num_encoder_layers > 0
         self.decoder = TransformerDecoder(
             vocab_size,
@@ -78,12 +84,16 @@ class TransformerSeq2Seq(TextSeq2Seq):
             tie_output,
             scale_embeddings,
             position_start,
+            max_positions,
+            key_bias,
         )
         if not self.has_encoder:
             return
         # One name for a shared matrix: a checkpoint then holds it once.
         self.encoder_embed = (
-            None if tie_embeddings else TokenEmbedding(vocab_size, dim, pad_id, scale_embeddings, position_start)
+            None
+            if tie_embeddings
+            else TokenEmbedding(vocab_size, dim, pad_id, scale_embeddings, position_start, max_positions)
         )
         self.encoder = TransformerEncoder(
             dim,
@@ -96,6 +106,7 @@ class TransformerSeq2Seq(TextSeq2Seq):
             ffn_dropout,
             activation,
             layerdrop,
+            key_bias,
         )
 
     def encoder_only(self) -> list[nn.Module]:
