@@ -165,6 +165,11 @@ class SpeechTranslationData(LightningDataModule):
             if rows.extra:
                 keys = ", ".join(f"{key!r} ({count})" for key, count in rows.extra.most_common(_SHOWN))
                 _say(f"{path}: ignored {len(rows.extra)} unknown key{'s' if len(rows.extra) > 1 else ''}: {keys}")
+            if any(row.split == split for row in rows):  # one manifest for several splits
+                own = [row for row in rows if row.split == split]
+                if len(own) < len(rows):
+                    _say(f"{path}: {len(own)} of {len(rows)} rows are of the split {split}")
+                self._rows[split] = Manifest(own, extra=rows.extra)
         return self._rows[split]
 
     def _resolve(self, split: str) -> str:

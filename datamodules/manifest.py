@@ -1,7 +1,8 @@
 """Manifests: one row per utterance, as JSON lines or as tab-separated values with a header.
 
 Keys: `id`, `src_lang`; `audio` or `src_text` or both; `duration` (seconds), `tgt_lang`, `tgt_text`, `tgt_audio`,
-`speaker`. Audio paths are relative to the folder of the manifest.
+`speaker`, `split`. Audio paths are relative to the folder of the manifest. Monolingual manifests may say `lang` and
+`text` for `src_lang` and `src_text`.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ class Utterance:
         src_text, tgt_text: "" where there is none.
         tgt_audio: path of the target speech, or None.
         speaker: label, or None.
+        split: where the row belongs in a manifest that holds several splits; "" where it does not say.
         task: one of s2tt asr t2tt s2st t2st. Set by the data module, not read from manifests.
         speed: factor of speed perturbation. Set by the data module, not read from manifests.
     """
@@ -44,12 +46,14 @@ class Utterance:
     tgt_text: str = ""
     tgt_audio: str | None = None
     speaker: str | None = None
+    split: str = ""
     task: str = "s2tt"
     speed: float = 1.0
 
 
 KEYS = tuple(item.name for item in fields(Utterance) if item.name not in ("task", "speed"))
 _PATHS = ("audio", "tgt_audio")
+_ALIASES = {"lang": "src_lang", "text": "src_text"}
 
 
 @dataclass(frozen=True)
@@ -205,7 +209,8 @@ def _check(line: int, row: dict[str, Any], scan: Scan) -> dict[str, Any]:
         scan.faults.append(Fault(line, key, message))
 
     values: dict[str, Any] = {}
-    for key, value in row.items():
+    for name, value in row.items():
+        key = _ALIASES[name] if name in _ALIASES and _ALIASES[name] not in row else name
         if key not in KEYS:
             scan.extra[key] += 1
         elif value is None:

@@ -44,9 +44,18 @@ class Run:
     checkpoint: Path
     allowed: tuple[str, ...]
 
-    def datamodule(self) -> Any:
-        """The DataModule of the run's config, with the run's tokenizer and what the task can read."""
-        data = build(self.config.data, allowed=self.allowed, tokenizer=self.task.tokenizer)
+    def datamodule(self, manifest: str | None = None, split: str = "test") -> Any:
+        """The DataModule of the run's config, with the run's tokenizer and what the task can read.
+
+        Args:
+            manifest: in place of the config's data: a manifest that holds `split`.
+        """
+        node: Any = self.config.data
+        if manifest is not None:
+            target = "voxzoo.datamodules.SpeechTranslationData"
+            frontend = self.config.get("frontend")
+            node = OmegaConf.create({"_target_": target, "test": {split: manifest}, "frontend": frontend})
+        data = build(node, allowed=self.allowed, tokenizer=self.task.tokenizer)
         data.needs = self.task.needs
         return data
 

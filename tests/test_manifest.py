@@ -5,12 +5,13 @@ from __future__ import annotations
 import argparse
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 import soundfile
 from voxzoo.components.errors import UserError
-from voxzoo.datamodules import Utterance, read_manifest, write_manifest
+from voxzoo.datamodules import SpeechTranslationData, Utterance, read_manifest, write_manifest
 from voxzoo.datamodules.manifest import scan_manifest
 from voxzoo.datamodules.validation import shared_texts, validate
 from voxzoo.tasks.commands import data as command
@@ -188,3 +189,24 @@ def test_the_command_fails_on_errors_and_shows_them(flawed, tmp_path, capsys):
         tmp_path / "good.jsonl", {"id": "t", "src_lang": "spa", "src_text": "a", "tgt_lang": "eng", "tgt_text": "b"}
     )
     assert command.run(arguments("validate", str(good)))["status"] == "ok"
+
+
+def test_monolingual_names_and_a_column_of_splits(tmp_path: Path):
+    rows = [
+        {"id": "a", "lang": "eng", "text": "one", "split": "train"},
+        {"id": "b", "lang": "eng", "text": "two", "split": "test"},
+        {"id": "c", "lang": "eng", "text": "three", "src_text": "said", "split": "test"},
+    ]
+    path = tmp_path / "all.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    read = read_manifest(path)
+    assert [(row.src_lang, row.src_text, row.split) for row in read] == [
+        ("eng", "one", "train"),
+        ("eng", "two", "test"),
+        ("eng", "said", "test"),
+    ]
+    assert dict(read.extra) == {"text": 1}  # both names: the full one counts
+    data = SpeechTranslationData(train=str(path), test={"test": str(path), "other": str(path)})
+    assert [row.id for row in data.rows("train")] == ["a"]
+    assert [row.id for row in data.rows("test")] == ["b", "c"]
+    assert [row.id for row in data.rows("other")] == ["a", "b", "c"]

@@ -23,6 +23,11 @@ RECOGNISERS = ("base", "tiny.en", "none")
 def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("run", metavar="RUN", help="a run folder or a checkpoint")
     parser.add_argument("--split", default="test", help="name of the split in the run's data (default test)")
+    parser.add_argument(
+        "--manifest",
+        metavar="FILE",
+        help="another corpus than the run's: a .jsonl or .tsv manifest; give --task with it",
+    )
     parser.add_argument("--limit", type=int, metavar="N", help="the first N utterances alone")
     parser.add_argument(
         "--task", choices=TASKS, help="what to do (default: what the data says, with speech where the run speaks)"
@@ -54,7 +59,7 @@ def run(args: argparse.Namespace) -> dict:
     answer = {"status": "ok", "run": str(args.run), "checkpoint": str(getattr(loaded, "checkpoint", ""))}
     answer |= evaluate(
         loaded.task,
-        loaded.datamodule(),
+        loaded.datamodule(args.manifest, args.split),
         args.split,
         Path(args.out) if args.out else folder / "evaluation",
         limit=args.limit,

@@ -197,7 +197,8 @@ class Translator:
         from ...components.errors import UserError
 
         if mode not in task.modes:
-            raise UserError(f"--task {mode}: this run can do {', '.join(sorted(task.modes)) or 'none, it is no translator'}")
+            served = ", ".join(sorted(task.modes)) or "no task, it is a part alone"
+            raise UserError(f"--task {mode}: this run can do {served}")
         self.task, self.mode, self.to = task, mode, to
         self.reads_text, self.speaks = mode.startswith("t2"), mode.endswith("2st")
         self.source = to if mode == "asr" else source
