@@ -28,8 +28,10 @@ class ConformerAdaptor(Adaptor):
         num_layers: layers, each `stride` times shorter.
         num_heads: attention heads.
         ffn_dim: inner width of the feed-forward layers.
-        dropout: on the output of attention and feed-forward, and inside the feed-forward.
-        attention_dropout: on the attention weights.
+        dropout: on the output of attention and feed-forward.
+        attention_dropout: on the attention weights: 0.1 in the original implementation, 0 in transformers.
+        ffn_inner_dropout: inside the feed-forward: 0 in the original implementation, 0.1 in transformers; None: as
+            `dropout`.
         final_norm: layer norm at the end (SeamlessM4T has it, w2v-BERT 2.0 has not).
         leak_padding: let the convolutions read the states behind the last real step, as the published code does: the
             last output of a row then depends on the batch it came in. For equality with published results only.
@@ -48,6 +50,7 @@ class ConformerAdaptor(Adaptor):
         ffn_dim: int = 4096,
         dropout: float = 0.1,
         attention_dropout: float = 0.0,
+        ffn_inner_dropout: float | None = None,
         final_norm: bool = True,
         leak_padding: bool = False,
     ) -> None:
@@ -61,10 +64,11 @@ class ConformerAdaptor(Adaptor):
         self.stride = stride
         self.leak_padding = leak_padding
         widths_differ = input_dim != output_dim
+        inner = dropout if ffn_inner_dropout is None else ffn_inner_dropout
         self.projection = nn.Linear(input_dim, output_dim) if widths_differ else None
         self.projection_norm = nn.LayerNorm(output_dim) if widths_differ else None
         self.layers = nn.ModuleList(
-            _Layer(output_dim, kernel_size, stride, num_heads, ffn_dim, dropout, attention_dropout)
+            _Layer(output_dim, kernel_size, stride, num_heads, ffn_dim, dropout, attention_dropout, inner)
             for _ in range(num_layers)
         )
         self.final_norm = nn.LayerNorm(output_dim) if final_norm else None
@@ -89,7 +93,15 @@ class _Layer(nn.Module):
     """One strided layer; both convolutions have their own norm and weights."""
 
     def __init__(
-        self, dim: int, kernel: int, stride: int, num_heads: int, ffn_dim: int, dropout: float, attention_dropout: float
+        self,
+        dim: int,
+        kernel: int,
+        stride: int,
+        num_heads: int,
+        ffn_dim: int,
+        dropout: float,
+        attention_dropout: float,
+        ffn_inner_dropout: float,
     ) -> None:
         super().__init__()
         self.residual_norm = nn.LayerNorm(dim)
@@ -99,7 +111,7 @@ class _Layer(nn.Module):
         self.attention = MultiHeadAttention(dim, num_heads, attention_dropout)
         self.dropout = Dropout(dropout)
         self.ffn_norm = nn.LayerNorm(dim)
-        self.ffn = FeedForward(dim, ffn_dim, "relu", dropout)
+        self.ffn = FeedForward(dim, ffn_dim, "relu", ffn_inner_dropout)
 
     def forward(self, states: Padded, leak_padding: bool) -> Padded:
         """(B, T, D) -> (B, T', D)."""

@@ -38,9 +38,9 @@ class SearchOptions:
     """How to search. The defaults are the official ones of SeamlessM4T for text.
 
     The limit on generated tokens, the closing eos included, is min(max_length, max_length_a * x + max_length_b) with x
-    the memory length of the sample (never of the batch, so that batching changes nothing); there eos is forced. It
-    never falls below min_length + 1. A decoder with learned positions sets a limit of its own (`max_positions`, prefix
-    included): what it has no position for is not generated.
+    the memory length of the sample (never of the batch, so that batching changes nothing); there eos is forced, or the
+    hypothesis is cut (`force_eos`). It never falls below min_length + 1. A decoder with learned positions sets a limit
+    of its own (`max_positions`, prefix included): what it has no position for is not generated.
 
     Attributes:
         method: `beam`; `greedy` (beam size 1); `sample`: `beam_size` independent samples for each input.
@@ -53,6 +53,8 @@ class SearchOptions:
         max_length_a, max_length_b: soft limit.
         no_repeat_ngram: size of n-grams that may not occur twice (prefix included); 0: off. eos is never blocked.
         unk_penalty: taken off the log-probability of unk; `inf` blocks it.
+        force_eos: the last token that the limit allows is eos (fairseq2). False: it is any token, and a hypothesis that
+            did not end there is taken as it is (transformers).
         early_stopping: stop once `beam_size` hypotheses have ended (fairseq2). False: go on until the best running
             beam, normalised by its present length, is worse than the worst ended one (transformers' default).
         temperature: divides logits before sampling. Scores stay those of the model.
@@ -72,6 +74,7 @@ class SearchOptions:
     max_length_b: int = 200
     no_repeat_ngram: int = 0
     unk_penalty: float = 0.0
+    force_eos: bool = True
     early_stopping: bool = True
     temperature: float = 1.0
     top_k: int = 0
@@ -111,12 +114,15 @@ class Hypothesis:
         tokens: (n,) int64 on the CPU, without prefix and without eos.
         score: log-probability / length^length_penalty, see `SearchOptions.score`.
         states: (P + n, D) decoder states of the prefix and the tokens (not of eos), where they were asked for: what a
-            second pass reads. The state in row i predicts token i + 1.
+            second pass reads. The state in row i predicts token i + 1. Of one that was cut the last row, which would
+            be that of its last token, is not there.
+        ended: False for one that was cut at the limit (see `SearchOptions.force_eos`).
     """
 
     tokens: Tensor
     score: float
     states: Tensor | None = None
+    ended: bool = True
 
 
 @torch.no_grad()
@@ -225,7 +231,9 @@ class _Search:
                 scores, beams, ids = self._best(logits, normaliser)
             generated += 1
             ended = ids == self.eos_id
-            self._collect(scores, beams, ended, generated)
+            if not self.options.force_eos:
+                ended = ended | at_limit[:, None].to(ended.device)
+            self._collect(scores, beams, ids, ended, generated)
             # Stable: the best that go on, in order. Of 2K candidates at most K are eos, one for each beam.
             order = ended.to(torch.int8).sort(dim=1, stable=True).indices[:, : self.beams]
             scores, beams, ids = (x.gather(1, order) for x in (scores, beams, ids))
@@ -272,7 +280,7 @@ class _Search:
             self._block_ngrams(logits, size)
         if generated < self.options.min_length:
             logits[:, self.eos_id] = -torch.inf
-        if bool(at_limit.any()):
+        if self.options.force_eos and bool(at_limit.any()):
             rows = at_limit.repeat_interleave(self.beams).nonzero()[:, 0].to(self.device)
             eos = logits[rows, self.eos_id]
             logits[rows] = -torch.inf
@@ -321,8 +329,8 @@ class _Search:
         length = generated + (self.prefix_length - 1 if self.options.score == "with_prefix" else 0)
         return score / length**self.options.length_penalty
 
-    def _collect(self, scores: Tensor, beams: Tensor, ended: Tensor, generated: int) -> None:
-        """Keep the hypotheses that ended among the best K candidates."""
+    def _collect(self, scores: Tensor, beams: Tensor, ids: Tensor, ended: Tensor, generated: int) -> None:
+        """Keep the hypotheses that ended (or are cut) among the best K candidates."""
         counted = (ended & scores.isfinite())[:, : self.beams]
         hits = counted.nonzero().tolist()
         if not hits:
@@ -332,10 +340,12 @@ class _Search:
             for (row, _), beam in zip(hits, beams[:, : self.beams][counted].tolist(), strict=True)
         ]
         values = scores[:, : self.beams][counted].tolist()
-        tokens = self.tokens[rows, self.prefix_length :].cpu()
-        for (row, _), source, value, ids in zip(hits, rows, values, tokens, strict=True):
+        tokens = torch.cat([self.tokens[rows, self.prefix_length :], ids[:, : self.beams][counted][:, None]], 1).cpu()
+        for (row, _), source, value, found in zip(hits, rows, values, tokens, strict=True):
             states = None if self.trail is None else self.trail.back(source)
-            self.found[self.samples[row]].append(Hypothesis(ids, self._normalise(value, generated), states))
+            whole = bool(found[-1] == self.eos_id)
+            hypothesis = Hypothesis(found[:-1] if whole else found, self._normalise(value, generated), states, whole)
+            self.found[self.samples[row]].append(hypothesis)
         for row in {row for row, _ in hits}:
             hypotheses = self.found[self.samples[row]]
             hypotheses.sort(key=lambda hypothesis: -hypothesis.score)
