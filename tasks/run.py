@@ -54,7 +54,9 @@ class Run:
         if manifest is not None:
             target = "voxzoo.datamodules.SpeechTranslationData"
             frontend = self.config.get("frontend")
-            node = OmegaConf.create({"_target_": target, "test": {split: manifest}, "frontend": frontend})
+            node = OmegaConf.create(
+                {"_target_": target, "test": {split: manifest}, "frontend": frontend, "batch_size": 16}
+            )
         data = build(node, allowed=self.allowed, tokenizer=self.task.tokenizer)
         data.needs = self.task.needs
         return data

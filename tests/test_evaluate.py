@@ -193,7 +193,7 @@ def test_the_command_prints_a_table_and_returns_plain_values(data, tmp_path, mon
         folder = tmp_path
         checkpoint = tmp_path / "x.ckpt"
 
-        def datamodule(self):
+        def datamodule(self, manifest=None, split="test"):
             return data
 
     from voxzoo.tasks import run

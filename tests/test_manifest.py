@@ -206,7 +206,7 @@ def test_monolingual_names_and_a_column_of_splits(tmp_path: Path):
         ("eng", "said", "test"),
     ]
     assert dict(read.extra) == {"text": 1}  # both names: the full one counts
-    data = SpeechTranslationData(train=str(path), test={"test": str(path), "other": str(path)})
+    data = SpeechTranslationData(train=str(path), test={"test": str(path), "other": str(path)}, batch_size=2)
     assert [row.id for row in data.rows("train")] == ["a"]
     assert [row.id for row in data.rows("test")] == ["b", "c"]
     assert [row.id for row in data.rows("other")] == ["a", "b", "c"]
