@@ -47,7 +47,8 @@ class SearchOptions:
         beam_size: beams, and the most hypotheses returned for an input.
         length_penalty: p in score = log-probability / length^p; above 0 favours long output, 0 is no normalisation.
         score: what is summed and counted: `generated`, the tokens after the prefix, eos included (transformers);
-            `with_prefix`, also the prefix behind its first token, that is the language token (official SeamlessM4T).
+            `with_prefix`, also the prefix behind its first token, that is the language token (official SeamlessM4T);
+            `after_start`, the language token counts but is certain (transformers' `forced_bos_token_id`: NLLB).
         min_length: tokens before eos is allowed.
         max_length: hard limit.
         max_length_a, max_length_b: soft limit.
@@ -67,7 +68,7 @@ class SearchOptions:
     method: Literal["beam", "greedy", "sample"] = "beam"
     beam_size: int = 5
     length_penalty: float = 1.0
-    score: Literal["generated", "with_prefix"] = "generated"
+    score: Literal["generated", "with_prefix", "after_start"] = "generated"
     min_length: int = 1
     max_length: int = 256
     max_length_a: float = 1.0
@@ -85,8 +86,8 @@ class SearchOptions:
     def __post_init__(self) -> None:
         if self.method not in ("beam", "greedy", "sample"):
             raise ValueError(f"search method must be beam, greedy or sample; got {self.method!r}")
-        if self.score not in ("generated", "with_prefix"):
-            raise ValueError(f"search score must be generated or with_prefix; got {self.score!r}")
+        if self.score not in ("generated", "with_prefix", "after_start"):
+            raise ValueError(f"search score must be generated, with_prefix or after_start; got {self.score!r}")
         if self.beam_size < 1:
             raise ValueError(f"beam_size must be at least 1; got {self.beam_size}")
         if not 0 <= self.min_length < self.max_length:
@@ -326,7 +327,7 @@ class _Search:
         return scores, torch.zeros_like(choice), choice if ids is None else ids.gather(1, choice)
 
     def _normalise(self, score: float, generated: int) -> float:
-        length = generated + (self.prefix_length - 1 if self.options.score == "with_prefix" else 0)
+        length = generated + (0 if self.options.score == "generated" else self.prefix_length - 1)
         return score / length**self.options.length_penalty
 
     def _collect(self, scores: Tensor, beams: Tensor, ids: Tensor, ended: Tensor, generated: int) -> None:
