@@ -1,0 +1,414 @@
+"""SeamlessM4T v1 (`SeamlessM4TModel`, medium and large, and its classes for single tasks), and what v2 shares with it."""
+
+from __future__ import annotations
+
+import inspect
+from pathlib import Path
+from typing import Any, ClassVar
+
+from ... import components
+from ..errors import UserError
+from . import transformer
+from .conformer import adaptor_rules, encoder_rules
+from .family import Family, Nodes
+from .files import Weights, read_json
+from .keymap import KeyMap, Rule
+from .settings import fbank, refuse_unless, value
+
+Fields = dict[str, str]
+"""Constructor argument -> key of config.json."""
+
+_ENCODER: Fields = {
+    "input_dim": "feature_projection_input_dim",
+    "dim": "hidden_size",
+    "num_layers": "speech_encoder_layers",
+    "num_heads": "speech_encoder_attention_heads",
+    "ffn_dim": "speech_encoder_intermediate_size",
+    "kernel_size": "conv_depthwise_kernel_size",
+}
+_ADAPTOR: Fields = {
+    "input_dim": "hidden_size",
+    "output_dim": "hidden_size",
+    "kernel_size": "adaptor_kernel_size",
+    "stride": "adaptor_stride",
+    "num_layers": "num_adapter_layers",
+    "num_heads": "speech_encoder_attention_heads",
+    "ffn_dim": "speech_encoder_intermediate_size",
+}
+_TEXT: Fields = {
+    "vocab_size": "vocab_size",
+    "dim": "hidden_size",
+    "num_heads": "decoder_attention_heads",
+    "ffn_dim": "decoder_ffn_dim",
+    "num_decoder_layers": "decoder_layers",
+    "activation": "activation_function",
+    "tie_output": "tie_word_embeddings",
+    "scale_embeddings": "scale_embedding",
+    "pad_id": "pad_token_id",
+}
+_TEXT_ENCODER: Fields = {
+    "num_heads": "encoder_attention_heads",
+    "ffn_dim": "encoder_ffn_dim",
+    "num_encoder_layers": "encoder_layers",
+}
+_T2U: Fields = {
+    "input_dim": "hidden_size",
+    "num_units": "unit_hifi_gan_vocab_size",
+    "dim": "hidden_size",
+    "num_encoder_layers": "t2u_encoder_layers",
+    "num_decoder_layers": "t2u_decoder_layers",
+    "vocab_size": "t2u_vocab_size",
+    "activation": "activation_function",
+}
+_T2U_BOTH: Fields = {"num_heads": "attention_heads", "ffn_dim": "ffn_dim"}
+_PARTS = {"speech_encoder": "speech_encoder.", "adaptor": "speech_encoder.adapter.", "t2u": "t2u_model.",
+          "vocoder": "vocoder."}  # fmt: skip
+_UNPUBLISHED = "the published models have"
+
+
+class SeamlessM4T(Family):
+    """v1. Classes for single tasks lack parts: what is built follows from the keys that the weights have."""
+
+    model_types = ("seamless_m4t",)
+    name: ClassVar[str] = "SeamlessM4T"
+    version: ClassVar[int] = 1
+    positions: ClassVar[dict[Any, str]] = {"relative": "relative", None: "none"}
+
+    def nodes(self, settings: dict[str, Any], folder: Path | None = None) -> Nodes:
+        self.refuse(settings)
+        generation = _json(folder, "generation_config.json")
+        keys = _keys(folder)
+        has = {role: keys is None or any(key.startswith(prefix) for key in keys) for role, prefix in _PARTS.items()}
+        has_encoder = keys is None or any(key.startswith("text_encoder.layers.") for key in keys)
+        nodes: Nodes = {"frontend": self.frontend(settings, folder), "tokenizer": self.tokenizer(settings, folder)}
+        if has["speech_encoder"]:
+            nodes["speech_encoder"] = self.speech_encoder(settings)
+            nodes["adaptor"] = self.adaptor(settings)
+        else:
+            nodes.pop("frontend")
+        nodes["text_seq2seq"] = self.text(settings, has_encoder)
+        if has["t2u"]:
+            nodes["t2u"] = self.t2u(settings, generation, folder)
+        nodes["task"] = self.task(settings, generation, nodes)
+        return {role: node for role, node in nodes.items() if node}
+
+    def refuse(self, settings: dict[str, Any]) -> None:
+        """Refuse what no part has."""
+        position = settings.get("position_embeddings_type", next(iter(self.positions)))
+        if position not in self.positions:
+            raise UserError(f"position_embeddings_type={position!r}: expected one of {[*self.positions]}")
+        for key, expected in (
+            ("speech_encoder_hidden_act", "swish"),
+            ("layer_norm_eps", 1e-5),
+            ("add_adapter", True),
+            ("eos_token_id", 3),
+            ("decoder_start_token_id", 3),
+            ("t2u_bos_token_id", 0),
+            ("t2u_pad_token_id", 1),
+            ("t2u_eos_token_id", 2),
+            ("t2u_decoder_start_token_id", 2),
+            ("vocoder_offset", 4),
+        ):
+            refuse_unless(settings, key, expected)
+        kernel, stride = value(settings, "adaptor_kernel_size"), value(settings, "adaptor_stride")
+        if kernel // 2 != stride // 2:
+            raise UserError(
+                f"adaptor_kernel_size={kernel}, adaptor_stride={stride}: transformers pads by half the stride and "
+                "counts lengths by half the kernel; only where both are the same can the model be converted"
+            )
+
+    def frontend(self, settings: dict[str, Any], folder: Path | None) -> dict[str, Any]:
+        node = fbank(folder)
+        if node["output_dim"] == value(settings, "feature_projection_input_dim"):
+            return node
+        if folder is not None and (folder / "preprocessor_config.json").exists():
+            raise UserError(
+                f"{folder}/preprocessor_config.json gives {node['output_dim']} features a step, but config.json says "
+                f"feature_projection_input_dim={settings['feature_projection_input_dim']}"
+            )
+        return {}
+
+    def tokenizer(self, settings: dict[str, Any], folder: Path | None) -> dict[str, Any]:
+        return {}
+
+    def speech_encoder(self, settings: dict[str, Any]) -> dict[str, Any]:
+        dropout = settings.get("speech_encoder_dropout", 0.0)
+        return {
+            "_target_": "voxzoo.components.ConformerEncoder",
+            **_read(settings, _ENCODER),
+            "position": self.positions[settings.get("position_embeddings_type", next(iter(self.positions)))],
+            **self.convolution(settings),
+            "final_norm": True,
+            "intermediate_ffn": True,
+            # Dropped twice there: behind the projection, and again before the first block.
+            "input_dropout": 1 - (1 - dropout) ** 2,
+            "dropout": dropout,
+            "attention_dropout": dropout,
+            "activation_dropout": dropout,
+            "conv_dropout": dropout,
+            "layer_drop": settings.get("speech_encoder_layerdrop", 0.1),
+        }
+
+    def convolution(self, settings: dict[str, Any]) -> dict[str, Any]:
+        """What tells v1's encoder from v2's."""
+        return {"causal_conv": False, "conv_norm": "batch"}
+
+    def adaptor(self, settings: dict[str, Any]) -> dict[str, Any]:
+        dropout = settings.get("adaptor_dropout", 0.1)
+        return {
+            "_target_": "voxzoo.components.ConformerAdaptor",
+            **_read(settings, _ADAPTOR),
+            "dropout": dropout,
+            "attention_dropout": settings.get("speech_encoder_dropout", 0.0),
+            "ffn_inner_dropout": dropout,
+            "final_norm": True,
+            "leak_padding": True,
+        }
+
+    def text(self, settings: dict[str, Any], has_encoder: bool) -> dict[str, Any]:
+        node = _read(settings, _TEXT)
+        if has_encoder:
+            for ours, theirs in _TEXT_ENCODER.items():
+                found = value(settings, theirs)
+                if node.setdefault(ours, found) != found:
+                    raise UserError(f"{theirs}={found}: expected {node[ours]}, as the decoder has it")
+        if not node["tie_output"]:
+            raise UserError(f"tie_word_embeddings=false: {_UNPUBLISHED} one matrix for embeddings and output")
+        return {
+            "_target_": "voxzoo.components.TransformerSeq2Seq",
+            **node,
+            "num_encoder_layers": node.get("num_encoder_layers", 0),
+            **_dropouts(settings),
+            "tie_embeddings": True,
+            "position_start": node["pad_id"] + 1,
+        }
+
+    def t2u(self, settings: dict[str, Any], generation: dict[str, Any], folder: Path | None) -> dict[str, Any]:
+        refuse_unless(settings, "scale_embedding", True)
+        first, languages = _languages(generation, "t2u_lang_code_to_id")
+        longest = settings.get("t2u_max_new_tokens", 1024)
+        return {
+            "_target_": "voxzoo.components.AutoregressiveT2U",
+            **_read(settings, _T2U),
+            **_both(settings),
+            "num_languages": len(languages),
+            "first_language_id": first if languages else None,
+            "label_smoothing": 0.0,
+            **_dropouts(settings),
+            "tie_output": True,
+            "beam_size": settings.get("t2u_num_beams", generation.get("num_beams")) or 1,
+            "min_length": 0,
+            "max_length": longest,
+            "max_length_a": 0.0,
+            "max_length_b": longest,
+            "early_stopping": False,
+            "force_eos": False,
+        }
+
+    def task(self, settings: dict[str, Any], generation: dict[str, Any], nodes: Nodes) -> dict[str, Any]:
+        common = {"label_smoothing": 0.0, "loss_on_lang_token": True, "search": _search(settings, generation)}
+        if "speech_encoder" not in nodes:
+            return {"_target_": "voxzoo.tasks.TextToText", **common}
+        common["ctc_weight"] = 0.0
+        if "t2u" not in nodes or "vocoder" not in nodes:
+            return {"_target_": "voxzoo.tasks.SpeechToText", **common}
+        return {
+            "_target_": "voxzoo.tasks.SpeechToSpeechUnitY",
+            **common,
+            "t2u_input": "all",
+            "t2u_eos": self.t2u_eos,
+            "t2u_languages": _languages(generation, "t2u_lang_code_to_id")[1],
+            "vocoder_languages": _languages(generation, "vocoder_lang_code_to_id")[1],
+            "speaker": 0,
+        }
+
+    t2u_eos: ClassVar[str] = "keep"
+
+    def key_map(self, nodes: Nodes) -> KeyMap:
+        tie = nodes["text_seq2seq"].get("tie_output", True)
+        embeddings = ("shared.weight", "text_decoder.embed_tokens.weight", "text_encoder.embed_tokens.weight")
+        rules = [
+            *adaptor_rules("speech_encoder."),
+            *encoder_rules("speech_encoder.", "batch" if self.version == 1 else "layer"),
+            *transformer.encoder_rules("text_seq2seq.encoder.", "text_encoder.", "m4t"),
+            *transformer.decoder_rules("text_seq2seq.decoder.", "text_decoder.", "m4t"),
+            *transformer.embedding_rules(
+                "text_seq2seq.decoder.", *embeddings, output="lm_head.weight", tie_output=tie
+            ),
+            *self.t2u_rules(),
+        ]
+        # Tables of positions, in files of older versions.
+        return KeyMap(rules, left=[r".*embed_(char_)?positions\.weights", r"vocoder\..*"])
+
+    def t2u_rules(self) -> list[Rule]:
+        return [
+            *transformer.encoder_rules("t2u.encoder.", "t2u_model.model.encoder.", "m4t"),
+            *transformer.decoder_rules("t2u.decoder.", "t2u_model.model.decoder.", "m4t"),
+            *transformer.embedding_rules(
+                "t2u.decoder.", "t2u_model.model.decoder.embed_tokens.weight", output="t2u_model.lm_head.weight"
+            ),
+        ]
+
+    def settings(self, nodes: Nodes) -> dict[str, Any]:
+        """See `Family.settings`. What differs between implementations over the same weights (`compat`) has no place in
+        the layout: transformers has its own value for it."""
+        nodes = {role: _with_defaults(node) for role, node in nodes.items() if node.get("_target_")}
+        if "text_seq2seq" not in nodes:
+            raise UserError(f"a {self.name} model needs a text_seq2seq")
+        _expect(nodes, "text_seq2seq", "TransformerSeq2Seq", bias=True, tie_embeddings=True, pad_id=0)
+        settings: dict[str, Any] = {}
+        text = nodes["text_seq2seq"]
+        _write(settings, nodes, "text_seq2seq", _TEXT)
+        if text["num_encoder_layers"]:
+            _write(settings, nodes, "text_seq2seq", _TEXT_ENCODER)
+        settings.update(
+            dropout=text["dropout"],
+            attention_dropout=text["attention_dropout"],
+            activation_dropout=text["activation_dropout"],
+            encoder_layerdrop=text["layerdrop"],
+            decoder_layerdrop=text["layerdrop"],
+        )
+        if "speech_encoder" in nodes:
+            self._speech_settings(settings, nodes)
+        if "t2u" in nodes:
+            self.t2u_settings(settings, nodes)
+        settings["architectures"] = [self._architecture(nodes)]
+        return settings
+
+    def _speech_settings(self, settings: dict[str, Any], nodes: Nodes) -> None:
+        if "adaptor" not in nodes:
+            raise UserError(f"a {self.name} model needs an adaptor behind its speech_encoder")
+        fixed = {key: found for key, found in self.convolution({}).items() if key in ("causal_conv", "conv_norm")}
+        _expect(nodes, "speech_encoder", "ConformerEncoder", final_norm=True, intermediate_ffn=True, **fixed)
+        _expect(nodes, "adaptor", "ConformerAdaptor", final_norm=True)
+        encoder, adaptor = nodes["speech_encoder"], nodes["adaptor"]
+        _write(settings, nodes, "speech_encoder", _ENCODER)
+        _write(settings, nodes, "adaptor", _ADAPTOR)
+        names = {ours: theirs for theirs, ours in self.positions.items()}
+        if encoder["position"] not in names:
+            raise UserError(f"speech_encoder.position={encoder['position']}: {self.name} has {', '.join(names)}")
+        settings.update(
+            position_embeddings_type=names[encoder["position"]],
+            speech_encoder_dropout=encoder["dropout"],
+            speech_encoder_layerdrop=encoder["layer_drop"],
+            adaptor_dropout=adaptor["dropout"],
+            add_adapter=True,
+        )
+
+    def t2u_settings(self, settings: dict[str, Any], nodes: Nodes) -> None:
+        """Put in what the second pass says."""
+        _expect(nodes, "t2u", "AutoregressiveT2U", tie_output=True)
+        _write(settings, nodes, "t2u", _T2U)
+        for side in ("encoder", "decoder"):
+            _write(settings, nodes, "t2u", {ours: f"t2u_{side}_{theirs}" for ours, theirs in _T2U_BOTH.items()})
+        settings["t2u_max_new_tokens"] = nodes["t2u"]["max_length"]
+
+    def _architecture(self, nodes: Nodes) -> str:
+        """The class of transformers with these parts."""
+        reads, writes = "speech_encoder" in nodes, "t2u" in nodes and "vocoder" in nodes
+        has_encoder = nodes["text_seq2seq"]["num_encoder_layers"] > 0
+        if not (reads or has_encoder):
+            raise UserError(f"a {self.name} model needs a speech_encoder or a text encoder")
+        if reads and has_encoder:
+            return f"{self.name}Model"
+        return f"{self.name}For{'Speech' if reads else 'Text'}To{'Speech' if writes else 'Text'}"
+
+
+def _with_defaults(node: dict[str, Any]) -> dict[str, Any]:
+    """A node with every argument of its class, so that what a config left out is there."""
+    part = getattr(components, str(node["_target_"]).rpartition(".")[2], None)
+    if part is None:
+        return dict(node)
+    signature = inspect.signature(part).parameters
+    given = {name: entry.default for name, entry in signature.items() if entry.default is not entry.empty}
+    return {**given, **node}
+
+
+def _expect(nodes: Nodes, role: str, target: str, **fixed: Any) -> None:
+    """Refuse another class, or another value where the layout has only one."""
+    found = str(nodes[role]["_target_"]).rpartition(".")[2]
+    if found != target:
+        raise UserError(f"{role}: the published layout has a {target} there; got {found}")
+    for key, expected in fixed.items():
+        if nodes[role].get(key, expected) != expected:
+            raise UserError(f"{role}.{key}={nodes[role][key]!r}: the published layout has only {expected!r}")
+
+
+def _write(settings: dict[str, Any], nodes: Nodes, role: str, fields: Fields) -> None:
+    """Put the values of a node where config.json has them; parts that share a key must agree."""
+    for ours, theirs in fields.items():
+        found = nodes[role][ours]
+        if settings.setdefault(theirs, found) != found:
+            raise UserError(
+                f"{role}.{ours}={found!r}: another part has {settings[theirs]!r}, and the published layout has one "
+                f"{theirs} for both"
+            )
+
+
+def _json(folder: Path | None, name: str) -> dict[str, Any]:
+    return read_json(folder / name) if folder is not None and (folder / name).exists() else {}
+
+
+def _keys(folder: Path | None) -> set[str] | None:
+    """Keys of the weights in a folder; None where there are none (a config alone)."""
+    try:
+        return None if folder is None else set(Weights(folder))
+    except UserError:  # said when the weights are read
+        return None
+
+
+def _read(settings: dict[str, Any], fields: Fields) -> dict[str, Any]:
+    return {ours: value(settings, theirs) for ours, theirs in fields.items()}
+
+
+def _both(settings: dict[str, Any]) -> dict[str, Any]:
+    """What encoder and decoder of the second pass have in common here."""
+    found = {}
+    for ours, theirs in _T2U_BOTH.items():
+        found[ours] = value(settings, f"t2u_encoder_{theirs}")
+        refuse_unless(settings, f"t2u_decoder_{theirs}", found[ours])
+    return found
+
+
+def _dropouts(settings: dict[str, Any]) -> dict[str, Any]:
+    inner = settings.get("activation_dropout", 0.0)
+    return {
+        "dropout": settings.get("dropout", 0.1),
+        "attention_dropout": settings.get("attention_dropout", 0.1),
+        "activation_dropout": inner,
+        "ffn_dropout": inner,
+        "layerdrop": settings.get("decoder_layerdrop", 0.05),
+    }
+
+
+def _languages(generation: dict[str, Any], key: str) -> tuple[int, list[str]]:
+    """First id and languages in the order of their ids."""
+    table = {lang: int(number) for lang, number in (generation.get(key) or {}).items()}
+    languages = sorted(table, key=lambda lang: table[lang])
+    first = min(table.values(), default=0)
+    if [table[lang] for lang in languages] != [*range(first, first + len(table))]:
+        raise UserError(f"generation_config.json: the ids in {key} have gaps; expected one after the other")
+    return first, languages
+
+
+def _search(settings: dict[str, Any], generation: dict[str, Any]) -> dict[str, Any]:
+    """Options under which `components.search` finds what transformers' `generate` finds."""
+    beams = generation.get("num_beams") or 1
+    longest = generation.get("max_new_tokens") or settings.get("max_new_tokens") or 256
+    return {
+        "_target_": "voxzoo.components.search.SearchOptions",
+        "method": "beam" if beams > 1 else "greedy",
+        "beam_size": beams,
+        "length_penalty": generation.get("length_penalty") or 1.0,
+        "score": "generated",
+        "min_length": 0,
+        "max_length": longest,
+        "max_length_a": 0.0,
+        "max_length_b": longest,
+        "no_repeat_ngram": generation.get("no_repeat_ngram_size") or 0,
+        "early_stopping": generation.get("early_stopping") is True,
+        "force_eos": False,
+    }
+
+
+FAMILY = SeamlessM4T()
