@@ -62,17 +62,19 @@ class Run:
         return data
 
 
-def load_run(path: Any, *, allow: Iterable[str] = ()) -> Run:
+def load_run(path: Any, *, allow: Iterable[str] = (), device: str = "cpu") -> Run:
     """Load a run folder (its last stage, its best checkpoint) or a checkpoint file.
 
     Args:
         path: the folder or file.
+        device: where the task goes: `cpu`, `cuda`, `cuda:1` ..., or `auto`, a GPU where there is one.
         allow: packages besides voxzoo, torch and lightning that its config may name. The `allow` of the config itself
             does not count: it is part of a file that may come from anywhere. VOXZOO_ALLOW=name,name adds to them.
 
     Raises:
         UserError: the path does not exist, is not a run, or its checkpoint does not fit its config.
     """
+    place = pick_device(device)
     folder, checkpoint = find_checkpoint(Path(path))
     content = read_checkpoint(checkpoint)
     config = OmegaConf.create(content["voxzoo"]["config"])
@@ -85,7 +87,23 @@ def load_run(path: Any, *, allow: Iterable[str] = ()) -> Run:
     if problem:
         raise UserError(f"{checkpoint}: does not fit its own config; {problem}")
     task.load_state_dict(content["state_dict"], assign=empty)
-    return Run(task.eval(), config, folder, checkpoint, allowed)
+    return Run(task.eval().to(place), config, folder, checkpoint, allowed)
+
+
+def pick_device(name: str) -> torch.device:
+    """A device by name; `auto` is a GPU where there is one.
+
+    Raises:
+        UserError: no such device here.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise UserError(f"--device {name}: there is none here ({str(error).splitlines()[0]}); try cpu") from None
+    return device
 
 
 def find_checkpoint(path: Path) -> tuple[Path, Path]:

@@ -198,7 +198,7 @@ def test_the_command_prints_a_table_and_returns_plain_values(data, tmp_path, mon
 
     from voxzoo.tasks import run
 
-    monkeypatch.setattr(run, "load_run", lambda path: Loaded())
+    monkeypatch.setattr(run, "load_run", lambda path, **_: Loaded())
     parser = argparse.ArgumentParser()
     command.configure(parser)
     args = parser.parse_args([str(tmp_path), "--split", "test", "--recogniser", "none"])

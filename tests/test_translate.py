@@ -18,6 +18,7 @@ from voxzoo.components.search import SearchOptions
 from voxzoo.components.types import Batch, Prediction
 from voxzoo.tasks.commands import translate as command
 from voxzoo.tasks.commands.translate import Item, Translator
+from voxzoo.tasks.run import pick_device
 
 
 class Samples:
@@ -73,7 +74,7 @@ def model(monkeypatch):
     from voxzoo.tasks import run
 
     echo = Echo()
-    monkeypatch.setattr(run, "load_run", lambda path: argparse.Namespace(task=echo))
+    monkeypatch.setattr(run, "load_run", lambda path, **_: argparse.Namespace(task=echo))
     return echo
 
 
@@ -265,3 +266,11 @@ def test_many_inputs_are_served_in_windows(model, tmp_path):
     assert len(model.batches) == 16
     assert [item.id for item in served] == [str(n) for n in range(1, 40)]
     assert len(model.batches) == 40
+
+
+def test_a_device_that_is_not_there():
+    with pytest.raises(UserError, match="--device cuda:99: there is none here"):
+        pick_device("cuda:99")
+    with pytest.raises(UserError, match="--device tpuu"):
+        pick_device("tpuu")
+    assert pick_device("cpu").type == "cpu"

@@ -42,6 +42,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         default="base",
         help="Whisper model that judges speech output: base (default), tiny.en (faster, many more errors), or none",
     )
+    parser.add_argument("--device", default="auto", help="cpu, cuda, cuda:1 ... (default: a GPU where there is one)")
     parser.add_argument("--out", metavar="DIR", help="where the files go (default RUN/evaluation)")
 
 
@@ -54,7 +55,7 @@ def run(args: argparse.Namespace) -> dict:
         if value is not None and value < 1:
             raise UserError(f"{flag} {value}: expected at least 1")
     quiet_libraries()
-    loaded = load_run(args.run)
+    loaded = load_run(args.run, device=args.device)
     folder = Path(args.run) if Path(args.run).is_dir() else loaded.folder
     answer = {"status": "ok", "run": str(args.run), "checkpoint": str(getattr(loaded, "checkpoint", ""))}
     answer |= evaluate(

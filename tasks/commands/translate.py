@@ -37,6 +37,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--to", required=True, metavar="LANG", help="ISO 639-3 code to translate into; what is spoken, for asr"
     )
     parser.add_argument("--from", dest="source", metavar="LANG", help="ISO 639-3 code of the input; needed for text")
+    parser.add_argument("--device", default="auto", help="cpu, cuda, cuda:1 ... (default: a GPU where there is one)")
     parser.add_argument("--out", metavar="DIR", help="folder for the audio of s2st and t2st")
     parser.add_argument("--batch-size", type=int, default=8, metavar="N", help="segments at a time (default 8)")
     parser.add_argument(
@@ -87,7 +88,7 @@ def run(args: argparse.Namespace) -> dict:
         if value is not None and value < least:
             raise UserError(f"{flag} {value}: expected at least {least}")
     quiet_libraries()
-    task = load_run(args.run).task
+    task = load_run(args.run, device=args.device).task
     translator = Translator(task, args.task, args.to, args.source, args.batch_size, args.beam, args.segment, args.out)
     items = list(read_inputs(args.inputs, translator.reads_text, translator.out))
     if not items:
