@@ -1,8 +1,8 @@
-"""What all benchmarks share: two implementations of one computation on the same weights and inputs, compared before they
-are timed, then timed in turns.
+"""What all benchmarks share: two implementations of one computation on the same weights and inputs, compared before
+they are timed, then timed in turns.
 
-Every path is a module with `cases(options)`, run as `python -m benchmarks.PATH` from the checkout; `python -m benchmarks`
-runs all of them.
+Every path is a module with `cases(options)`, run as `python -m benchmarks.PATH` from the checkout;
+`python -m benchmarks` runs all of them.
 """
 
 from __future__ import annotations
@@ -64,6 +64,15 @@ class Options:
     def place(self, module: nn.Module) -> nn.Module:
         """The module in evaluation mode on the device, in the dtype."""
         return module.to(self.device, self.torch_dtype).eval()
+
+    def serve(self, module: Any) -> Any:
+        """`place`, and linear layers packed as `voxzoo translate` has them."""
+        from voxzoo.components.layers.linear import pack_for_inference
+
+        self.place(module)
+        if self.pack:
+            pack_for_inference(module)
+        return module
 
 
 @dataclass
@@ -386,9 +395,7 @@ def arguments(description: str) -> argparse.ArgumentParser:
 
 def options_of(args: argparse.Namespace) -> Options:
     """Parsed arguments as options."""
-    return Options(
-        args.threads, args.rounds, args.device, args.dtype, args.quick, args.full, pack=not args.no_pack
-    )
+    return Options(args.threads, args.rounds, args.device, args.dtype, args.quick, args.full, pack=not args.no_pack)
 
 
 def report(results: Sequence[dict[str, Any]], options: Options, out: Path | None, errors: Sequence[str] = ()) -> int:

@@ -52,7 +52,7 @@ def parts(peer: nn.Module, options: Options) -> tuple[Any, Any]:
     }
     rules = [*encoder_rules("", "layer"), *adaptor_rules("")]
     ours = adopt(peer, ("speech_encoder", "adaptor"), KeyMap(rules, left=[r".*\.num_batches_tracked"]), nodes)
-    return options.place(ours["speech_encoder"]), options.place(ours["adaptor"])
+    return options.serve(ours["speech_encoder"]), options.serve(ours["adaptor"])
 
 
 def features(options: Options, seconds: list[float], dim: int = 160) -> Any:
@@ -65,7 +65,9 @@ def features(options: Options, seconds: list[float], dim: int = 160) -> Any:
     return Padded(batch.data.to(options.device, options.torch_dtype), batch.lengths)
 
 
-def case(name: str, peer: nn.Module, ours: tuple[Any, Any], options: Options, seconds: list[float], **aims: Any) -> Case:
+def case(
+    name: str, peer: nn.Module, ours: tuple[Any, Any], options: Options, seconds: list[float], **aims: Any
+) -> Case:
     """Encoder and adaptor on one batch; the states of real steps are compared."""
     encoder, adaptor = ours
     speech = features(options, seconds)
@@ -86,12 +88,12 @@ def case(name: str, peer: nn.Module, ours: tuple[Any, Any], options: Options, se
 
 
 def cases(options: Options) -> Iterator[Case]:
-    small: dict[str, Any] = dict(
-        hidden_size=256,
-        speech_encoder_layers=4,
-        speech_encoder_attention_heads=4,
-        speech_encoder_intermediate_size=1024,
-    )
+    small: dict[str, Any] = {
+        "hidden_size": 256,
+        "speech_encoder_layers": 4,
+        "speech_encoder_attention_heads": 4,
+        "speech_encoder_intermediate_size": 1024,
+    }
     lengths = [2.3, 6.1, 9.7, 15.0]
     if options.quick:
         small.update(hidden_size=32, speech_encoder_layers=1, speech_encoder_intermediate_size=64)

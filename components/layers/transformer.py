@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from ..roles import DecoderState
 from ..types import Padded
 from .attention import MultiHeadAttention
+from .linear import activated, project
 from .positions import LearnedPositions, SinusoidalPositions
 
 Activation = Literal["relu", "gelu", "silu"]
@@ -41,7 +42,7 @@ class FeedForward(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., D) -> (..., D)."""
-        return self.outer(self.inner_dropout(self.activation(self.inner(x))))
+        return self.outer(self.inner_dropout(activated(self.inner, x, self.activation)))
 
 
 class EncoderLayer(nn.Module):
@@ -92,9 +93,7 @@ class DecoderLayer(nn.Module):
         self.self_attention_norm = nn.LayerNorm(dim)
         self.self_attention = MultiHeadAttention(dim, num_heads, attention_dropout, key_bias=key_bias)
         self.memory_attention_norm = nn.LayerNorm(dim)
-        self.memory_attention = MultiHeadAttention(
-            dim, num_heads, attention_dropout, memory_dim=dim, key_bias=key_bias
-        )
+        self.memory_attention = MultiHeadAttention(dim, num_heads, attention_dropout, memory_dim=dim, key_bias=key_bias)
         self.ffn_norm = nn.LayerNorm(dim)
         self.ffn = FeedForward(dim, ffn_dim, activation, activation_dropout)
         self.dropout = nn.Dropout(dropout)
@@ -355,8 +354,12 @@ class TransformerDecoder(nn.Module):
 
     def project(self, states: Tensor) -> Tensor:
         """(..., D) states -> (..., V) logits."""
-        weight = self.embed.embedding.weight if self.output is None else self.output.weight
-        return F.linear(states, weight)
+        return project(self.embed.embedding if self.output is None else self.output, states)
+
+    @property
+    def tied_output(self) -> nn.Embedding | None:
+        """The embedding that is also the output layer."""
+        return self.embed.embedding if self.output is None else None
 
     @torch.no_grad()
     def start(self, memory: Padded, beams: int = 1) -> DecoderCache:

@@ -1,0 +1,230 @@
+"""Linear layers in oneDNN's own layout, for inference on a CPU.
+
+`F.linear` in float32 goes to MKL, which reads the weight as it stands. oneDNN's kernel over a weight that was reordered
+once is a few times as fast for the few rows of a decoding step, and up to twice for many rows, depending on the
+processor. The layout costs memory: a packed weight is a second copy, and the first stays, since it is the parameter.
+
+Letters: N rows, I input width, O output width (the vocabulary, for an output layer).
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+# Rows of the two trials: a step of decoding, and a short utterance. The second only while it takes milliseconds.
+_FEW, _MANY, _MOST_PRODUCTS = 8, 256, 2**31
+# Packed at neither number of rows slower than this, and at one of them faster than that.
+_NOT_SLOWER, _FASTER = 0.95, 1.15
+# oneDNN's names of activations it can do on the way out.
+_FUSED = {F.relu: ("relu", ""), F.gelu: ("gelu", "none"), F.silu: ("swish", "")}
+_IN_PLACE = {F.relu: torch.relu_, F.gelu: torch.ops.aten.gelu_, F.silu: partial(F.silu, inplace=True)}
+
+
+@dataclass(frozen=True)
+class _Packed:
+    """A weight in oneDNN's layout, and what tells whether it is still that of the parameter."""
+
+    data: Tensor
+    source: Tensor
+    version: int
+    address: int
+
+    def fits(self, weight: Tensor, x: Tensor) -> bool:
+        return (
+            weight is self.source
+            and weight._version == self.version
+            and weight.data_ptr() == self.address
+            and x.dtype == weight.dtype
+            and x.dim() > 1
+            and x.numel() > 0
+            and not torch.is_grad_enabled()
+            and not torch.is_autocast_enabled("cpu")
+        )
+
+    def __call__(self, x: Tensor, bias: Tensor | None, activation: str = "none", algorithm: str = "") -> Tensor:
+        return torch.ops.mkldnn._linear_pointwise(x, self.data, bias, activation, [], algorithm)
+
+
+class _Packable(nn.Module):
+    """What a layer with a packed weight adds to its class. The packed weight is in no state dict and no pickle."""
+
+    weight: Tensor
+    _packed: _Packed | None = None
+
+    def train(self, mode: bool = True):
+        if mode:
+            _restore(self)
+        return nn.Module.train(self, mode)  # not super(): the class may have just changed
+
+    def _apply(self, *args: Any, **kwargs: Any):
+        _restore(self)  # another device or dtype
+        return self._apply(*args, **kwargs)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {key: value for key, value in self.__dict__.items() if key != "_packed"}
+
+
+class PackedLinear(_Packable, nn.Linear):
+    """`nn.Linear` that multiplies by its packed weight where there is nothing to differentiate."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return _product(self, input)
+
+
+class PackedEmbedding(_Packable, nn.Embedding):
+    """`nn.Embedding` whose matrix is an output layer too, see `project`."""
+
+
+_PACKED = {nn.Linear: PackedLinear, nn.Embedding: PackedEmbedding}
+
+
+def project(layer: nn.Linear | nn.Embedding, x: Tensor) -> Tensor:
+    """(..., I) times the `weight` (O, I) of a linear layer or embedding, plus its bias -> (..., O)."""
+    return _product(layer, x) if isinstance(layer, _Packable) else _plain(layer, x)
+
+
+def activated(layer: nn.Module, x: Tensor, activation: Callable[[Tensor], Tensor]) -> Tensor:
+    """`activation(layer(x))` for an elementwise activation: in one pass where the layer is packed, and without a second
+    tensor where nothing needs the first."""
+    if isinstance(layer, PackedLinear) and activation in _FUSED and not layer._forward_hooks:
+        return _product(layer, x, activation)
+    y = layer(x)
+    if type(layer) is nn.Linear and not layer._forward_hooks and not torch.is_grad_enabled():
+        return _IN_PLACE.get(activation, activation)(y)
+    return activation(y)
+
+
+def _plain(layer: nn.Module, x: Tensor) -> Tensor:
+    return F.linear(x, layer.weight, getattr(layer, "bias", None))  # pyright: ignore[reportArgumentType]
+
+
+def _product(layer: _Packable, x: Tensor, activation: Callable[[Tensor], Tensor] | None = None) -> Tensor:
+    packed = layer._packed
+    if packed is None or not packed.fits(layer.weight, x):
+        y = _plain(layer, x)
+        return y if activation is None else activation(y)
+    bias: Any = getattr(layer, "bias", None)
+    return packed(x, bias) if activation is None else packed(x, bias, *_FUSED[activation])
+
+
+def pack_for_inference(module: nn.Module, memory: int | None = None) -> int:
+    """Give the linear and tied output layers of a module a packed weight wherever that is faster on this machine.
+
+    Each distinct shape is timed once on the way in, with the threads that torch has now. Only layers on the CPU, in
+    evaluation mode. Results stay the same to rounding. `train()`, `to()` and a changed weight take a layer back to the
+    plain way; `unpack` does so for all.
+
+    Args:
+        module: a part, a task or any module. An embedding that a module also uses as output layer is found by that
+            module's `tied_output`.
+        memory: bytes that may be spent on packed weights; None: half of what is free.
+
+    Returns:
+        The number of packed layers; 0 where it does not pay or torch cannot do it.
+    """
+    if not torch.backends.mkldnn.is_available():
+        return 0
+    left = _free_memory() // 2 if memory is None else memory
+    faster: dict[Any, bool] = {}
+    count = 0
+    # The largest gain more: of output layers a step of decoding reads every row.
+    for layer in sorted(_layers(module), key=lambda layer: -layer.weight.numel()):  # pyright: ignore[reportCallIssue]
+        weight: Any = layer.weight
+        size = weight.numel() * weight.element_size()
+        if size > left:
+            continue
+        kind = (*weight.shape, weight.dtype)
+        if kind not in faster:
+            faster[kind] = _pays(weight)
+        if not faster[kind]:
+            continue
+        layer.__class__ = _PACKED[type(layer)]  # pyright: ignore[reportAttributeAccessIssue]
+        layer.__dict__["_packed"] = _Packed(_reordered(weight), weight, weight._version, weight.data_ptr())
+        left -= size
+        count += 1
+    return count
+
+
+def unpack(module: nn.Module) -> int:
+    """Take all packed weights away again; returns their number."""
+    found = [layer for layer in module.modules() if isinstance(layer, _Packable)]
+    for layer in found:
+        _restore(layer)
+    return len(found)
+
+
+def _restore(layer: nn.Module) -> None:
+    layer.__dict__.pop("_packed", None)
+    plain = nn.Linear if isinstance(layer, nn.Linear) else nn.Embedding
+    layer.__class__ = plain  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def _layers(module: nn.Module) -> Iterator[nn.Module]:
+    """Layers that may be packed, each once."""
+    seen: set[int] = set()
+    for part in module.modules():
+        for layer in (part, getattr(part, "tied_output", None)):
+            if type(layer) not in _PACKED or (isinstance(layer, nn.Embedding) and layer is part):
+                continue
+            assert isinstance(layer, nn.Module)
+            weight: Any = layer.weight
+            if id(layer) in seen or layer.training or weight.device.type != "cpu" or weight.is_inference():
+                continue
+            if weight.dtype in (torch.float32, torch.bfloat16) and weight.numel() > 0:
+                seen.add(id(layer))
+                yield layer
+
+
+def _reordered(weight: Tensor) -> Tensor:
+    with torch.no_grad():
+        return torch.ops.mkldnn._reorder_linear_weight(weight.detach())
+
+
+def _pays(weight: Tensor) -> bool:
+    """Whether a product with a packed weight of this kind is faster here. The operators are not of torch's public
+    interface: one that lacks them, or gives something else, packs nothing."""
+    trials = [_FEW] if weight.numel() * _MANY > _MOST_PRODUCTS else [_FEW, _MANY]
+    gains = []
+    with torch.no_grad():
+        try:
+            packed = _Packed(_reordered(weight), weight, weight._version, weight.data_ptr())
+            for rows in trials:
+                x = torch.linspace(-1, 1, rows * weight.shape[1]).view(rows, -1).to(weight.dtype)
+                plain, ours = F.linear(x, weight), packed(x, None)
+                scale = plain.abs().max().float().item() + 1e-12
+                limit = 1e-4 if weight.dtype == torch.float32 else 5e-2
+                if not (plain - ours).abs().max().float().item() <= limit * scale:
+                    return False
+                gains.append(_seconds(lambda x=x: F.linear(x, weight)) / _seconds(lambda x=x: packed(x, None)))
+        except (RuntimeError, AttributeError, NotImplementedError):
+            return False
+    return min(gains) >= _NOT_SLOWER and max(gains) >= _FASTER
+
+
+def _seconds(run: Callable[[], Tensor]) -> float:
+    """The best of a few runs that together take some milliseconds."""
+    best, spent, count = float("inf"), 0.0, 0
+    while count < 3 or (spent < 0.003 and count < 50):
+        start = time.perf_counter()
+        run()
+        taken = time.perf_counter() - start
+        best, spent, count = min(best, taken), spent + taken, count + 1
+    return best
+
+
+def _free_memory() -> int:
+    """Bytes that can be had without pushing anything out; a cautious guess where the system does not say."""
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+    except OSError:
+        return 2**31
+    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")), 2**31)
