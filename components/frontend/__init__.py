@@ -2,5 +2,6 @@
 
 from .fbank import Fbank
 from .raw import RawWaveform
+from .whisper import WhisperLogMel
 
-__all__ = ["Fbank", "RawWaveform"]
+__all__ = ["Fbank", "RawWaveform", "WhisperLogMel"]

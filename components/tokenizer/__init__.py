@@ -1,5 +1,6 @@
 """Tokenizers: text to ids and back."""
 
 from .sentencepiece import SentencePieceTokenizer, train_sentencepiece
+from .whisper import WhisperTokenizer
 
-__all__ = ["SentencePieceTokenizer", "train_sentencepiece"]
+__all__ = ["SentencePieceTokenizer", "WhisperTokenizer", "train_sentencepiece"]

@@ -25,8 +25,8 @@ from torch import Tensor
 from torchaudio.functional import melscale_fbanks
 
 from ...components.errors import UserError
+from ...components.tokenizer.languages import WHISPER_LANGUAGES
 from ...datamodules.audio import level
-from .languages import WHISPER_LANGUAGES
 from .speech import cut_at_quiet
 
 RecogniserName = Literal["tiny.en", "base"]

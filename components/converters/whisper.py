@@ -1,0 +1,220 @@
+"""Whisper (`WhisperForConditionalGeneration`): speech encoder, text decoder, byte-level BPE and log-mel front end."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from ..errors import UserError
+from .family import Family, Nodes
+from .files import read_json
+from .keymap import KeyMap, same, stack
+from .settings import refuse_unless, value
+from .transformer import decoder_rules, embedding_rules, encoder_rules
+
+_ENCODER, _DECODER = "speech_encoder.transformer.layers.*.", "text_seq2seq.decoder.layers.*."
+_ROLES = {"speech_encoder": "WhisperEncoder", "text_seq2seq": "TransformerSeq2Seq"}
+_MULTILINGUAL = 51865  # rows of the smallest multilingual vocabulary; the English-only one has a row less
+
+
+class Whisper(Family):
+    model_types = ("whisper",)
+
+    def nodes(self, settings: dict[str, Any], folder: Path | None = None) -> Nodes:
+        refuse_unless(settings, "activation_function", "gelu")
+        refuse_unless(settings, "scale_embedding", False)
+        refuse_unless(settings, "tie_word_embeddings", True)
+        dim, vocab_size = value(settings, "d_model"), value(settings, "vocab_size")
+        positions = settings.get("max_target_positions", 448)
+        generation = {**settings, **_beside(folder, "generation_config.json")}
+        dropouts = {key: settings.get(key) or 0.0 for key in ("dropout", "attention_dropout", "activation_dropout")}
+        multilingual = generation.get("is_multilingual", vocab_size >= _MULTILINGUAL)
+        nodes: Nodes = {
+            "frontend": _frontend(settings, _beside(folder, "preprocessor_config.json")),
+            "speech_encoder": {
+                "_target_": "voxzoo.components.WhisperEncoder",
+                "input_dim": value(settings, "num_mel_bins"),
+                "dim": dim,
+                "num_layers": value(settings, "encoder_layers"),
+                "num_heads": value(settings, "encoder_attention_heads"),
+                "ffn_dim": value(settings, "encoder_ffn_dim"),
+                **dropouts,
+                "layer_drop": settings.get("encoder_layerdrop") or 0.0,
+                "max_positions": settings.get("max_source_positions", 1500),
+            },
+            "adaptor": {"_target_": "voxzoo.components.NoAdaptor", "input_dim": dim, "output_dim": dim},
+            "text_seq2seq": {
+                "_target_": "voxzoo.components.TransformerSeq2Seq",
+                "vocab_size": vocab_size,
+                "dim": dim,
+                "num_heads": value(settings, "decoder_attention_heads"),
+                "ffn_dim": value(settings, "decoder_ffn_dim"),
+                "num_encoder_layers": 0,
+                "num_decoder_layers": value(settings, "decoder_layers"),
+                **dropouts,
+                "activation": "gelu",
+                "layerdrop": settings.get("decoder_layerdrop") or 0.0,
+                "scale_embeddings": False,
+                "pad_id": settings.get("pad_token_id", 50256),
+                "max_positions": positions,
+                "key_bias": False,
+            },
+            "task": {
+                "_target_": "voxzoo.tasks.SpeechToText",
+                "ctc_weight": 0.0,
+                "label_smoothing": 0.0,
+                "loss_on_lang_token": True,
+                "search": _search(generation, positions, 4 if multilingual else 2),
+            },
+        }
+        path = None if folder is None else folder / "tokenizer.json"
+        if path is not None and path.exists():
+            nodes["tokenizer"] = {
+                "_target_": "voxzoo.components.WhisperTokenizer",
+                "model": str(path),
+                "vocab_size": vocab_size,
+                "languages": [],
+                "multilingual": bool(multilingual),
+            }
+        return nodes
+
+    def key_map(self, nodes: Nodes) -> KeyMap:
+        ours, theirs = "text_seq2seq.decoder.", "model.decoder."
+        # Before the rules that all Transformers share: keys have no bias here.
+        keyless = [
+            stack(f"{layer}self_attention.qkv.bias", f"{side}self_attn.q_proj.bias", f"{side}self_attn.v_proj.bias")
+            for layer, side in ((_ENCODER, "model.encoder.layers.*."), (_DECODER, f"{theirs}layers.*."))
+        ]
+        rules = [
+            *keyless,
+            same(f"{_DECODER}memory_attention.kv.bias", f"{theirs}layers.*.encoder_attn.v_proj.bias"),
+            same("speech_encoder.conv1.~", "model.encoder.conv1.~"),
+            same("speech_encoder.conv2.~", "model.encoder.conv2.~"),
+            same("speech_encoder.positions", "model.encoder.embed_positions.weight"),
+            *encoder_rules("speech_encoder.transformer.", "model.encoder.", "m2m"),
+            *embedding_rules(ours, f"{theirs}embed_tokens.weight", output="proj_out.weight"),
+            same(f"{ours}embed.positions.weight", f"{theirs}embed_positions.weight"),
+            *decoder_rules(ours, theirs, "m2m"),
+        ]
+        return KeyMap(rules, rename=[(r"^(encoder|decoder)\.", r"model.\1.")])  # WhisperModel has no prefix
+
+    def settings(self, nodes: Nodes) -> dict[str, Any]:
+        for role, name in _ROLES.items():
+            found = str(nodes.get(role, {}).get("_target_")).rpartition(".")[2]
+            if found != name:
+                raise UserError(f"the whisper layout needs a {name} as {role}; this model has {found}")
+        encoder, decoder = nodes["speech_encoder"], nodes["text_seq2seq"]
+        for key, expected in (
+            ("num_encoder_layers", 0),
+            ("activation", "gelu"),
+            ("scale_embeddings", False),
+            ("key_bias", False),
+        ):
+            if decoder.get(key) != expected:
+                raise UserError(f"text_seq2seq.{key}={decoder.get(key)}: the whisper layout has {expected}")
+        refuse_unless(decoder, "tie_output", True)
+        dims = {encoder.get("dim", 512), decoder.get("dim", 512)}
+        adaptor = nodes.get("adaptor", {})
+        if len(dims) > 1 or not str(adaptor.get("_target_", "NoAdaptor")).endswith("NoAdaptor"):
+            raise UserError("the whisper layout has no place for an adaptor, nor for two widths: adaptor=none")
+        return {
+            "architectures": ["WhisperForConditionalGeneration"],
+            "num_mel_bins": encoder.get("input_dim", 80),
+            "d_model": dims.pop(),
+            "encoder_layers": encoder.get("num_layers", 6),
+            "num_hidden_layers": encoder.get("num_layers", 6),
+            "encoder_attention_heads": encoder.get("num_heads", 8),
+            "encoder_ffn_dim": encoder.get("ffn_dim", 2048),
+            "max_source_positions": encoder.get("max_positions", 1500),
+            "vocab_size": decoder["vocab_size"],
+            "decoder_layers": decoder.get("num_decoder_layers", 6),
+            "decoder_attention_heads": decoder.get("num_heads", 8),
+            "decoder_ffn_dim": decoder.get("ffn_dim", 2048),
+            "max_target_positions": decoder.get("max_positions"),
+            "pad_token_id": decoder.get("pad_id", 0),
+            "activation_function": "gelu",
+            "scale_embedding": False,
+            "tie_word_embeddings": True,
+        }
+
+    def export_tokenizer(self, tokenizer: Any, nodes: Nodes, folder: Path) -> None:
+        """tokenizer.json, and the files that say how to generate and what to listen to."""
+        (folder / "tokenizer.json").write_bytes(tokenizer.to_bytes())
+        end = "<|endoftext|>"
+        _write(
+            folder / "tokenizer_config.json",
+            {"tokenizer_class": "WhisperTokenizer", **{f"{role}_token": end for role in ("bos", "eos", "pad", "unk")}},
+        )
+        search = nodes.get("task", {}).get("search") or {}
+        generation = {
+            "decoder_start_token_id": tokenizer.bos_id,
+            "bos_token_id": tokenizer.eos_id,
+            "eos_token_id": tokenizer.eos_id,
+            "pad_token_id": tokenizer.pad_id,
+            "max_length": nodes["text_seq2seq"].get("max_positions"),
+            "suppress_tokens": list(search.get("suppress", ())),
+            "begin_suppress_tokens": list(search.get("begin_suppress", ())),
+            "is_multilingual": tokenizer.multilingual,
+            "return_timestamps": False,
+            **tokenizer.generation_ids(),
+        }
+        _write(folder / "generation_config.json", {key: v for key, v in generation.items() if v not in (None, [])})
+        seconds = nodes.get("frontend", {}).get("pad_seconds", 30.0) or 30.0
+        preprocessor = {
+            "feature_extractor_type": "WhisperFeatureExtractor",
+            "processor_class": "WhisperProcessor",
+            "feature_size": nodes["speech_encoder"].get("input_dim", 80),
+            "sampling_rate": 16000,
+            "n_fft": 400,
+            "hop_length": 160,
+            "chunk_length": round(seconds),
+        }
+        _write(folder / "preprocessor_config.json", preprocessor)
+
+
+def _beside(folder: Path | None, name: str) -> dict[str, Any]:
+    """A JSON file of the folder, where it is there."""
+    return read_json(folder / name) if folder is not None and (folder / name).exists() else {}
+
+
+def _write(path: Path, content: dict[str, Any]) -> None:
+    path.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n")
+
+
+def _frontend(settings: dict[str, Any], found: dict[str, Any]) -> dict[str, Any]:
+    for key, expected in (("sampling_rate", 16000), ("n_fft", 400), ("hop_length", 160), ("dither", 0.0)):
+        refuse_unless(found, key, expected)
+    bins = found.get("feature_size", value(settings, "num_mel_bins"))
+    # What the encoder has positions for, two frames of 10 ms each, where no file says it.
+    seconds = found.get("chunk_length", settings.get("max_source_positions", 1500) / 50)
+    return {
+        "_target_": "voxzoo.components.WhisperLogMel",
+        "num_mel_bins": bins,
+        "pad_seconds": float(seconds),
+        "output_dim": bins,
+    }
+
+
+def _search(found: dict[str, Any], positions: int, prefix_length: int) -> dict[str, Any]:
+    """How the folder says to generate. Its lengths count the prefix, ours do not."""
+    beams = found.get("num_beams") or 1
+    longest = found.get("max_new_tokens") or (found.get("max_length") or positions) - prefix_length
+    longest = max(min(longest, positions - prefix_length), 1)
+    return {
+        "_target_": "voxzoo.components.search.SearchOptions",
+        "method": "beam" if beams > 1 else "greedy",
+        "beam_size": beams,
+        "length_penalty": found.get("length_penalty", 1.0),
+        "min_length": 0,
+        "max_length": longest,
+        "max_length_a": 0.0,
+        "max_length_b": longest,
+        "early_stopping": found.get("early_stopping") is True,
+        "force_eos": False,
+        "suppress": list(found.get("suppress_tokens") or ()),
+        "begin_suppress": list(found.get("begin_suppress_tokens") or ()),
+    }
+
+
+FAMILY = Whisper()
