@@ -1,4 +1,4 @@
-"""Runs of equal units: merging and restoring them. Letters: B batch, U units, R runs."""
+"""Runs of equal units: merging and restoring them, and leaving units out. Letters: B batch, U units, R runs."""
 
 from __future__ import annotations
 
@@ -47,3 +47,16 @@ def expand_runs(data: Tensor, durations: Padded) -> Padded:
     else:
         out = data.gather(1, index) * mask
     return Padded(out, lengths)
+
+
+def keep_steps(units: Padded, keep: Tensor) -> Padded:
+    """Keep the steps of (B, U) ids where the (B, U) bool `keep` says so; what stays moves left, zero beyond the length.
+
+    On the meta device all stay, the upper bound.
+    """
+    if units.data.is_meta:
+        return units
+    lengths = keep.sum(1)
+    # A stable sort keeps the order of what stays.
+    order = keep.int().argsort(dim=1, descending=True, stable=True)[:, : max(int(lengths.max()), 1)]
+    return Padded(units.data.gather(1, order), lengths).zeroed()

@@ -2,5 +2,6 @@
 
 from .autoregressive import AutoregressiveT2U
 from .ctc import CTCT2U
+from .unity2 import UnitY2T2U
 
-__all__ = ["CTCT2U", "AutoregressiveT2U"]
+__all__ = ["CTCT2U", "AutoregressiveT2U", "UnitY2T2U"]

@@ -15,7 +15,7 @@ from torch.nn.functional import conv2d, gelu
 
 from ..layers.dropout import Dropout
 from ..layers.duration import DurationPredictor
-from ..layers.runs import expand_runs, reduce_runs
+from ..layers.runs import expand_runs, keep_steps, reduce_runs
 from ..layers.transformer import EncoderLayer
 from ..losses.ctc import ctc_loss
 from ..roles import TextToUnit
@@ -180,7 +180,7 @@ class CTCT2U(TextToUnit):
         best, path = logits.data.float().log_softmax(-1).max(-1)
         scores = best.masked_fill(~logits.mask, 0).sum(1)
         merged, _ = reduce_runs(logits.with_data(path))
-        units = _drop(merged, self.blank)
+        units = keep_steps(merged, merged.mask & (merged.data != self.blank))
         return UnitOutput(units, self.predict_durations(units, duration_factor), scores)
 
     def predict_durations(self, units: Padded, factor: float = 1.0) -> Padded:
@@ -218,17 +218,6 @@ class CTCT2U(TextToUnit):
         characters = table.flatten(1).gather(1, token.data * table.shape[2] + offset)
         data = hidden.data.gather(1, token.data[..., None].expand(-1, -1, hidden.data.shape[2]))
         return token.with_data(data + self.character_embedding(characters))
-
-
-def _drop(units: Padded, value: int) -> Padded:
-    """Remove an id from (B, R) ids; the rest moves left."""
-    if units.data.is_meta:
-        return units
-    keep = units.mask & (units.data != value)
-    lengths = keep.sum(1)
-    # A stable sort keeps the order of what stays.
-    order = keep.int().argsort(dim=1, descending=True, stable=True)[:, : max(int(lengths.max()), 1)]
-    return Padded(units.data.gather(1, order), lengths).zeroed()
 
 
 class _ConvBlock(nn.Module):
