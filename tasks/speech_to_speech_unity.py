@@ -1,18 +1,21 @@
-"""Speech to speech by UnitY: a first pass to text, a second pass from its states to units, a vocoder.
+"""Speech to speech by UnitY: a first pass to text, a second pass from its states to units, a vocoder; with a text
+encoder also from text.
 
-Letters: B batch, T frames, S subwords, U units, N samples, D model dim.
+Letters: B batch, T frames, S subwords, U units, N samples, D model dim, P tokens of the prefix, n tokens of a
+hypothesis.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
+from ..components.errors import UserError
 from ..components.roles import (
     Adaptor,
     Frontend,
@@ -25,7 +28,7 @@ from ..components.roles import (
 )
 from ..components.search import Hypothesis, SearchOptions
 from ..components.types import Batch, Loss, Padded, Prediction
-from .speech_to_text import SpeechToText, text_predictions, translate_text
+from .speech_to_text import SpeechToText, prefixes, text_predictions, translate_text
 
 
 class SpeechToSpeechUnitY(SpeechToText):
@@ -35,13 +38,26 @@ class SpeechToSpeechUnitY(SpeechToText):
     it. With the three parts of the first pass frozen (`freeze`), as in stage 3 of SeamlessM4T, only the second pass
     learns and only its losses are computed. Otherwise both passes learn together.
 
+    It serves `s2st`, `s2tt` and `asr`, and where `text_seq2seq` has an encoder `t2st` and `t2tt` too. The source is
+    encoded once; the second pass reads the states that the search kept, so the decoder does not run again either (but
+    for `t2u_eos`).
+
     Args:
         speech_encoder, adaptor, text_seq2seq: first pass.
-        t2u: second pass. It reads the decoder state that predicts each token, from the first piece to eos.
+        t2u: second pass. It reads decoder states, each with the token that it predicts.
         vocoder: units to waveform, for `predict`; it does not learn here (`UnitVocoderTask` trains it).
         unit_extractor: what made the units, kept so that speech can be turned into them again. May be None.
         tokenizer, frontend, ctc_weight, ctc_on, label_smoothing, loss_on_lang_token, loss_weights, search: as in
             `SpeechToText`; `loss_weights` also takes the names of the second pass's losses.
+        t2u_input: which states the second pass reads. `pieces`: those that predict the first piece to eos. `all`: also
+            those of the prefix before them (eos, language), as the published models do.
+        t2u_eos: whether it also reads the state of the closing eos itself. `strip`: no (the original implementation).
+            `keep`: yes (SeamlessM4T v1 in transformers; the decoder then runs once more over the finished text).
+            `keep_shorter`: in all rows of a batch but the longest, so that a row depends on its batch (v2 in
+            transformers; in training as `strip`).
+        t2u_languages: the languages of `t2u` in the order of their tokens; empty where it has none.
+        vocoder_languages: the languages of `vocoder` in the order of its table; empty where it has none.
+        speaker: speaker of the vocoder; None leaves it to the vocoder.
     """
 
     modes = frozenset({"s2tt", "asr", "s2st"})
@@ -65,6 +81,11 @@ class SpeechToSpeechUnitY(SpeechToText):
         loss_on_lang_token: bool = False,
         loss_weights: Mapping[str, float] | None = None,
         search: SearchOptions | None = None,
+        t2u_input: Literal["pieces", "all"] = "pieces",
+        t2u_eos: Literal["strip", "keep", "keep_shorter"] = "strip",
+        t2u_languages: Sequence[str] = (),
+        vocoder_languages: Sequence[str] = (),
+        speaker: int | None = None,
     ) -> None:
         super().__init__(
             speech_encoder=speech_encoder,
@@ -82,6 +103,17 @@ class SpeechToSpeechUnitY(SpeechToText):
         self.t2u = t2u
         self.vocoder = vocoder
         self.unit_extractor = unit_extractor
+        self.t2u_input, self.t2u_eos = t2u_input, t2u_eos
+        self.t2u_languages, self.vocoder_languages = tuple(t2u_languages), tuple(vocoder_languages)
+        self.speaker = speaker
+        if text_seq2seq.has_encoder:
+            self.modes = type(self).modes | {"t2tt", "t2st"}  # pyright: ignore[reportAttributeAccessIssue]
+        there = getattr(t2u, "num_languages", len(self.t2u_languages))
+        if self.t2u_languages and there != len(self.t2u_languages):
+            raise ValueError(
+                f"t2u_languages names {len(self.t2u_languages)}, but t2u.num_languages is {there}: name each, in the "
+                "order of their tokens"
+            )
         for owner, part in (("t2u", t2u), ("unit_extractor", unit_extractor)):
             if part is not None and part.num_units != vocoder.num_units:
                 raise ValueError(
@@ -105,43 +137,106 @@ class SpeechToSpeechUnitY(SpeechToText):
         assert batch.units is not None
         losses: dict[str, Loss] = {}
         statistics: dict[str, Loss] = {}
+        keep = self.t2u_eos == "keep"
         with torch.no_grad() if self.first_pass_frozen else nullcontext():
-            encoded, adapted, states = self.text_pass(batch)
+            encoded, adapted, states = self.text_pass(batch, with_eos=keep)
             if not self.first_pass_frozen:
-                losses, statistics = self.text_losses(batch, encoded, adapted, states)
-        second, text = second_pass_input(states, batch.target)
-        losses.update(self.t2u(second, batch.units, text))
+                predicting = Padded(states.data[:, :-1], (states.lengths - 1).clamp(min=0)) if keep else states
+                losses, statistics = self.text_losses(batch, encoded, adapted, predicting)
+        second, text = self.second_pass_input(states, batch.target)
+        lang = place_of(batch.tgt_lang, self.t2u_languages, "t2u_languages", second.device)
+        losses.update(self.t2u(second, batch.units, text, **({} if lang is None else {"lang": lang})))
         return losses, statistics
+
+    def second_pass_input(self, states: Padded, target: Padded) -> tuple[Padded, Padded]:
+        """What the second pass reads in training: states of the (B, S) target and the ids that they predict, from the
+        first or from the language on; a state that predicts nothing stands by padding."""
+        assert self.tokenizer is not None
+        first = 0 if self.t2u_input == "all" else self.tokenizer.prefix_length - 1
+        lengths = (states.lengths - first).clamp(min=0)
+        text = target.data[:, 1:]
+        if states.data.shape[1] > text.shape[1]:
+            text = torch.cat([text, torch.full_like(text[:, :1], self.tokenizer.pad_id)], 1)
+        return Padded(states.data[:, first:], lengths), Padded(text[:, first:], lengths)
 
     @torch.inference_mode()
     def predict(
         self, batch: Batch, *, task: str | None = None, options: SearchOptions | None = None
     ) -> list[Prediction]:
         mode = self.pick_mode(task, batch)
-        assert batch.speech is not None
-        memory = self.encode_speech(batch.speech)
         assert self.tokenizer is not None
-        speak = mode == "s2st"
+        speak = mode.endswith("2st")
+        # A language that cannot be spoken is refused before the first pass runs.
+        how = self._voices(batch.tgt_lang) if speak else ({}, {})
+        if mode.startswith("t2"):
+            assert batch.source is not None
+            memory = self.text_seq2seq.encode(batch.source)
+        else:
+            assert batch.speech is not None
+            memory = self.encode_speech(batch.speech)
         options = options or self.search
         hypotheses = translate_text(self.text_seq2seq, memory, batch, mode, self.tokenizer, options, keep_states=speak)
         predictions = text_predictions(batch, mode, hypotheses, self.tokenizer)
         if not speak:
             return predictions
-        states, text = self.second_pass_of(hypotheses)
-        output = self.t2u.generate(states, text)
-        speech = self.vocoder(output.units, durations=output.durations)
+        states, text = self.second_pass_of(hypotheses, memory, prefixes(batch, mode, self.tokenizer))
+        output = self.t2u.generate(states, text, **how[0])
+        speech = self.vocoder(output.units, durations=output.durations, **how[1])
         return [
             replace(p, units=units.tolist(), audio=audio.float().cpu(), sample_rate=self.vocoder.sample_rate)
             for p, units, audio in zip(predictions, output.units.unpad(), speech.unpad(), strict=True)
         ]
 
-    def second_pass_of(self, hypotheses: list[Hypothesis]) -> tuple[Padded, Padded]:
-        """What the second pass reads of finished hypotheses: (B, S, D) states and the (B, S) ids they predict."""
+    def _voices(self, languages: Sequence[str]) -> tuple[dict[str, Any], dict[str, Any]]:
+        """What second pass and vocoder are told of the languages of the rows.
+
+        Raises:
+            UserError: a language that one of them does not have.
+        """
+        lang = place_of(languages, self.t2u_languages, "t2u_languages", self.device)
+        voice = place_of(languages, self.vocoder_languages, "vocoder_languages", self.device)
+        spoken: dict[str, Any] = {} if voice is None else {"lang": voice}
+        if self.speaker is not None:
+            spoken["speaker"] = torch.full((len(languages),), self.speaker, device=self.device)
+        return {} if lang is None else {"lang": lang}, spoken
+
+    def second_pass_of(
+        self, hypotheses: list[Hypothesis], memory: Padded, prefix: list[list[int]]
+    ) -> tuple[Padded, Padded]:
+        """What the second pass reads of finished hypotheses: (B, S, D) states and the (B, S) ids they predict.
+
+        Args:
+            hypotheses: with their states.
+            memory: (B, T, D) that they were decoded from.
+            prefix: P tokens of each.
+        """
         assert self.tokenizer is not None
-        eos = torch.tensor([self.tokenizer.eos_id])
-        states = [h.states[1:] for h in hypotheses if h.states is not None]  # the first one predicts the language
-        text = [torch.cat([h.tokens, eos]) for h in hypotheses]
-        return Padded.from_list(states), Padded.from_list(text, self.tokenizer.pad_id).to(states[0].device)
+        eos, pad = self.tokenizer.eos_id, self.tokenizer.pad_id
+        first = 0 if self.t2u_input == "all" else self.tokenizer.prefix_length - 1
+        whole = [
+            torch.tensor([*row, *h.tokens.tolist(), *([eos] if h.ended else [])])
+            for row, h in zip(prefix, hypotheses, strict=True)
+        ]
+        sizes = [len(row) for row in whole]
+        # Each state but the last predicts the next token.
+        counts = [size - 1 for size in sizes]
+        if self.t2u_eos == "keep":
+            counts = sizes
+        elif self.t2u_eos == "keep_shorter":
+            counts = [min(size, max(sizes) - 1) for size in sizes]
+        if counts == [size - 1 for size in sizes]:
+            kept = [h.states for h in hypotheses if h.states is not None]
+        else:
+            kept = self.text_seq2seq.decode(memory, Padded.from_list(whole, pad).to(memory.device)).data
+        states = [rows[first:count] for rows, count in zip(kept, counts, strict=True)]
+        text = [
+            torch.cat([row[1:], torch.tensor([pad])])[first:count] for row, count in zip(whole, counts, strict=True)
+        ]
+
+        if self.t2u_eos == "keep_shorter":  # there the last token counts as eos, also of a text that was cut
+            for row, hypothesis in zip(text, hypotheses, strict=True):
+                row[-1] = row[-1] if hypothesis.ended else pad
+        return Padded.from_list(states), Padded.from_list(text, pad).to(states[0].device)
 
     @torch.inference_mode()
     def resynthesise(self, batch: Batch) -> list[Tensor] | None:
@@ -152,10 +247,21 @@ class SpeechToSpeechUnitY(SpeechToText):
         return resynthesise(self.vocoder, self.unit_extractor, batch)
 
 
-def second_pass_input(states: Padded, target: Padded) -> tuple[Padded, Padded]:
-    """Drop the state that predicts the language: (B, S-1, D) -> (B, S-2, D) and the (B, S-2) ids the rest predict."""
-    lengths = (states.lengths - 1).clamp(min=0)
-    return Padded(states.data[:, 1:], lengths), Padded(target.data[:, 2:], lengths)
+def place_of(languages: Sequence[str], known: Sequence[str], key: str, device: torch.device | str) -> Tensor | None:
+    """(B,) place of each row's language in a table; None where there is no table, or the rows have no language.
+
+    Raises:
+        UserError: a language that the table does not have.
+    """
+    if not known or not languages:
+        return None
+    missing = sorted(set(languages) - set(known))
+    if missing:
+        raise UserError(
+            f"no speech output in {', '.join(missing)} (task.{key}): this run speaks {', '.join(known)}; for text use "
+            "s2tt or t2tt"
+        )
+    return torch.tensor([known.index(lang) for lang in languages], device=device)
 
 
 def resynthesise(vocoder: UnitVocoder, unit_extractor: UnitExtractor | None, batch: Batch) -> list[Tensor] | None:

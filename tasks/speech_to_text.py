@@ -76,13 +76,15 @@ class SpeechToText(Task):
     def measure(self, batch: Batch) -> tuple[dict[str, Loss], dict[str, Loss]]:
         return self.text_losses(batch, *self.text_pass(batch))
 
-    def text_pass(self, batch: Batch) -> tuple[Padded, Adapted, Padded]:
-        """Teacher forcing: encoder states (B, T, D), adapted states (B, T', D) and decoder states (B, S-1, D)."""
+    def text_pass(self, batch: Batch, with_eos: bool = False) -> tuple[Padded, Adapted, Padded]:
+        """Teacher forcing: encoder states (B, T, D), adapted states (B, T', D) and decoder states (B, S-1, D); with the
+        state of the closing eos, which predicts nothing, (B, S, D)."""
         assert batch.speech is not None
         assert batch.target is not None
         encoded = self.speech_encoder(batch.speech)
         adapted = self.adaptor(encoded, batch.transcript)
-        return encoded, adapted, self.text_seq2seq.decode(adapted.states, decoder_input(batch.target))
+        tokens = batch.target if with_eos else decoder_input(batch.target)
+        return encoded, adapted, self.text_seq2seq.decode(adapted.states, tokens)
 
     def text_losses(
         self, batch: Batch, encoded: Padded, adapted: Adapted, states: Padded
@@ -166,9 +168,7 @@ def translate_text(
 ) -> list[Hypothesis]:
     """Best hypothesis of each row of (B, T, D) memory behind the tokenizer's prefix for the batch's languages and the
     task `mode`; with its decoder states if asked for."""
-    sources = batch.src_lang or (None,) * len(batch)
-    rows = [tokenizer.prefix(to, source, mode) for to, source in zip(batch.tgt_lang, sources, strict=True)]
-    prefix: Tensor = torch.tensor(rows, device=memory.device)
+    prefix: Tensor = torch.tensor(prefixes(batch, mode, tokenizer), device=memory.device)
     found = generate(
         model,
         memory,
@@ -180,6 +180,12 @@ def translate_text(
         keep_states=keep_states,
     )
     return [hypotheses[0] for hypotheses in found]
+
+
+def prefixes(batch: Batch, mode: str, tokenizer: Tokenizer) -> list[list[int]]:
+    """The first decoder tokens of each row of a batch."""
+    sources = batch.src_lang or (None,) * len(batch)
+    return [tokenizer.prefix(to, source, mode) for to, source in zip(batch.tgt_lang, sources, strict=True)]
 
 
 def match_widths(speech_encoder: SpeechEncoder, adaptor: Adaptor, text_seq2seq: TextSeq2Seq) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..layers.runs import reduce_runs
@@ -50,6 +51,10 @@ class AutoregressiveT2U(TextToUnit):
         beam_size: of `generate`.
         max_length: most units that `generate` writes for a row, eos included.
         max_length_a, max_length_b: also at most a * S + b.
+        min_length: fewest units.
+        early_stopping, force_eos: as in `SearchOptions`; transformers has neither.
+        eos_step: `generate` leaves a step behind the units of a row for its eos, as transformers does: a vocoder that
+            speaks padding speaks that step too.
     """
 
     paper = "UnitY, arXiv 2212.08055; SeamlessM4T v1, arXiv 2308.11596"
@@ -79,6 +84,10 @@ class AutoregressiveT2U(TextToUnit):
         max_length: int = 1024,
         max_length_a: float = 25.0,
         max_length_b: int = 50,
+        min_length: int = 1,
+        early_stopping: bool = True,
+        force_eos: bool = True,
+        eos_step: bool = False,
     ) -> None:
         super().__init__()
         after_units = _OFFSET + num_units
@@ -106,11 +115,15 @@ class AutoregressiveT2U(TextToUnit):
         self.first_language_id = first_language_id
         self.vocab_size = needed if vocab_size is None else vocab_size
         self.label_smoothing = label_smoothing
+        self.eos_step = eos_step
         self.search = SearchOptions(
             beam_size=beam_size,
             max_length=max_length,
             max_length_a=max_length_a,
             max_length_b=max_length_b,
+            min_length=min_length,
+            early_stopping=early_stopping,
+            force_eos=force_eos,
             unk_penalty=float("inf"),
             # Only units (and eos) come out: a language would be an index the vocoder does not have.
             suppress=(_BOS, _PAD, *range(after_units, self.vocab_size)),
@@ -201,4 +214,7 @@ class AutoregressiveT2U(TextToUnit):
         )
         best = [hypotheses[0] for hypotheses in found]
         units = Padded.from_list([hypothesis.tokens - _OFFSET for hypothesis in best]).to(states.device)
+        width = max(len(hypothesis.tokens) + hypothesis.ended for hypothesis in best) if self.eos_step else 0
+        if width > units.data.shape[1]:
+            units = Padded(F.pad(units.data, (0, width - units.data.shape[1])), units.lengths)
         return UnitOutput(units, None, torch.tensor([hypothesis.score for hypothesis in best], device=states.device))
