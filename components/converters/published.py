@@ -122,7 +122,6 @@ def from_transformers(
             loaded.state[key] = value.to(dtype)
     model.load_state_dict(loaded.state, assign=True)
     model.left = loaded.left
-    model.requires_grad_(True)
     return model.eval()
 
 
