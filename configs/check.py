@@ -30,6 +30,7 @@ _SETTINGS: dict[str, Any] = {
     "name": str,
     "root": str,
     "seed": int,
+    "max_skipped_steps": int,
     "threads": int | None,
     "stage_jobs": int,
     "checkpoint.every_steps": int,

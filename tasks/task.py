@@ -12,9 +12,11 @@ from typing import Any, ClassVar
 
 import torch
 from lightning import LightningModule
+from lightning_utilities.core.rank_zero import rank_zero_warn
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
-from ..components.errors import UserError
+from ..components.errors import UserError, few
 from ..components.roles import Frontend, Tokenizer
 from ..components.search import SearchOptions
 from ..components.types import Batch, Loss, Prediction
@@ -57,6 +59,9 @@ class Task(LightningModule, ABC):
         self._window_started = 0.0
         self._totals: dict[str, Loss] = {}
         self._grad_norm: Tensor | float = 0.0
+        self._window_ids: list[str] = []  # of the utterances that the coming step is made of, on this rank
+        self.skipped_steps = 0  # steps left out because their gradient was not finite, in the whole run
+        self._skipped_in_a_row = 0
         self.latest: dict[str, float] = {}
 
     # What a task defines
@@ -132,6 +137,7 @@ class Task(LightningModule, ABC):
         count = primary.count.detach().float()
         self._count = count if self._count is None else self._count + count
         _add(self._window, {**losses, **statistics})
+        self._window_ids.extend(batch.ids)
         if batch.seconds is not None:
             # Kept as a tensor: reading it here would wait for the device at every step.
             self._window_seconds = self._window_seconds + batch.seconds.sum()
@@ -161,9 +167,41 @@ class Task(LightningModule, ABC):
         gradient_clip_val: float | None = None,
         gradient_clip_algorithm: str | None = None,
     ) -> None:
+        """Clip by the norm over all processes (or by value), and leave a step out whose gradient is not finite.
+
+        Every process sees the same norm, so all of them leave the same step out, without a word between them.
+        """
         parameters = [p for p in self.parameters() if p.grad is not None]
-        limit = gradient_clip_val if gradient_clip_val else float("inf")
-        self._grad_norm = nn.utils.clip_grad_norm_(parameters, limit)
+        self._grad_norm = norm = gradient_norm(parameters)
+        if not bool(torch.isfinite(norm)):
+            self._skip_step(parameters)
+        else:
+            self._skipped_in_a_row = 0
+            if gradient_clip_val and gradient_clip_algorithm == "value":
+                nn.utils.clip_grad_value_(parameters, gradient_clip_val)
+            elif gradient_clip_val:
+                factor = (gradient_clip_val / (norm + 1e-6)).clamp(max=1.0)
+                for parameter in parameters:
+                    parameter.grad.mul_(factor)  # pyright: ignore[reportOptionalMemberAccess]
+        self._window_ids.clear()
+
+    def _skip_step(self, parameters: list[nn.Parameter]) -> None:
+        """Take the gradients away, so that the optimizer leaves parameters and its own state as they are."""
+        self.skipped_steps += 1
+        self._skipped_in_a_row += 1
+        step, ids = self.trainer.global_step + 1, self._window_ids
+        allowed = int(self.config.get("max_skipped_steps", 10))
+        shown = f"{few(ids, 8)}" + (f" (process {self.global_rank})" if self.trainer.world_size > 1 else "")
+        if self._skipped_in_a_row > allowed:
+            raise UserError(
+                f"step {step}: the gradient is not finite, nor was it in the {allowed} before (max_skipped_steps). "
+                f"Utterances of the step: {shown}. Look at these, lower optim.lr, or train in 32-true"
+            )
+        rank_zero_warn(
+            f"step {step} is left out ({self.skipped_steps} so far): its gradient is not finite; utterances: {shown}"
+        )
+        for parameter in parameters:
+            parameter.grad = None
 
     def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
         due = self.trainer.global_step % self.trainer.log_every_n_steps == 0  # pyright: ignore[reportAttributeAccessIssue]
@@ -183,6 +221,7 @@ class Task(LightningModule, ABC):
         metrics["train/loss"] = self._weighted_mean(means)
         metrics["train/lr"] = self.trainer.optimizers[0].param_groups[0]["lr"]
         metrics["train/grad_norm"] = float(self._grad_norm)
+        metrics["train/skipped_steps"] = float(self.skipped_steps)
         metrics["train/audio_seconds_per_second"] = seconds / elapsed
         self._window, self._window_seconds, self._window_started = {}, 0.0, time.perf_counter()
         self.latest = metrics
@@ -229,9 +268,10 @@ class Task(LightningModule, ABC):
     # Checkpoints
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        checkpoint["voxzoo"] = {"config": self.config, "assets": self.assets()}
+        checkpoint["voxzoo"] = {"config": self.config, "assets": self.assets(), "skipped_steps": self.skipped_steps}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self.skipped_steps = int(checkpoint["voxzoo"].get("skipped_steps", 0))
         # Sharded weights are loaded later, and by pieces.
         if not self.trainer.strategy.restore_checkpoint_after_setup:
             problem = misfit(self.state_dict(), checkpoint["state_dict"])
@@ -286,6 +326,25 @@ def _add(sums: dict[str, Loss], values: Mapping[str, Loss]) -> None:
     for name, value in values.items():
         kept = Loss(value.total.detach().float(), value.count.detach().float())
         sums[name] = sums[name] + kept if name in sums else kept
+
+
+def gradient_norm(parameters: Iterable[nn.Parameter]) -> Tensor:
+    """() the 2-norm of all gradients together, the same on every process, whether they are sharded or not."""
+    whole: list[Tensor] = []
+    shards: dict[Any, list[Tensor]] = {}
+    for parameter in parameters:
+        gradient = parameter.grad
+        if isinstance(gradient, DTensor):
+            shards.setdefault(gradient.device_mesh, []).append(gradient.to_local())
+        elif gradient is not None:
+            whole.append(gradient)
+    squares = [nn.utils.get_total_norm(whole).float().square()] if whole else []
+    for mesh, pieces in shards.items():
+        total = nn.utils.get_total_norm(pieces).float().square()
+        for dimension in range(mesh.ndim):
+            torch.distributed.all_reduce(total, group=mesh.get_group(dimension))
+        squares.append(total)
+    return torch.stack(squares).sum().sqrt() if squares else torch.zeros(())
 
 
 def parameter_groups(module: nn.Module) -> list[dict[str, Any]]:

@@ -1,0 +1,114 @@
+"""What happens between the gradient and the optimizer: clipping, and steps whose gradient is not finite."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from lightning import Trainer
+from lightning.pytorch.callbacks import Callback
+from voxzoo.components.errors import UserError
+from voxzoo.components.types import Batch, Loss
+from voxzoo.configs import compose
+from voxzoo.tasks.task import gradient_norm
+from voxzoo.tasks.training import build_for_training, prepare_data
+
+
+@pytest.fixture
+def parts(tiny: list[str], tmp_path: Path):
+    config = compose([*tiny, f"root={tmp_path}", "max_skipped_steps=2", "data.batch_size=5", "schedule=constant"])
+    data = prepare_data(config)
+    torch.manual_seed(0)
+    task = build_for_training(config, Path(config.run_dir))
+    data.needs = task.needs
+    return task, data
+
+
+class Poison(Callback):
+    """Makes the loss of some batches not a number, and keeps the weights before each step."""
+
+    def __init__(self, task: Any, batches: set[int], value: float) -> None:
+        self.states: list[dict[str, torch.Tensor]] = []
+        inner, self.seen = task.measure, 0
+
+        def measure(batch: Batch) -> tuple[dict[str, Loss], dict[str, Loss]]:
+            losses, statistics = inner(batch)
+            if self.seen in batches:
+                losses = {name: replace(loss, total=loss.total * value) for name, loss in losses.items()}
+            self.seen += 1
+            return losses, statistics
+
+        task.measure = measure
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
+        self.states.append({key: value.clone() for key, value in pl_module.state_dict().items()})
+
+
+def fit(task: Any, data: Any, *callbacks: Callback, **settings: Any) -> Trainer:
+    given = {"max_steps": 6, "limit_val_batches": 0, "logger": False, "enable_checkpointing": False, **settings}
+    trainer = Trainer(
+        accelerator="cpu", use_distributed_sampler=False, enable_progress_bar=False, callbacks=list(callbacks),
+        enable_model_summary=False, **given,
+    )  # fmt: skip
+    trainer.fit(task, datamodule=data)
+    return trainer
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_step_that_is_not_finite_is_left_out(value: float, parts):
+    task, data = parts
+    poison = Poison(task, {2, 3}, value)
+    with pytest.warns(UserWarning, match=r"step 3 is left out \(1 so far\).*utterances: "):
+        trainer = fit(task, data, poison, gradient_clip_val=1.0)
+    assert trainer.global_step == 6
+    assert task.skipped_steps == 2
+    for before, after in ((2, 3), (3, 4)):
+        for key, kept in poison.states[before].items():
+            assert torch.equal(kept, poison.states[after][key]), key
+    moved = [not torch.equal(value, poison.states[5][key]) for key, value in poison.states[4].items()]
+    assert any(moved), "training goes on behind them"
+    assert all(torch.isfinite(value).all() for value in task.state_dict().values() if value.is_floating_point())
+    (optimizer,) = trainer.optimizers
+    assert {int(state["step"]) for state in optimizer.state.values()} == {4}, "the optimizer did not count them either"
+
+
+def test_too_many_in_a_row_stop_the_run_and_name_the_utterances(parts):
+    task, data = parts
+    with pytest.raises(UserError, match=r"step 4: .*nor was it in the 2 before.*Utterances of the step: ") as error:
+        fit(task, data, Poison(task, {1, 2, 3}, float("nan")))
+    named = str(error.value).partition("Utterances of the step: ")[2]
+    ids = {row.id for row in data.rows("train")}
+    assert named.split(",")[0].split(" ")[0] in ids
+
+
+@pytest.mark.parametrize("algorithm", ["norm", "value"])
+def test_gradients_are_clipped_as_asked(algorithm: str, parts):
+    task, data = parts
+    norms: list[tuple[float, float]] = []
+
+    class Look(Callback):
+        def on_before_zero_grad(self, trainer: Trainer, pl_module: Any, optimizer: Any) -> None:
+            gradients = [p.grad for p in pl_module.parameters() if p.grad is not None]
+            if gradients:
+                largest = max(float(g.abs().max()) for g in gradients)
+                norms.append((float(torch.nn.utils.get_total_norm(gradients)), largest))
+
+    fit(task, data, Look(), gradient_clip_val=1e-3, gradient_clip_algorithm=algorithm, max_steps=3)
+    assert norms
+    if algorithm == "norm":
+        assert all(norm == pytest.approx(1e-3, rel=1e-2) for norm, _ in norms)
+    else:
+        assert all(largest == pytest.approx(1e-3) and norm > 2e-3 for norm, largest in norms)
+
+
+def test_the_norm_is_that_of_all_gradients_together():
+    weights = [torch.nn.Parameter(torch.randn(n)) for n in (3, 5, 1)]
+    weights.append(torch.nn.Parameter(torch.randn(4)))  # without a gradient
+    for weight in weights[:3]:
+        weight.grad = torch.randn_like(weight)
+    expected = torch.cat([weight.grad for weight in weights[:3] if weight.grad is not None]).norm()
+    torch.testing.assert_close(gradient_norm(weights), expected)
+    assert float(gradient_norm([])) == 0
