@@ -74,6 +74,11 @@ class Tokenizer(ABC):
     def piece_characters(self) -> Tensor:
         """(V, C) int64 character ids of each token, 0 beyond the end: for parts that spell."""
 
+    def pieces(self) -> Sequence[str]:
+        """Text of each of the V ids as the tokenizer writes it, "" for specials and languages. Tokenizers whose pieces
+        have a word mark, or are not whole characters, say so themselves."""
+        return tuple(self.decode([number]) for number in range(self.vocab_size))
+
     @abstractmethod
     def lang_id(self, lang: str) -> int:
         """Id of a language token. Raises ValueError naming the languages there are."""

@@ -5,6 +5,7 @@ Letters: P pieces, <unk>, <s> and </s> included. Pieces are numbered as in the S
 
 from __future__ import annotations
 
+import base64
 import json
 from abc import ABC, abstractmethod
 from typing import Any, Literal
@@ -12,6 +13,7 @@ from typing import Any, Literal
 import sentencepiece
 
 from ..errors import UserError
+from .normalise import MARK, Charsmap, nllb, seamless_m4t
 
 Layout = Literal["seamless_m4t", "nllb"]
 Normaliser = Literal["sentencepiece", "transformers"]
@@ -70,7 +72,7 @@ class SentencePieces(Pieces):
         self._bare: sentencepiece.SentencePieceProcessor | None = None
         if normaliser == "transformers":
             self._bare = _load(data + _BARE, where)
-            self._normalise = _normalise(layout, _charsmap(data))
+            self._normalise = _Normalise(layout, _charsmap(data))
 
     def encode(self, text: str) -> list[int]:
         if self._bare is None:
@@ -102,22 +104,123 @@ class FastPieces(Pieces):
             raise UserError(f"tokenizer.model={where}: a tokenizer.json needs tokenizer.normaliser=transformers")
         try:
             import tokenizers
-            from tokenizers import decoders, normalizers, pre_tokenizers
         except ImportError:
             raise UserError(f"tokenizer.model={where} needs the tokenizers library: pip install voxzoo[hub]") from None
-        content = fast_content(data, where)
-        added = {int(token["id"]) for token in content.get("added_tokens") or []}
+        content = read_fast(data, where)
         self.size = first_added(content) - 1
         self.data = data
-        charsmap = _fast_charsmap(content)
-        kept = {"added_tokens": [], "post_processor": None, "truncation": None, "padding": None}
-        kept.update(normalizer=None, pre_tokenizer=None, decoder=None)
+        self._normalise = _Normalise(layout, _fast_charsmap(content))
+        model = {**content["model"], "unk_token": "<unk>", "fuse_unk": True, "byte_fallback": False, "dropout": None}
+        bare = {"version": content.get("version", "1.0"), "added_tokens": [], "model": model}
         try:
-            self._model = tokenizers.Tokenizer.from_str(json.dumps({**content, **kept}))
+            self._model = tokenizers.Tokenizer.from_str(json.dumps(bare))
         except Exception as error:  # the library raises plain Exceptions
             raise UserError(f"tokenizer.model={where} is no tokenizer.json that can be read: {error}") from None
-        assert added or self.size
-        steps: list[Any]
-        if layout == "nllb":
-            steps = [] if charsmap is None else [normalizers.Precompiled(charsmap)]
-            steps += [normalizers.Replace(tokenizers.Regex(" {2,}"), " ")] if steps else []
+        # The text is marked already; cut into words it is cached.
+        self._model.pre_tokenizer = tokenizers.pre_tokenizers.Metaspace(replacement=MARK, prepend_scheme="never")
+
+    def encode(self, text: str) -> list[int]:
+        return [max(number - 1, 0) if number > NUM_CONTROLS else 0 for number in self._ids(text)]
+
+    def _ids(self, text: str) -> list[int]:
+        return self._model.encode(self._normalise(text), add_special_tokens=False).ids
+
+    def decode(self, pieces: list[int]) -> str:
+        return _joined([self.text(piece) for piece in pieces])
+
+    def text(self, piece: int) -> str:
+        return "" if piece < NUM_CONTROLS else self._model.id_to_token(piece + 1) or ""
+
+    def is_byte(self, piece: int) -> bool:
+        return False
+
+
+def read_fast(data: bytes, where: str) -> dict[str, Any]:
+    """The content of a tokenizer.json with byte-pair encoding.
+
+    Raises:
+        UserError: it is none.
+    """
+    try:
+        content = json.loads(data)
+        if content["model"]["type"] != "BPE" or not isinstance(content["model"]["vocab"], dict):
+            raise ValueError(f"its model is {content['model']['type']}")
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(
+            f"tokenizer.model={where}: expected a tokenizer.json with byte-pair encoding ({error})"
+        ) from None
+    return content
+
+
+def first_added(content: dict[str, Any]) -> int:
+    """The first id behind the ordinary pieces of a tokenizer.json. Languages stand there: among the added tokens, and
+    in files of older versions in the vocabulary too."""
+    added = [int(token["id"]) for token in content.get("added_tokens") or []]
+    size = max(content["model"]["vocab"].values()) + 1
+    return min([number for number in added if number > NUM_CONTROLS] + [size])
+
+
+def _load(data: bytes, where: str) -> sentencepiece.SentencePieceProcessor:
+    model = sentencepiece.SentencePieceProcessor()
+    try:
+        model.LoadFromSerializedProto(data)
+    except RuntimeError as error:
+        raise UserError(f"tokenizer.model={where} is not a SentencePiece model: {error}") from None
+    return model
+
+
+class _Normalise:
+    """A layout's normalisation; an object, so that a tokenizer can be pickled for data workers."""
+
+    def __init__(self, layout: Layout, charsmap: bytes) -> None:
+        self.layout = layout
+        self.charsmap = Charsmap(charsmap) if charsmap and layout == "nllb" else None
+
+    def __call__(self, text: str) -> str:
+        return nllb(text, self.charsmap) if self.layout == "nllb" else seamless_m4t(text)
+
+
+def _joined(pieces: list[str]) -> str:
+    """Pieces as transformers writes them: marks are spaces, but not in the first piece."""
+    return "".join([pieces[0].replace(MARK, ""), *(piece.replace(MARK, " ") for piece in pieces[1:])] if pieces else [])
+
+
+def _charsmap(data: bytes) -> bytes:
+    """`precompiled_charsmap` (field 2) of the normaliser (field 3) of a SentencePiece model, or nothing."""
+    spec = b"".join(_fields(data, 3))
+    return (_fields(spec, 2) or [b""])[-1]
+
+
+def _fields(data: bytes, wanted: int) -> list[bytes]:
+    """The length-delimited fields of a number in a protocol buffer message."""
+    found, place = [], 0
+    while place < len(data):
+        tag, place = _varint(data, place)
+        if tag & 7 == 2:
+            length, place = _varint(data, place)
+            if tag >> 3 == wanted:
+                found.append(data[place : place + length])
+            place += length
+        elif tag & 7 == 0:
+            _, place = _varint(data, place)
+        else:
+            place += 8 if tag & 7 == 1 else 4
+    return found
+
+
+def _varint(data: bytes, place: int) -> tuple[int, int]:
+    value = shift = 0
+    while True:
+        byte = data[place]
+        value |= (byte & 0x7F) << shift
+        place, shift = place + 1, shift + 7
+        if byte < 0x80:
+            return value, place
+
+
+def _fast_charsmap(content: dict[str, Any]) -> bytes:
+    normaliser = content.get("normalizer") or {}
+    for step in normaliser.get("normalizers", [normaliser]):
+        if step.get("type") == "Precompiled":
+            return base64.b64decode(step["precompiled_charsmap"])
+    return b""
