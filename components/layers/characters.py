@@ -59,7 +59,7 @@ class CharacterTable:
         counts = self._sizes[text.data]
         if len(self._kinds):
             kinds = self._kinds[text.data] * mask
-            shift = (kinds[:, :-1] == _PUNCTUATION) & (kinds[:, 1:] == _OPENS)
+            shift = ((kinds[:, :-1] == _PUNCTUATION) & (kinds[:, 1:] == _OPENS)).long()
             counts[:, :-1] += shift
             counts[:, 1:] -= shift
         return counts.masked_fill(~mask, 0)
