@@ -1,4 +1,4 @@
-"""SeamlessM4T v1 (`SeamlessM4TModel`, medium and large, and its classes for single tasks), and what v2 shares with it."""
+"""SeamlessM4T v1 (`SeamlessM4TModel` and its classes for single tasks), and what v2 shares with it."""
 
 from __future__ import annotations
 
@@ -61,6 +61,23 @@ _T2U: Fields = {
     "activation": "activation_function",
 }
 _T2U_BOTH: Fields = {"num_heads": "attention_heads", "ffn_dim": "ffn_dim"}
+_VOCODER: Fields = {
+    "num_units": "unit_hifi_gan_vocab_size",
+    "unit_dim": "unit_embed_dim",
+    "num_langs": "vocoder_num_langs",
+    "lang_dim": "lang_embed_dim",
+    "num_speakers": "vocoder_num_spkrs",
+    "speaker_dim": "spkr_embed_dim",
+    "channels": "upsample_initial_channel",
+    "upsample_rates": "upsample_rates",
+    "upsample_kernels": "upsample_kernel_sizes",
+    "resblock_kernels": "resblock_kernel_sizes",
+    "resblock_dilations": "resblock_dilation_sizes",
+    "slope": "leaky_relu_slope",
+    "duration_kernel": "variance_predictor_kernel_size",
+    "dropout": "var_pred_dropout",
+    "sample_rate": "sampling_rate",
+}
 _PARTS = {"speech_encoder": "speech_encoder.", "adaptor": "speech_encoder.adapter.", "t2u": "t2u_model.",
           "vocoder": "vocoder."}  # fmt: skip
 _UNPUBLISHED = "the published models have"
@@ -73,6 +90,7 @@ class SeamlessM4T(Family):
     name: ClassVar[str] = "SeamlessM4T"
     version: ClassVar[int] = 1
     positions: ClassVar[dict[Any, str]] = {"relative": "relative", None: "none"}
+    t2u_eos: ClassVar[str] = "keep"
 
     def nodes(self, settings: dict[str, Any], folder: Path | None = None) -> Nodes:
         self.refuse(settings)
@@ -88,7 +106,7 @@ class SeamlessM4T(Family):
             nodes.pop("frontend")
         nodes["text_seq2seq"] = self.text(settings, has_encoder)
         if has["t2u"]:
-            nodes["t2u"] = self.t2u(settings, generation, folder)
+            nodes["t2u"] = self.t2u(settings, generation)
         nodes["task"] = self.task(settings, generation, nodes)
         return {role: node for role, node in nodes.items() if node}
 
@@ -135,7 +153,7 @@ class SeamlessM4T(Family):
         dropout = settings.get("speech_encoder_dropout", 0.0)
         return {
             "_target_": "voxzoo.components.ConformerEncoder",
-            **_read(settings, _ENCODER),
+            **read(settings, _ENCODER),
             "position": self.positions[settings.get("position_embeddings_type", next(iter(self.positions)))],
             **self.convolution(settings),
             "final_norm": True,
@@ -157,7 +175,7 @@ class SeamlessM4T(Family):
         dropout = settings.get("adaptor_dropout", 0.1)
         return {
             "_target_": "voxzoo.components.ConformerAdaptor",
-            **_read(settings, _ADAPTOR),
+            **read(settings, _ADAPTOR),
             "dropout": dropout,
             "attention_dropout": settings.get("speech_encoder_dropout", 0.0),
             "ffn_inner_dropout": dropout,
@@ -166,7 +184,7 @@ class SeamlessM4T(Family):
         }
 
     def text(self, settings: dict[str, Any], has_encoder: bool) -> dict[str, Any]:
-        node = _read(settings, _TEXT)
+        node = read(settings, _TEXT)
         if has_encoder:
             for ours, theirs in _TEXT_ENCODER.items():
                 found = value(settings, theirs)
@@ -178,23 +196,24 @@ class SeamlessM4T(Family):
             "_target_": "voxzoo.components.TransformerSeq2Seq",
             **node,
             "num_encoder_layers": node.get("num_encoder_layers", 0),
-            **_dropouts(settings),
+            **dropouts(settings),
             "tie_embeddings": True,
             "position_start": node["pad_id"] + 1,
         }
 
-    def t2u(self, settings: dict[str, Any], generation: dict[str, Any], folder: Path | None) -> dict[str, Any]:
+    def t2u(self, settings: dict[str, Any], generation: dict[str, Any]) -> dict[str, Any]:
         refuse_unless(settings, "scale_embedding", True)
         first, languages = _languages(generation, "t2u_lang_code_to_id")
         longest = settings.get("t2u_max_new_tokens", 1024)
         return {
             "_target_": "voxzoo.components.AutoregressiveT2U",
-            **_read(settings, _T2U),
+            **read(settings, _T2U),
             **_both(settings),
             "num_languages": len(languages),
             "first_language_id": first if languages else None,
+            "default_language": languages.index("eng") if "eng" in languages else None,
             "label_smoothing": 0.0,
-            **_dropouts(settings),
+            **dropouts(settings),
             "tie_output": True,
             "beam_size": settings.get("t2u_num_beams", generation.get("num_beams")) or 1,
             "min_length": 0,
@@ -203,6 +222,19 @@ class SeamlessM4T(Family):
             "max_length_b": longest,
             "early_stopping": False,
             "force_eos": False,
+            "eos_step": True,
+        }
+
+    def vocoder(self, settings: dict[str, Any]) -> dict[str, Any]:
+        if self.version == 1:
+            # Its second convolution is padded for this one, whatever the config says.
+            refuse_unless(settings, "variance_predictor_kernel_size", 3)
+        return {
+            "_target_": "voxzoo.components.CodeHiFiGAN",
+            **read(settings, _VOCODER),
+            "default_speaker": 0,
+            "predict_durations": "always",
+            "published_lengths": True,
         }
 
     def task(self, settings: dict[str, Any], generation: dict[str, Any], nodes: Nodes) -> dict[str, Any]:
@@ -217,12 +249,13 @@ class SeamlessM4T(Family):
             **common,
             "t2u_input": "all",
             "t2u_eos": self.t2u_eos,
-            "t2u_languages": _languages(generation, "t2u_lang_code_to_id")[1],
+            "t2u_languages": self.t2u_languages(generation),
             "vocoder_languages": _languages(generation, "vocoder_lang_code_to_id")[1],
             "speaker": 0,
         }
 
-    t2u_eos: ClassVar[str] = "keep"
+    def t2u_languages(self, generation: dict[str, Any]) -> list[str]:
+        return _languages(generation, "t2u_lang_code_to_id")[1]
 
     def key_map(self, nodes: Nodes) -> KeyMap:
         tie = nodes["text_seq2seq"].get("tie_output", True)
@@ -232,9 +265,7 @@ class SeamlessM4T(Family):
             *encoder_rules("speech_encoder.", "batch" if self.version == 1 else "layer"),
             *transformer.encoder_rules("text_seq2seq.encoder.", "text_encoder.", "m4t"),
             *transformer.decoder_rules("text_seq2seq.decoder.", "text_decoder.", "m4t"),
-            *transformer.embedding_rules(
-                "text_seq2seq.decoder.", *embeddings, output="lm_head.weight", tie_output=tie
-            ),
+            *transformer.embedding_rules("text_seq2seq.decoder.", *embeddings, output="lm_head.weight", tie_output=tie),
             *self.t2u_rules(),
         ]
         # Tables of positions, in files of older versions.
@@ -255,12 +286,12 @@ class SeamlessM4T(Family):
         nodes = {role: _with_defaults(node) for role, node in nodes.items() if node.get("_target_")}
         if "text_seq2seq" not in nodes:
             raise UserError(f"a {self.name} model needs a text_seq2seq")
-        _expect(nodes, "text_seq2seq", "TransformerSeq2Seq", bias=True, tie_embeddings=True, pad_id=0)
+        expect(nodes, "text_seq2seq", "TransformerSeq2Seq", bias=True, tie_embeddings=True, pad_id=0)
         settings: dict[str, Any] = {}
         text = nodes["text_seq2seq"]
-        _write(settings, nodes, "text_seq2seq", _TEXT)
+        write(settings, nodes, "text_seq2seq", _TEXT)
         if text["num_encoder_layers"]:
-            _write(settings, nodes, "text_seq2seq", _TEXT_ENCODER)
+            write(settings, nodes, "text_seq2seq", _TEXT_ENCODER)
         settings.update(
             dropout=text["dropout"],
             attention_dropout=text["attention_dropout"],
@@ -279,11 +310,11 @@ class SeamlessM4T(Family):
         if "adaptor" not in nodes:
             raise UserError(f"a {self.name} model needs an adaptor behind its speech_encoder")
         fixed = {key: found for key, found in self.convolution({}).items() if key in ("causal_conv", "conv_norm")}
-        _expect(nodes, "speech_encoder", "ConformerEncoder", final_norm=True, intermediate_ffn=True, **fixed)
-        _expect(nodes, "adaptor", "ConformerAdaptor", final_norm=True)
+        expect(nodes, "speech_encoder", "ConformerEncoder", final_norm=True, intermediate_ffn=True, **fixed)
+        expect(nodes, "adaptor", "ConformerAdaptor", final_norm=True)
         encoder, adaptor = nodes["speech_encoder"], nodes["adaptor"]
-        _write(settings, nodes, "speech_encoder", _ENCODER)
-        _write(settings, nodes, "adaptor", _ADAPTOR)
+        write(settings, nodes, "speech_encoder", _ENCODER)
+        write(settings, nodes, "adaptor", _ADAPTOR)
         names = {ours: theirs for theirs, ours in self.positions.items()}
         if encoder["position"] not in names:
             raise UserError(f"speech_encoder.position={encoder['position']}: {self.name} has {', '.join(names)}")
@@ -293,14 +324,19 @@ class SeamlessM4T(Family):
             speech_encoder_layerdrop=encoder["layer_drop"],
             adaptor_dropout=adaptor["dropout"],
             add_adapter=True,
+            **self.encoder_settings(encoder),
         )
+
+    def encoder_settings(self, encoder: dict[str, Any]) -> dict[str, Any]:
+        """What only one version's encoder has."""
+        return {}
 
     def t2u_settings(self, settings: dict[str, Any], nodes: Nodes) -> None:
         """Put in what the second pass says."""
-        _expect(nodes, "t2u", "AutoregressiveT2U", tie_output=True)
-        _write(settings, nodes, "t2u", _T2U)
+        expect(nodes, "t2u", "AutoregressiveT2U", tie_output=True)
+        write(settings, nodes, "t2u", _T2U)
         for side in ("encoder", "decoder"):
-            _write(settings, nodes, "t2u", {ours: f"t2u_{side}_{theirs}" for ours, theirs in _T2U_BOTH.items()})
+            write(settings, nodes, "t2u", {ours: f"t2u_{side}_{theirs}" for ours, theirs in _T2U_BOTH.items()})
         settings["t2u_max_new_tokens"] = nodes["t2u"]["max_length"]
 
     def _architecture(self, nodes: Nodes) -> str:
@@ -324,7 +360,7 @@ def _with_defaults(node: dict[str, Any]) -> dict[str, Any]:
     return {**given, **node}
 
 
-def _expect(nodes: Nodes, role: str, target: str, **fixed: Any) -> None:
+def expect(nodes: Nodes, role: str, target: str, **fixed: Any) -> None:
     """Refuse another class, or another value where the layout has only one."""
     found = str(nodes[role]["_target_"]).rpartition(".")[2]
     if found != target:
@@ -334,7 +370,7 @@ def _expect(nodes: Nodes, role: str, target: str, **fixed: Any) -> None:
             raise UserError(f"{role}.{key}={nodes[role][key]!r}: the published layout has only {expected!r}")
 
 
-def _write(settings: dict[str, Any], nodes: Nodes, role: str, fields: Fields) -> None:
+def write(settings: dict[str, Any], nodes: Nodes, role: str, fields: Fields) -> None:
     """Put the values of a node where config.json has them; parts that share a key must agree."""
     for ours, theirs in fields.items():
         found = nodes[role][ours]
@@ -357,7 +393,7 @@ def _keys(folder: Path | None) -> set[str] | None:
         return None
 
 
-def _read(settings: dict[str, Any], fields: Fields) -> dict[str, Any]:
+def read(settings: dict[str, Any], fields: Fields) -> dict[str, Any]:
     return {ours: value(settings, theirs) for ours, theirs in fields.items()}
 
 
@@ -370,7 +406,7 @@ def _both(settings: dict[str, Any]) -> dict[str, Any]:
     return found
 
 
-def _dropouts(settings: dict[str, Any]) -> dict[str, Any]:
+def dropouts(settings: dict[str, Any]) -> dict[str, Any]:
     inner = settings.get("activation_dropout", 0.0)
     return {
         "dropout": settings.get("dropout", 0.1),
