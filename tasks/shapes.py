@@ -207,3 +207,6 @@ class FakeTokenizer(Tokenizer):
     def piece_characters(self) -> Tensor:
         """(V, 1) int64: one character a piece."""
         return torch.zeros(self.vocab_size, 1, dtype=torch.int64, device="cpu")
+
+    def pieces(self) -> tuple[str, ...]:
+        return ("",) * self.vocab_size

@@ -125,7 +125,7 @@ class SpeechToSpeechUnitY(SpeechToText):
                 f"t2u.input_dim is {t2u.input_dim}, but text_seq2seq has width {text_seq2seq.dim}: "
                 "set t2u.input_dim=${text_seq2seq.dim}"
             )
-        t2u.set_characters(tokenizer.piece_characters())
+        t2u.set_characters(tokenizer.piece_characters(), tokenizer.pieces())
         self.freeze_parts(["vocoder", *(["unit_extractor"] if unit_extractor is not None else [])])
 
     @property
@@ -232,7 +232,6 @@ class SpeechToSpeechUnitY(SpeechToText):
         text = [
             torch.cat([row[1:], torch.tensor([pad])])[first:count] for row, count in zip(whole, counts, strict=True)
         ]
-
         if self.t2u_eos == "keep_shorter":  # there the last token counts as eos, also of a text that was cut
             for row, hypothesis in zip(text, hypotheses, strict=True):
                 row[-1] = row[-1] if hypothesis.ended else pad
