@@ -20,9 +20,9 @@ _SPAN = 8.0  # what lies further below the peak, in powers of ten, is cut off
 class WhisperLogMel(Frontend):
     """Log-mel power spectrogram as Whisper reads it (Radford et al. 2022, arXiv 2212.04356, section 2.2).
 
-    Windows of 25 ms every 10 ms, centred on their hop, with reflection at the edges; power; mel bands of unit area up to
-    8 kHz; log10, at most 8 below the peak of the clip; then (x + 4) / 4. The window behind the last hop is dropped, so
-    T = N // 160.
+    Windows of 25 ms centred on every tenth millisecond, with reflection at the edges; power; mel bands of unit area up
+    to 8 kHz; log10, at most 8 below the peak of the clip; then (x + 4) / 4. The window behind the last hop is dropped,
+    so T = N // 160.
 
     Args:
         num_mel_bins: F; 80, and 128 for large-v3.

@@ -82,8 +82,8 @@ class WhisperTokenizer(Tokenizer):
             raise UserError(f"tokenizer.model={where} is not Whisper's: it has no {', '.join(absent)}")
         if max(ids.values()) >= vocab_size:
             raise UserError(
-                f"tokenizer.model={where} has ids up to {max(ids.values())}, more than tokenizer.vocab_size={vocab_size}: "
-                "it belongs to another model"
+                f"tokenizer.model={where} has ids up to {max(ids.values())}, too many for "
+                f"tokenizer.vocab_size={vocab_size}: it belongs to another model"
             )
         self.vocab_size = vocab_size
         self.multilingual = multilingual
@@ -113,8 +113,8 @@ class WhisperTokenizer(Tokenizer):
         return self._model.decode(kept, skip_special_tokens=False).removeprefix(" ")
 
     def lang_id(self, lang: str) -> int:
-        """Id of a language's token. Raises UserError naming the languages there are. An English-only vocabulary has none
-        and gives that of its start."""
+        """Id of a language's token (of the start, in an English-only vocabulary). Raises UserError naming the languages
+        there are."""
         if lang not in self.languages:
             raise UserError(f"no token for language {lang!r}; tokenizer.languages: {', '.join(self.languages)}")
         return self._languages[lang]
@@ -139,10 +139,8 @@ class WhisperTokenizer(Tokenizer):
         """The ids that generation_config.json of a published folder names."""
         found: dict[str, Any] = {"no_timestamps_token_id": self._ids[_PLAIN]}
         if self.multilingual:
-            tokens = sorted(
-                {f"<|{code}|>" for code in [*WHISPER_LANGUAGES, *WHISPER_LANGUAGES.values()]} & {*self._ids}
-            )
-            found["lang_to_id"] = {token: self._ids[token] for token in tokens}
+            tokens = [f"<|{code}|>" for code in sorted({*WHISPER_LANGUAGES, *WHISPER_LANGUAGES.values()})]
+            found["lang_to_id"] = {token: self._ids[token] for token in tokens if token in self._ids}
             found["task_to_id"] = {"transcribe": self._ids[_TRANSCRIBE], "translate": self._ids[_TRANSLATE]}
         return found
 
