@@ -26,10 +26,11 @@ ALPHABET = sorted(set("".join(PIECES)) - {"b"})
 CHARACTERS = {character: number for number, character in enumerate(ALPHABET, start=2)}
 UNITS = 30
 
+# Width, heads, FFN, layers of encoder and decoder, width and kernel of the duration predictor, rows, both alphas.
 SHAPES = {
-    "narrow": dict(dim=12, heads=3, ffn=20, encoder=1, decoder=2, duration=(10, 3), rows=40, alphas=(1.3, 0.7)),
-    "wide": dict(dim=40, heads=5, ffn=28, encoder=3, decoder=1, duration=(18, 5), rows=34, alphas=(0.4, 2.1)),
-    "deep": dict(dim=24, heads=2, ffn=52, encoder=2, decoder=4, duration=(6, 1), rows=45, alphas=(-0.8, 1.0)),
+    "narrow": (12, 3, 20, 1, 2, 10, 3, 40, 1.3, 0.7),
+    "wide": (40, 5, 28, 3, 1, 18, 5, 34, 0.4, 2.1),
+    "deep": (24, 2, 52, 2, 4, 6, 1, 45, -0.8, 1.0),
 }
 
 
@@ -55,42 +56,41 @@ def shake(module):
 
 @pytest.fixture(scope="module", params=SHAPES)
 def pair(request):
-    shape = SHAPES[request.param]
+    dim, heads, ffn, encoder, decoder, hidden, kernel, rows, character_alpha, unit_alpha = SHAPES[request.param]
     torch.manual_seed(len(request.param))
-    hidden, kernel = shape["duration"]
     config = transformers.SeamlessM4Tv2Config(
-        hidden_size=shape["dim"],
-        t2u_vocab_size=shape["rows"],
+        hidden_size=dim,
+        t2u_vocab_size=rows,
         char_vocab_size=len(CHARACTERS) + 2,
-        t2u_encoder_layers=shape["encoder"],
-        t2u_decoder_layers=shape["decoder"],
-        t2u_encoder_attention_heads=shape["heads"],
-        t2u_decoder_attention_heads=shape["heads"],
-        t2u_encoder_ffn_dim=shape["ffn"],
+        t2u_encoder_layers=encoder,
+        t2u_decoder_layers=decoder,
+        t2u_encoder_attention_heads=heads,
+        t2u_decoder_attention_heads=heads,
+        t2u_encoder_ffn_dim=ffn,
         t2u_max_position_embeddings=9,  # it grows
-        t2u_variance_predictor_embed_dim=shape["dim"],
+        t2u_variance_predictor_embed_dim=dim,
         t2u_variance_predictor_hidden_dim=hidden,
         t2u_variance_predictor_kernel_size=kernel,
     )
     peer = peer_module.SeamlessM4Tv2TextToUnitForConditionalGeneration(config).eval()
     shake(peer)
-    decoder = peer.model.decoder
+    module = peer.model.decoder
     with torch.no_grad():
         # Durations from 1 to about 46.
-        decoder.duration_predictor.proj.weight.mul_(1.4)
-        decoder.duration_predictor.proj.bias.fill_(1.8)
-        decoder.pos_emb_alpha_char.fill_(shape["alphas"][0])
-        decoder.pos_emb_alpha.fill_(shape["alphas"][1])
+        module.duration_predictor.proj.weight.mul_(1.4)
+        module.duration_predictor.proj.bias.fill_(1.8)
+        module.pos_emb_alpha_char.fill_(character_alpha)
+        module.pos_emb_alpha.fill_(unit_alpha)
     ours = UnitY2T2U(
-        input_dim=shape["dim"],
+        input_dim=dim,
         num_units=UNITS,
-        dim=shape["dim"],
-        num_heads=shape["heads"],
-        ffn_dim=shape["ffn"],
-        num_encoder_layers=shape["encoder"],
-        num_decoder_layers=shape["decoder"],
+        dim=dim,
+        num_heads=heads,
+        ffn_dim=ffn,
+        num_encoder_layers=encoder,
+        num_decoder_layers=decoder,
         num_characters=len(CHARACTERS) + 2,
-        vocab_size=shape["rows"],
+        vocab_size=rows,
         duration_dim=hidden,
         duration_kernel_size=kernel,
         aligner=False,
@@ -271,9 +271,7 @@ def test_gradients_of_one_step(pair):
         if name.startswith("duration."):
             assert value.grad is None
             continue
-        torch.testing.assert_close(
-            value.grad, wanted[f"t2u.{name}"], atol=1e-5, rtol=1e-4, msg=lambda m: f"{name}: {m}"
-        )
+        assert torch.allclose(value.grad, wanted[f"t2u.{name}"], atol=1e-5, rtol=1e-4), name
         compared += 1
     assert compared == len(list(ours.parameters())) - 10
 
