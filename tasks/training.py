@@ -104,16 +104,18 @@ def _train_one(config: DictConfig) -> dict[str, Any]:
 def prepare_data(config: DictConfig) -> Any:
     """Build the DataModule of a config; make the corpus and train the tokenizer where they are missing.
 
-    Fills in `tokenizer.languages` from the data where the config leaves it empty.
+    Fills in `tokenizer.languages` from the data where the config leaves it empty. Only SentencePiece models are
+    trained: a tokenizer of another kind brings its file and its languages.
     """
     allowed = allow_list(config)
     data = build(config.data, allowed=allowed, tokenizer=None)
     data.prepare_data()
     if "tokenizer" in config.task:
-        if not config.tokenizer.languages:
+        trainable = str(config.tokenizer._target_).endswith(".SentencePieceTokenizer")
+        if trainable and not config.tokenizer.languages:
             config.tokenizer.languages = list(data.languages())
         model = Path(config.tokenizer.model)
-        if not model.exists():
+        if trainable and not model.exists():
             languages = len(config.tokenizer.languages)
             train_sentencepiece(
                 data.texts("train"), model, vocab_size=config.tokenizer.vocab_size, num_languages=languages

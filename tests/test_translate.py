@@ -38,6 +38,9 @@ class Letters:
     def source(self, text, lang):
         return [1, *[ord(letter) for letter in text], 3]
 
+    def prefix(self, lang, src_lang=None, task=None):
+        return [3, 0]
+
 
 class Echo:
     """Says how long its input was; speaks it back."""

@@ -212,6 +212,7 @@ class Translator:
                 )
         if self.reads_text and self.source is None:
             raise UserError(f"--task {mode} needs --from: the language of the text")
+        task.tokenizer.prefix(to, self.source, mode)  # one that must know what is spoken says so now
         if self.speaks and out is None:
             raise UserError(f"--task {mode} needs --out: the folder for the audio")
         self.out = Path(out) if out is not None else None
@@ -297,7 +298,7 @@ class Translator:
         return Batch(
             ids=tuple(f"{item.id}/{index}" for item, index in places),
             task=(self.mode,) * len(places),
-            src_lang=(self.source or self.to,) * len(places),
+            src_lang=(self.source or "",) * len(places),
             tgt_lang=(self.to,) * len(places),
             speech=speech,
             source=source,
