@@ -20,6 +20,7 @@ from torch import Tensor
 from ..components.layers.attention import MultiHeadAttention
 from ..components.types import Batch, Padded, Prediction
 from ..datamodules.audio import SAMPLE_RATE
+from .strategies import gathered
 from .task import Task
 
 
@@ -42,11 +43,14 @@ class Examples(Callback):
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         logger = next((log for log in trainer.loggers if isinstance(log, TensorBoardLogger)), None)
-        if self._batch is None or logger is None or trainer.sanity_checking or not isinstance(pl_module, Task):
+        if logger is None or trainer.sanity_checking or not isinstance(pl_module, Task):
             return
-        batch, self._batch = self._batch, None
-        writer, step = logger.experiment, trainer.global_step
-        batch = first_rows(batch, self.count)
+        with gathered(pl_module):  # on every process, though one alone has a batch to show
+            if self._batch is not None:
+                batch, self._batch = first_rows(self._batch, self.count), None
+                self._show(pl_module, batch, logger.experiment, trainer.global_step)
+
+    def _show(self, pl_module: Task, batch: Batch, writer: Any, step: int) -> None:
         # Random numbers drawn here are not missed by training: it seeds every step itself.
         predictions = pl_module.predict(batch, task=example_mode(pl_module, batch))
         references = batch.references or ("",) * len(batch)

@@ -23,7 +23,10 @@ from .checkpoints import misfit, pick_checkpoint, read_checkpoint, write_atomica
 from .task import FILES, Task
 
 # What may differ between two calls of the same run: how it is executed, not what it computes.
-_FREE = ("stage_jobs", "threads", "allow")
+_FREE = (
+    "stage_jobs", "threads", "allow", "data.num_workers",
+    "trainer.accelerator", "trainer.devices", "trainer.num_nodes", "trainer.strategy",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -232,7 +235,9 @@ def settle_config(folder: Path, text: str) -> None:
         old, new = OmegaConf.load(path), OmegaConf.create(text)
         for config in (old, new):
             for key in _FREE:
-                config.pop(key, None)  # pyright: ignore[reportArgumentType, reportCallIssue]
+                owner = OmegaConf.select(config, key.rpartition(".")[0]) if "." in key else config
+                if owner is not None:
+                    owner.pop(key.rpartition(".")[2], None)  # pyright: ignore[reportArgumentType, reportCallIssue]
         if OmegaConf.to_container(old) != OmegaConf.to_container(new):
             before, after = OmegaConf.to_yaml(old).splitlines(), OmegaConf.to_yaml(new).splitlines()
             changes = [

@@ -14,6 +14,7 @@ import torch
 from lightning import LightningModule
 from lightning_utilities.core.rank_zero import rank_zero_warn
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 
 from ..components.errors import UserError, few
@@ -21,6 +22,7 @@ from ..components.roles import Frontend, Tokenizer
 from ..components.search import SearchOptions
 from ..components.types import Batch, Loss, Prediction
 from .checkpoints import misfit
+from .strategies import FSDP2, shard
 
 FILES = "published/"
 """Begins the names of assets that are files of a published model."""
@@ -108,6 +110,11 @@ class Task(LightningModule, ABC):
         return self
 
     # Training
+
+    def configure_model(self) -> None:
+        strategy = self.trainer.strategy
+        if isinstance(strategy, FSDP2) and not isinstance(self, FSDPModule):
+            shard(self, strategy.device_mesh["data_parallel"], strategy.reshard_after_forward)
 
     def attach_optimizer(self, optimizer: Callable[..., Any], schedule: Callable[..., Any] | None) -> None:
         """Give the optimizer (called with the trainable parameters) and the schedule (called with the optimizer)."""

@@ -105,6 +105,10 @@ class DecoderLayer(nn.Module):
         x = x + self.dropout(self.memory_attention(self.memory_attention_norm(x), memory, memory_mask))
         return x + self.ffn_dropout(self.ffn(self.ffn_norm(x)))
 
+    def remember(self, memory: Tensor) -> tuple[Tensor, Tensor]:
+        """(B, T, D) memory -> its keys and values, each (B, H, T, d), for `step`."""
+        return self.memory_attention.memory_heads(memory)
+
     def step(self, x: Tensor, cache: DecoderCache, layer: int) -> Tensor:
         """(B, K, D) newest step of the K beams of each sample -> (B, K, D); to attention the beams are query steps."""
         attention = self.self_attention
@@ -367,7 +371,7 @@ class TransformerDecoder(nn.Module):
         self._check(memory)
         if beams < 1:
             raise ValueError(f"decoding needs at least one beam; got beams={beams}")
-        keys_values = [layer.memory_attention.memory_heads(memory.data) for layer in self._layers()]
+        keys_values = [layer.remember(memory.data) for layer in self._layers()]
         return DecoderCache(keys_values, memory.mask[:, None, None], beams)
 
     @torch.no_grad()
