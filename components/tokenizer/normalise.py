@@ -13,6 +13,7 @@ from functools import cache
 
 MARK = "\u2581"
 _SMALL = 6  # bytes of a cluster that is looked up as a whole
+_SIGNS = re.compile("[\u0600-\u0605\u06dd\u070f]")
 _NO_BASE = ("Cc", "Cf", "Zl", "Zp", "Cs")
 
 
@@ -64,7 +65,8 @@ class Charsmap:
         pieces, end = [], 0
         for match in _clusters().finditer(text):
             cluster = match.group()
-            if len(cluster.encode()) >= _SMALL or unicodedata.category(cluster[0]) in _NO_BASE:
+            control = unicodedata.category(cluster[0]) in _NO_BASE and not _SIGNS.match(cluster)
+            if control or len(cluster.encode()) >= _SMALL:
                 continue
             replacement = self.shortest(cluster)
             if replacement is not None:
@@ -112,13 +114,14 @@ def _offset(unit: int) -> int:
 
 @cache
 def _clusters() -> re.Pattern[str]:
-    """A character and the marks and joiners behind it, or a line break of two characters."""
+    """A character with the marks and joiners behind it and the number signs in front of it (Unicode's extended grapheme
+    clusters, as far as they fit in less than six bytes), or a line break of two characters."""
     marks = [c for c in range(0x300, 0xE01F0) if unicodedata.category(chr(c)) in ("Mn", "Me", "Mc")]
     ranges = []
-    for code in sorted([*marks, 0x200C, 0x200D, *range(0x1F3FB, 0x1F400)]):
+    for code in sorted([*marks, 0x200C, 0x200D, 0xFF9E, 0xFF9F, *range(0x1F3FB, 0x1F400)]):
         if ranges and ranges[-1][1] == code - 1:
             ranges[-1][1] = code
         else:
             ranges.append([code, code])
     joined = "".join(f"{chr(first)}-{chr(last)}" for first, last in ranges)
-    return re.compile(f"\r\n|.[{joined}]+", re.DOTALL)
+    return re.compile(f"\r\n|{_SIGNS.pattern}.[{joined}]*|.[{joined}]+", re.DOTALL)

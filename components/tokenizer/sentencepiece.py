@@ -174,7 +174,9 @@ class SentencePieceTokenizer(Tokenizer):
             self._lang_names[number] = short
         self.languages = tuple(self._lang_names.values())
         self._table = table
-        self._characters: dict[str, int] | None = None if table is None else table["char_to_id"]
+        self.characters: dict[str, int] | None = None if table is None else table["char_to_id"]
+        """Published character vocabulary, or None."""
+        self._characters = self.characters
 
     def encode(self, text: str) -> list[int]:
         return [piece + 1 if piece else self.unk_id for piece in self.model.encode(text)]

@@ -1,0 +1,130 @@
+"""M2M-100 and the dense NLLB-200 (`M2M100ForConditionalGeneration`): text encoder and decoder over tied embeddings."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from ..errors import UserError
+from .family import Family, Nodes
+from .files import read_json
+from .keymap import KeyMap
+from .settings import refuse_unless, value
+from .tokenizers import export_tokenizer_files, tokenizer_node
+from .transformer import decoder_rules, embedding_rules, encoder_rules
+
+_ACTIVATIONS = {"relu": "relu", "gelu": "gelu", "silu": "silu", "swish": "silu"}
+_LONGEST = 200  # tokens of an output, language token included, where no file says it: that of NLLB-200
+_EMBEDDINGS = ("model.shared.weight", "model.encoder.embed_tokens.weight", "model.decoder.embed_tokens.weight")
+
+
+class M2M100(Family):
+    model_types = ("m2m_100",)
+
+    def nodes(self, settings: dict[str, Any], folder: Path | None = None) -> Nodes:
+        for key in ("attention_heads", "ffn_dim", "layerdrop"):
+            _refuse_two(settings, f"encoder_{key}", f"decoder_{key}")
+        refuse_unless(settings, "tie_word_embeddings", True)
+        activation = settings.get("activation_function", "relu")
+        if activation not in _ACTIVATIONS:
+            raise UserError(f"activation_function={activation!r}: expected one of {', '.join(_ACTIVATIONS)}")
+        pad = settings.get("pad_token_id", 1)
+        nodes: Nodes = {
+            "text_seq2seq": {
+                "_target_": "voxzoo.components.TransformerSeq2Seq",
+                "vocab_size": value(settings, "vocab_size"),
+                "dim": value(settings, "d_model"),
+                "num_heads": value(settings, "decoder_attention_heads"),
+                "ffn_dim": value(settings, "decoder_ffn_dim"),
+                "num_encoder_layers": value(settings, "encoder_layers"),
+                "num_decoder_layers": value(settings, "decoder_layers"),
+                "dropout": settings.get("dropout", 0.1),
+                "attention_dropout": settings.get("attention_dropout", 0.1),
+                "activation_dropout": settings.get("activation_dropout", 0.0),
+                "activation": _ACTIVATIONS[activation],
+                "layerdrop": settings.get("decoder_layerdrop", 0.05),
+                "scale_embeddings": settings.get("scale_embedding", True),
+                "position_start": pad + 1,
+                "pad_id": pad,
+            },
+            "task": {
+                "_target_": "voxzoo.tasks.TextToText",
+                "label_smoothing": 0.0,
+                "loss_on_lang_token": True,
+                "search": _search(settings, folder),
+            },
+        }
+        tokenizer = tokenizer_node(folder, settings)
+        if tokenizer:
+            nodes["tokenizer"] = tokenizer
+        return nodes
+
+    def key_map(self, nodes: Nodes) -> KeyMap:
+        ours = "text_seq2seq."
+        rules = [
+            *embedding_rules(f"{ours}decoder.", *_EMBEDDINGS, output="lm_head.weight"),
+            *encoder_rules(f"{ours}encoder.", "model.encoder.", "m2m"),
+            *decoder_rules(f"{ours}decoder.", "model.decoder.", "m2m"),
+        ]
+        # Tables of positions, which older versions saved.
+        return KeyMap(rules, left=[r"model\.(encoder|decoder)\.embed_positions\.weights?"])
+
+    def settings(self, nodes: Nodes) -> dict[str, Any]:
+        model = nodes.get("text_seq2seq", {})
+        if set(nodes) - {"task", "tokenizer"} != {"text_seq2seq"} or not model.get("num_encoder_layers", 6):
+            raise UserError("the m2m_100 layout holds a text_seq2seq with an encoder, and no other part")
+        for key, expected in (("tie_embeddings", True), ("tie_output", True), ("key_bias", True)):
+            refuse_unless(model, key, expected)
+        refuse_unless(model, "max_positions", None)
+        pad = model.get("pad_id", 0)
+        refuse_unless(model, "position_start", pad + 1)
+        tokenizer = nodes.get("tokenizer", {})
+        settings = {
+            "architectures": ["M2M100ForConditionalGeneration"],
+            "vocab_size": model["vocab_size"],
+            "d_model": model.get("dim", 512),
+            "encoder_layers": model.get("num_encoder_layers", 6),
+            "decoder_layers": model.get("num_decoder_layers", 6),
+            "scale_embedding": model.get("scale_embeddings", True),
+            "activation_function": model.get("activation", "relu"),
+            "tie_word_embeddings": True,
+            "pad_token_id": pad,
+        }
+        for side in ("encoder", "decoder"):
+            settings[f"{side}_attention_heads"] = model.get("num_heads", 8)
+            settings[f"{side}_ffn_dim"] = model.get("ffn_dim", 2048)
+        if tokenizer.get("layout", "seamless_m4t") == "seamless_m4t" and pad == 0:
+            settings.update(bos_token_id=2, eos_token_id=3, decoder_start_token_id=3)
+        return settings
+
+    def export_tokenizer(self, tokenizer: Any, nodes: Nodes, folder: Path) -> None:
+        export_tokenizer_files(tokenizer, folder)
+
+
+def _refuse_two(settings: dict[str, Any], encoder: str, decoder: str) -> None:
+    """One number describes encoder and decoder of a `TransformerSeq2Seq`."""
+    if settings.get(encoder) != settings.get(decoder):
+        raise UserError(
+            f"{encoder}={settings.get(encoder)} and {decoder}={settings.get(decoder)}: expected to be equal, "
+            "as in all published models"
+        )
+
+
+def _search(settings: dict[str, Any], folder: Path | None) -> dict[str, Any]:
+    """How the folder says to generate. Their lengths count the start token and the language, ours neither."""
+    path = None if folder is None else folder / "generation_config.json"
+    found = {**settings, **(read_json(path) if path is not None and path.exists() else {})}
+    beams = found.get("num_beams") or 1
+    return {
+        "_target_": "voxzoo.components.search.SearchOptions",
+        "method": "beam" if beams > 1 else "greedy",
+        "beam_size": beams,
+        "length_penalty": found.get("length_penalty") or 1.0,
+        "score": "after_start",
+        "early_stopping": found.get("early_stopping") is True,
+        "no_repeat_ngram": found.get("no_repeat_ngram_size") or 0,
+        "max_length": (found.get("max_new_tokens") or (found.get("max_length") or _LONGEST) - 1) - 1,
+    }
+
+
+FAMILY = M2M100()
