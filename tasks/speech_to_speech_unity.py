@@ -125,7 +125,8 @@ class SpeechToSpeechUnitY(SpeechToText):
                 f"t2u.input_dim is {t2u.input_dim}, but text_seq2seq has width {text_seq2seq.dim}: "
                 "set t2u.input_dim=${text_seq2seq.dim}"
             )
-        t2u.set_characters(tokenizer.piece_characters(), tokenizer.pieces())
+        with torch.device("cpu"):  # the tokenizer's tables are real, also where parameters are built on the meta device
+            t2u.set_characters(tokenizer.piece_characters(), tokenizer.pieces())
         self.freeze_parts(["vocoder", *(["unit_extractor"] if unit_extractor is not None else [])])
 
     @property
