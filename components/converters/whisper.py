@@ -9,11 +9,16 @@ from typing import Any
 from ..errors import UserError
 from .family import Family, Nodes
 from .files import read_json
-from .keymap import KeyMap, same, stack
+from .keymap import KeyMap, same, stack, within
 from .settings import refuse_unless, value
 from .transformer import decoder_rules, embedding_rules, encoder_rules
 
 _ENCODER, _DECODER = "speech_encoder.transformer.layers.*.", "text_seq2seq.decoder.layers.*."
+_KEYLESS = [
+    stack("product.weight", "q_proj.weight", "k_proj.weight", "v_proj.weight"),
+    stack("bias", "q_proj.bias", "v_proj.bias"),
+]
+_KEYLESS_MEMORY = [stack("product.weight", "k_proj.weight", "v_proj.weight"), same("bias", "v_proj.bias")]
 _ROLES = {"speech_encoder": "WhisperEncoder", "text_seq2seq": "TransformerSeq2Seq"}
 _MULTILINGUAL = 51865  # rows of the smallest multilingual vocabulary; the English-only one has a row less
 
@@ -83,12 +88,13 @@ class Whisper(Family):
         ours, theirs = "text_seq2seq.decoder.", "model.decoder."
         # Before the rules that all Transformers share: keys have no bias here.
         keyless = [
-            stack(f"{layer}self_attention.qkv.bias", f"{side}self_attn.q_proj.bias", f"{side}self_attn.v_proj.bias")
+            rule
             for layer, side in ((_ENCODER, "model.encoder.layers.*."), (_DECODER, f"{theirs}layers.*."))
+            for rule in within(f"{layer}self_attention.qkv.", f"{side}self_attn.", _KEYLESS)
         ]
         rules = [
             *keyless,
-            same(f"{_DECODER}memory_attention.kv.bias", f"{theirs}layers.*.encoder_attn.v_proj.bias"),
+            *within(f"{_DECODER}memory_attention.kv.", f"{theirs}layers.*.encoder_attn.", _KEYLESS_MEMORY),
             same("speech_encoder.conv1.~", "model.encoder.conv1.~"),
             same("speech_encoder.conv2.~", "model.encoder.conv2.~"),
             same("speech_encoder.positions", "model.encoder.embed_positions.weight"),

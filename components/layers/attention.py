@@ -25,15 +25,23 @@ class KeylessBias(nn.Module):
 
     def __init__(self, input_dim: int, dim: int, blocks: Literal[2, 3]) -> None:
         super().__init__()
-        self.weight = nn.Parameter(torch.empty(blocks * dim, input_dim))
+        self.product = nn.Linear(input_dim, blocks * dim, bias=False)
         self.bias = nn.Parameter(torch.zeros((blocks - 1) * dim))
         self.dim = dim
 
+    @property
+    def weight(self) -> Tensor:
+        """(blocks x dim, input_dim)."""
+        return self.product.weight
+
     def forward(self, x: Tensor) -> Tensor:
         """(..., input_dim) -> (..., blocks x dim)."""
-        value = F.pad(self.bias[-self.dim :], (self.dim, 0))
-        fused = len(self.bias) > self.dim
-        return F.linear(x, self.weight, torch.cat([self.bias[: self.dim], value]) if fused else value)
+        bias = F.pad(self.bias[-self.dim :], (self.dim, 0))
+        if len(self.bias) > self.dim:
+            bias = torch.cat([self.bias[: self.dim], bias])
+        if type(self.product) is nn.Linear:
+            return F.linear(x, self.weight, bias)
+        return self.product(x).add_(bias)  # packed for inference, see layers/linear.py
 
 
 class MultiHeadAttention(nn.Module):
