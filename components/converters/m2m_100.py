@@ -123,6 +123,7 @@ def _search(settings: dict[str, Any], folder: Path | None) -> dict[str, Any]:
         "score": "after_start",
         "early_stopping": found.get("early_stopping") is True,
         "no_repeat_ngram": found.get("no_repeat_ngram_size") or 0,
+        "min_length": max((found.get("min_new_tokens") or (found.get("min_length") or 0) - 1) - 1, 0),
         "max_length": (found.get("max_new_tokens") or (found.get("max_length") or _LONGEST) - 1) - 1,
     }
 
