@@ -11,7 +11,7 @@ from typing import Any
 _PARTS = {
     "frontend": ["Fbank", "RawWaveform", "WhisperLogMel"],
     "tokenizer": ["SentencePieceTokenizer", "WhisperTokenizer"],
-    "speech_encoder": ["ConformerEncoder", "WhisperEncoder"],
+    "speech_encoder": ["ConformerEncoder", "WhisperEncoder", "Wav2Vec2Encoder"],
     "adaptor": ["ConformerAdaptor", "ConvAdaptor", "StackAdaptor", "NoAdaptor", "CTCShrinkAdaptor"],
     "text_seq2seq": ["TransformerSeq2Seq"],
     "t2u": ["AutoregressiveT2U", "CTCT2U", "UnitY2T2U"],

@@ -19,7 +19,7 @@ from .keymap import Loaded
 
 # model_type -> module of this package that has its FAMILY.
 _FAMILIES = {
-    "hubert": "wav2vec2",
+    "hubert": "hubert",
     "m2m_100": "m2m_100",
     "seamless_m4t": "seamless_m4t",
     "seamless_m4t_v2": "seamless_m4t_v2",

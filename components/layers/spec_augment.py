@@ -1,4 +1,4 @@
-"""Masking of features while training. Letters: B batch, T frames, F features, M masks."""
+"""Masking of features and states while training. Letters: B batch, T frames, F features, D model dim, M masks."""
 
 from __future__ import annotations
 
@@ -71,6 +71,86 @@ class SpecAugment(nn.Module):
             spans = _spans(size, size.clamp(max=self.freq_width), self.freq_masks, bins)
             data = data.masked_fill(spans.repeat(1, self.stack)[:, None], 0)
         return features.with_data(data)
+
+
+class SpanMasking(nn.Module):
+    """Masking of projected features as wav2vec 2.0 does it (Baevski et al. 2020, arXiv 2006.11477, section 3.1 and
+    appendix B; the front half of HuBERT and w2v-BERT 2.0): spans of steps become one learned vector, spans of channels
+    become 0. Training only, from torch's global generator, without a device sync.
+
+    Spans begin at distinct places, may overlap and lie wholly within the real steps of a row (the published models'
+    own masking does not look at the padding of the batch everywhere). A row draws p T / length spans, rounded up or
+    down at random, at least the minimum, and fewer where it is too short.
+
+    Args:
+        time_prob: p, the share of steps that would be masked if no spans overlapped.
+        time_length: steps of a span.
+        time_min: spans that a row has at least.
+        feature_prob, feature_length, feature_min: the same over channels.
+    """
+
+    def __init__(
+        self,
+        time_prob: float = 0.0,
+        time_length: int = 10,
+        time_min: int = 2,
+        feature_prob: float = 0.0,
+        feature_length: int = 10,
+        feature_min: int = 0,
+    ) -> None:
+        super().__init__()
+        for kind, prob, length, least in (
+            ("time", time_prob, time_length, time_min),
+            ("feature", feature_prob, feature_length, feature_min),
+        ):
+            if not 0 <= prob <= 1:
+                raise ValueError(f"mask_{kind}_prob must be between 0 and 1; got {prob}")
+            if length < 1:
+                raise ValueError(f"mask_{kind}_length must be at least 1; got {length}")
+            if least < 0:
+                raise ValueError(f"mask_{kind}_min must not be negative; got {least}")
+        self.time_prob = time_prob
+        self.time_length = time_length
+        self.time_min = time_min
+        self.feature_prob = feature_prob
+        self.feature_length = feature_length
+        self.feature_min = feature_min
+
+    def forward(self, x: Tensor, lengths: Tensor, embedding: Tensor | None) -> Tensor:
+        """Mask (B, T, D) with rows of `lengths` (B,) real steps; `embedding` (D,) is the learned vector. Unchanged
+        outside training. While training `embedding` always has a gradient (zero where nothing is masked), because DDP
+        waits for it."""
+        if not self.training:
+            return x
+        batch, steps, dim = x.shape
+        if embedding is not None:
+            masked = self.steps(lengths.to(x.device), steps)
+            x = torch.where(masked[..., None], embedding.to(x.dtype), x)
+        if self.feature_prob > 0:
+            size = torch.full((batch,), dim, device=x.device)
+            channels = span_mask(size, dim, self.feature_prob, self.feature_length, self.feature_min)
+            x = x.masked_fill(channels[:, None], 0)
+        return x
+
+    def steps(self, lengths: Tensor, total: int) -> Tensor:
+        """The steps to mask in rows of `lengths` (B,): (B, total) bool."""
+        if self.time_prob == 0:
+            return torch.zeros(len(lengths), total, dtype=torch.bool, device=lengths.device)
+        return span_mask(lengths, total, self.time_prob, self.time_length, self.time_min)
+
+
+def span_mask(lengths: Tensor, total: int, prob: float, width: int, least: int) -> Tensor:
+    """Spans of `width` steps with distinct beginnings inside 0..length of each row: (B,) -> (B, total) bool."""
+    draws = torch.rand(len(lengths), total + 1, device=lengths.device)
+    places = (lengths - width + 1).clamp(min=0)
+    count = (prob * lengths / width + draws[:, 0]).long().clamp(min=least)
+    # The places with the largest draws. Ties only make a row differ by a span.
+    steps = torch.arange(total, device=lengths.device)
+    order = draws[:, 1:].masked_fill(steps >= places[:, None], -1.0)
+    rank = order.argsort(dim=1, descending=True).argsort(dim=1)
+    begins = (rank < torch.minimum(count, places)[:, None]).long().cumsum(1)
+    ended = nn.functional.pad(begins, (width, 0))[:, :total]
+    return begins > ended
 
 
 def _spans(size: Tensor, widest: Tensor, masks: int, total: int) -> Tensor:

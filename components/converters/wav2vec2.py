@@ -1,0 +1,184 @@
+"""wav2vec 2.0 and XLS-R (`Wav2Vec2Model`), and what HuBERT shares with them: a speech encoder over samples."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from ..errors import UserError
+from .family import Family, Nodes
+from .files import read_json
+from .keymap import KeyMap, same, stack, within
+from .settings import refuse_unless, value
+
+_ATTENTION = [
+    stack("qkv.weight", "q_proj.weight", "k_proj.weight", "v_proj.weight"),
+    stack("qkv.bias", "q_proj.bias", "k_proj.bias", "v_proj.bias"),
+    same("out.~", "out_proj.~"),
+]
+_RULES = [
+    same("convs.*.conv.~", "feature_extractor.conv_layers.*.conv.~"),
+    same("convs.*.norm.~", "feature_extractor.conv_layers.*.layer_norm.~"),
+    same("input_norm.~", "feature_projection.layer_norm.~"),
+    same("input_projection.~", "feature_projection.projection.~"),
+    same("mask_embedding", "masked_spec_embed"),
+    same("position.g", "encoder.pos_conv_embed.conv.parametrizations.weight.original0"),
+    same("position.v", "encoder.pos_conv_embed.conv.parametrizations.weight.original1"),
+    same("position.bias", "encoder.pos_conv_embed.conv.bias"),
+    same("norm.~", "encoder.layer_norm.~"),
+    *within("layers.*.attention.", "encoder.layers.*.attention.", _ATTENTION),
+    same("layers.*.attention_norm.~", "encoder.layers.*.layer_norm.~"),
+    same("layers.*.ffn.inner.~", "encoder.layers.*.feed_forward.intermediate_dense.~"),
+    same("layers.*.ffn.outer.~", "encoder.layers.*.feed_forward.output_dense.~"),
+    same("layers.*.ffn_norm.~", "encoder.layers.*.final_layer_norm.~"),
+]
+# Heads of pre-training, recognition and classification.
+_LEFT = [
+    r"(lm_head|quantizer|project_q|project_hid|projector|classifier|tdnn|objective)\..*",
+    r"feature_extractor\.(weight|bias)",
+    r"layer_weights",
+]
+# Weight normalisation before torch 2.1, and the prefix of classes with a head.
+_RENAME = [
+    (r"^(wav2vec2|hubert)\.", ""),
+    (r"(pos_conv_embed\.conv)\.weight_g$", r"\1.parametrizations.weight.original0"),
+    (r"(pos_conv_embed\.conv)\.weight_v$", r"\1.parametrizations.weight.original1"),
+]
+_ACTIVATIONS = {"gelu": "gelu", "relu": "relu", "silu": "silu", "swish": "silu"}
+_MASKING = {
+    "mask_time_length": ("mask_time_length", 10),
+    "mask_time_min": ("mask_time_min_masks", 2),
+    "mask_feature_prob": ("mask_feature_prob", 0.0),
+    "mask_feature_length": ("mask_feature_length", 10),
+    "mask_feature_min": ("mask_feature_min_masks", 0),
+}
+
+
+class Wav2Vec2(Family):
+    model_types = ("wav2vec2",)
+    architecture = "Wav2Vec2Model"
+
+    def nodes(self, settings: dict[str, Any], folder: Path | None = None) -> Nodes:
+        self.refuse(settings)
+        activation = settings.get("hidden_act", "gelu")
+        if activation not in _ACTIVATIONS:
+            raise UserError(f"hidden_act={activation!r}: expected one of {', '.join(_ACTIVATIONS)}")
+        norm = settings.get("feat_extract_norm", "group")
+        if norm not in ("group", "layer"):
+            raise UserError(f"feat_extract_norm={norm!r}: expected group or layer")
+        reader = _preprocessor(folder)
+        masked = settings.get("mask_time_prob", 0.05) > 0 or settings.get("mask_feature_prob", 0.0) > 0
+        encoder = {
+            "_target_": "voxzoo.components.Wav2Vec2Encoder",
+            "dim": value(settings, "hidden_size"),
+            "num_layers": value(settings, "num_hidden_layers"),
+            "num_heads": value(settings, "num_attention_heads"),
+            "ffn_dim": value(settings, "intermediate_size"),
+            "conv_dims": list(value(settings, "conv_dim")),
+            "conv_kernels": list(value(settings, "conv_kernel")),
+            "conv_strides": list(value(settings, "conv_stride")),
+            "conv_bias": settings.get("conv_bias", False),
+            "conv_norm": norm,
+            "norm_first": settings.get("do_stable_layer_norm", False),
+            "input_norm": settings.get("feat_proj_layer_norm", True),
+            "position_kernel": settings.get("num_conv_pos_embeddings", 128),
+            "position_groups": settings.get("num_conv_pos_embedding_groups", 16),
+            "activation": _ACTIVATIONS[activation],
+            "leak_padding": _leak(norm, reader),
+            "input_dropout": settings.get("feat_proj_dropout", 0.0),
+            "dropout": settings.get("hidden_dropout", 0.1),
+            "attention_dropout": settings.get("attention_dropout", 0.1),
+            "activation_dropout": settings.get("activation_dropout", 0.1),
+            "layer_drop": settings.get("layerdrop", 0.1),
+            "mask_embedding": masked,
+            **span_masking(settings, 0.05),
+        }
+        frontend = {
+            "_target_": "voxzoo.components.RawWaveform",
+            "sample_rate": reader.get("sampling_rate", 16000),
+            "normalise": reader.get("do_normalize", True),
+            "output_dim": 1,
+        }
+        return {"frontend": frontend, "speech_encoder": encoder}
+
+    def refuse(self, settings: dict[str, Any]) -> None:
+        """Refuse settings that no part has."""
+        if settings.get("add_adapter"):
+            raise UserError(
+                "add_adapter=True: the convolutions behind such a model have no part here; expected False (take the "
+                "model without them and put adaptor=conv behind it)"
+            )
+        if settings.get("adapter_attn_dim") is not None:
+            raise UserError(
+                f"adapter_attn_dim={settings['adapter_attn_dim']}: adapters inside the blocks have no part here; "
+                "expected null"
+            )
+        refuse_unless(settings, "feat_extract_activation", "gelu")
+        refuse_unless(settings, "layer_norm_eps", 1e-5)
+
+    def key_map(self, nodes: Nodes) -> KeyMap:
+        return KeyMap(within("speech_encoder.", "", _RULES), left=_LEFT, rename=_RENAME)
+
+    def settings(self, nodes: Nodes) -> dict[str, Any]:
+        encoder = nodes["speech_encoder"]
+        defaults = {"conv_dims": [512] * 7, "conv_kernels": [10, 3, 3, 3, 3, 2, 2], "conv_strides": [5, *[2] * 6]}
+        convs = {key: list(encoder.get(key, default)) for key, default in defaults.items()}
+        return {
+            "architectures": [self.architecture],
+            "hidden_size": encoder["dim"],
+            "num_hidden_layers": encoder["num_layers"],
+            "num_attention_heads": encoder["num_heads"],
+            "intermediate_size": encoder["ffn_dim"],
+            "conv_dim": convs["conv_dims"],
+            "conv_kernel": convs["conv_kernels"],
+            "conv_stride": convs["conv_strides"],
+            "num_feat_extract_layers": len(convs["conv_dims"]),
+            "conv_bias": encoder.get("conv_bias", False),
+            "feat_extract_norm": encoder.get("conv_norm", "group"),
+            "do_stable_layer_norm": encoder.get("norm_first", False),
+            "num_conv_pos_embeddings": encoder.get("position_kernel", 128),
+            "num_conv_pos_embedding_groups": encoder.get("position_groups", 16),
+            "hidden_act": encoder.get("activation", "gelu"),
+            **span_masking_settings(encoder),
+            **self.own_settings(encoder),
+        }
+
+    def own_settings(self, encoder: dict[str, Any]) -> dict[str, Any]:
+        """What config.json of this model type alone has."""
+        refuse_unless(encoder, "input_norm", True)
+        return {}
+
+
+def span_masking(settings: dict[str, Any], time_prob: float) -> dict[str, Any]:
+    """Arguments of an encoder for the masking that config.json asks for while training, `time_prob` where it does not
+    say how much."""
+    applied = settings.get("apply_spec_augment", True)
+    found = {ours: settings.get(theirs, default) for ours, (theirs, default) in _MASKING.items()}
+    found["mask_feature_prob"] = found["mask_feature_prob"] if applied else 0.0
+    return {"mask_time_prob": settings.get("mask_time_prob", time_prob) if applied else 0.0, **found}
+
+
+def span_masking_settings(encoder: dict[str, Any]) -> dict[str, Any]:
+    """config.json of an encoder's masking: the published layout has the learned vector where a probability is set."""
+    if not encoder.get("mask_embedding"):
+        return {"mask_time_prob": 0.0, "mask_feature_prob": 0.0}
+    probs = {key: encoder.get(key, 0.0) for key in ("mask_time_prob", "mask_feature_prob")}
+    if not any(probs.values()):
+        return {"apply_spec_augment": False}
+    others = {theirs: encoder[ours] for ours, (theirs, _) in _MASKING.items() if ours in encoder}
+    return {**others, **probs, "apply_spec_augment": True}
+
+
+def _preprocessor(folder: Path | None) -> dict[str, Any]:
+    path = None if folder is None else folder / "preprocessor_config.json"
+    return read_json(path) if path is not None and path.exists() else {}
+
+
+def _leak(norm: str, reader: dict[str, Any]) -> str:
+    """What transformers lets leak: its feature extractors say whether the model gets an attention mask at all. Those of
+    models with `feat_extract_norm: group` say no, also where there is no file to ask."""
+    told = reader.get("return_attention_mask", norm == "layer")
+    return "all" if not told else "norm" if norm == "group" else "none"
+
+
+FAMILY = Wav2Vec2()

@@ -1,0 +1,352 @@
+"""The encoder of wav2vec 2.0, XLS-R and HuBERT. Letters: B batch, N samples, T frames, C channels, D model dim, K taps,
+L layers."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..layers.attention import MultiHeadAttention
+from ..layers.convolution import conv_lengths
+from ..layers.dropout import Dropout
+from ..layers.spec_augment import SpanMasking
+from ..layers.transformer import Activation, FeedForward
+from ..roles import SpeechEncoder
+from ..types import Padded
+
+FeatureNorm = Literal["group", "layer"]
+LeakPadding = Literal["none", "norm", "all"]
+
+
+class Wav2Vec2Encoder(SpeechEncoder):
+    """Convolutions over the waveform, then Transformer blocks: one state each 20 ms at 16 kHz.
+
+    The published encoders are settings of it (configs of the same names): wav2vec 2.0 (Baevski et al. 2020, arXiv
+    2006.11477) and HuBERT (Hsu et al. 2021, arXiv 2106.07447) base with `conv_norm: group` and post-norm blocks; their
+    large kinds, HuBERT x-large and XLS-R (Babu et al. 2021, arXiv 2111.09296) with `conv_norm: layer` and `norm_first:
+    true`. They read RawWaveform, with `normalise: true` where the model was trained so.
+
+    A row of fewer samples than the convolutions span (400) has no frame: its length is 0.
+
+    Args:
+        dim: width D of the states, a multiple of `num_heads` and of `position_groups`.
+        num_layers: Transformer blocks L.
+        num_heads: attention heads.
+        ffn_dim: inner width of the feed-forward layers.
+        conv_dims, conv_kernels, conv_strides: channels, kernel and stride of each convolution over the waveform.
+        conv_bias: whether these convolutions have a bias.
+        conv_norm: `group`: the first convolution's channels are normalised over the time of the row (GroupNorm, one
+            group a channel); `layer`: each convolution's output is normalised over its channels.
+        norm_first: blocks normalise what they read and the last block's output is normalised ("stable layer norm");
+            otherwise what they add up to, and what the first block reads.
+        input_norm: layer norm before the projection to D.
+        position_kernel: K frames of the positional convolution.
+        position_groups: its groups.
+        activation: in the feed-forward layers.
+        layer: the states to return: those behind block n, counted from 1, 0 for what the first block reads. They carry
+            no final norm, and what lies behind is not computed. None: the model's output.
+        leak_padding: `none`: padding never changes a result. `norm`: the time statistics of `conv_norm: group` count
+            the padding in, as in transformers when it is given an attention mask. `all`: nothing knows of the padding,
+            as in transformers when it is given none, which is what its feature extractors do for base models. A row
+            without padding is the same in all three.
+        input_dropout: after the projection to D.
+        dropout: on the input of the blocks, and on what attention and feed-forward layers add.
+        attention_dropout: on the attention weights.
+        activation_dropout: inside feed-forward layers.
+        layer_drop: probability that a block is left out of a training step (LayerDrop, arXiv 1909.11556).
+        mask_embedding: a learned vector for masked steps, (D,).
+        mask_time_prob, mask_time_length, mask_time_min: masking of steps while training, see `SpanMasking`.
+        mask_feature_prob, mask_feature_length, mask_feature_min: masking of channels while training.
+        input_dim: 1, samples; a place for configs to say what is read.
+    """
+
+    paper = "wav2vec 2.0, arXiv 2006.11477; XLS-R, arXiv 2111.09296; HuBERT, arXiv 2106.07447"
+
+    def __init__(
+        self,
+        dim: int,
+        num_layers: int,
+        num_heads: int,
+        ffn_dim: int,
+        conv_dims: list[int] | tuple[int, ...] = (512, 512, 512, 512, 512, 512, 512),
+        conv_kernels: list[int] | tuple[int, ...] = (10, 3, 3, 3, 3, 2, 2),
+        conv_strides: list[int] | tuple[int, ...] = (5, 2, 2, 2, 2, 2, 2),
+        conv_bias: bool = False,
+        conv_norm: FeatureNorm = "group",
+        norm_first: bool = False,
+        input_norm: bool = True,
+        position_kernel: int = 128,
+        position_groups: int = 16,
+        activation: Activation = "gelu",
+        layer: int | None = None,
+        leak_padding: LeakPadding = "none",
+        input_dropout: float = 0.0,
+        dropout: float = 0.0,
+        attention_dropout: float = 0.0,
+        activation_dropout: float = 0.0,
+        layer_drop: float = 0.0,
+        mask_embedding: bool = False,
+        mask_time_prob: float = 0.0,
+        mask_time_length: int = 10,
+        mask_time_min: int = 2,
+        mask_feature_prob: float = 0.0,
+        mask_feature_length: int = 10,
+        mask_feature_min: int = 0,
+        input_dim: int = 1,
+    ) -> None:
+        super().__init__()
+        if num_layers < 1:
+            raise ValueError(f"num_layers must be at least 1; got {num_layers}")
+        if not 0 < len(conv_dims) == len(conv_kernels) == len(conv_strides):
+            raise ValueError(
+                "conv_dims, conv_kernels and conv_strides need one entry for each convolution; got "
+                f"{len(conv_dims)}, {len(conv_kernels)} and {len(conv_strides)}"
+            )
+        if conv_norm not in ("group", "layer"):
+            raise ValueError(f"conv_norm must be group or layer; got {conv_norm!r}")
+        if leak_padding not in ("none", "norm", "all"):
+            raise ValueError(f"leak_padding must be none, norm or all; got {leak_padding!r}")
+        if layer is not None and not 0 <= layer <= num_layers:
+            raise ValueError(
+                f"layer must be between 0 and num_layers={num_layers}, or null for the output; got {layer}"
+            )
+        if not 0 <= layer_drop < 1:
+            raise ValueError(f"layer_drop must be at least 0 and below 1; got {layer_drop}")
+        if mask_time_prob > 0 and not mask_embedding:
+            raise ValueError(
+                f"mask_time_prob={mask_time_prob} needs mask_embedding=true: masked steps become that vector"
+            )
+        if input_dim != 1:
+            raise ValueError(f"Wav2Vec2Encoder reads samples, so input_dim must be 1; got {input_dim}")
+        self.input_dim = 1
+        self.output_dim = dim
+        self.dim = dim
+        self.norm_first = norm_first
+        self.layer = layer
+        self.leak_padding: LeakPadding = leak_padding
+        self.layer_drop = layer_drop
+        widths = [1, *conv_dims]
+        self.convs = nn.ModuleList(
+            _FeatureConv(
+                widths[index],
+                widths[index + 1],
+                conv_kernels[index],
+                conv_strides[index],
+                conv_bias,
+                "layer" if conv_norm == "layer" else "group" if index == 0 else None,
+            )
+            for index in range(len(conv_dims))
+        )
+        self.input_norm = nn.LayerNorm(widths[-1]) if input_norm else None
+        self.input_projection = nn.Linear(widths[-1], dim)
+        nn.init.normal_(self.input_projection.weight, std=0.02)
+        nn.init.zeros_(self.input_projection.bias)
+        self.input_dropout = Dropout(input_dropout)
+        self.mask_embedding = nn.Parameter(torch.empty(dim)) if mask_embedding else None
+        if self.mask_embedding is not None:
+            nn.init.uniform_(self.mask_embedding)
+        self.masking = SpanMasking(
+            mask_time_prob, mask_time_length, mask_time_min, mask_feature_prob, mask_feature_length, mask_feature_min
+        )
+        self.position = PositionalConv(dim, position_kernel, position_groups)
+        self.norm = nn.LayerNorm(dim)
+        self.dropout = Dropout(dropout)
+        self.layers = nn.ModuleList(
+            Wav2Vec2Layer(
+                dim, num_heads, ffn_dim, norm_first, activation, dropout, attention_dropout, activation_dropout
+            )
+            for _ in range(num_layers)
+        )
+
+    def forward(self, speech: Padded) -> Padded:
+        """(B, N) samples -> (B, T, dim) states; beyond the lengths they are finite but mean nothing."""
+        if speech.data.dim() != 2:
+            raise ValueError(f"Wav2Vec2Encoder takes samples (B, N); got {tuple(speech.data.shape)}. Use frontend=raw")
+        x, keep = self._features(speech)
+        lengths = self.output_lengths(speech.lengths)
+        if self.input_norm is not None:
+            x = self.input_norm(x)
+        x = self.input_dropout(self.input_projection(x))
+        x = self.masking(x, lengths, self.mask_embedding)
+        mask = None
+        if keep is not None:
+            # The positional convolution of a real frame sees zeros beyond the end, as it would in the row alone.
+            x = x.masked_fill(~keep[..., None], 0)
+            mask = keep[:, None, None].clone()
+            mask[..., 0] = True  # a row without frames must not become NaN
+        x = x + self.position(x)
+        if not self.norm_first:
+            x = self.norm(x)
+        x = self.dropout(x)
+        wanted = len(self.layers) if self.layer is None else self.layer
+        for index, block in enumerate(self.layers):
+            behind = index >= wanted
+            if behind and not self.training:
+                break
+            # What lies behind gets zero gradients while training: DDP and FSDP wait for every parameter.
+            skip = behind or (
+                self.training and self.layer_drop > 0 and bool(torch.rand((), device="cpu") < self.layer_drop)
+            )
+            x = block(x, mask, skip)
+        if self.norm_first:
+            if self.layer is None:
+                x = self.norm(x)
+            elif self.training:
+                x = x + 0 * (self.norm.weight + self.norm.bias)
+        return Padded(x, lengths)
+
+    def output_lengths(self, lengths: Tensor) -> Tensor:
+        """(B,) int64 samples -> (B,) int64 frames: floor((n - kernel) / stride) + 1 of each convolution, 0 or more."""
+        for conv in self.convs:
+            assert isinstance(conv, _FeatureConv)
+            lengths = conv_lengths(lengths, conv.kernel, conv.stride, 0)
+        return lengths
+
+    @property
+    def receptive_field(self) -> int:
+        """Samples that a frame spans."""
+        samples = 1
+        for conv in reversed(self.convs):
+            assert isinstance(conv, _FeatureConv)
+            samples = (samples - 1) * conv.stride + conv.kernel
+        return samples
+
+    def _features(self, speech: Padded) -> tuple[Tensor, Tensor | None]:
+        """(B, N) samples -> (B, T, C) features, and (B, T) which frames are real: None where all count as real."""
+        # Lengths on the CPU tell without a sync that nothing is padding; then no masks are needed.
+        full = speech.lengths.device.type == "cpu" and int(speech.lengths.min()) == speech.data.shape[1]
+        if self.leak_padding != "none" and not full:
+            speech = speech.zeroed()  # what leaks is silence, whatever the batch was padded with
+        x = speech.data.to(self.input_projection.weight.dtype)
+        x = F.pad(x, (0, max(self.receptive_field - x.shape[1], 0)))[..., None]
+        counted = None if full or self.leak_padding != "none" else speech.lengths.to(x.device)
+        for conv in self.convs:
+            assert isinstance(conv, _FeatureConv)
+            counted = None if counted is None else conv_lengths(counted, conv.kernel, conv.stride, 0)
+            x = conv(x, counted)
+        if self.leak_padding == "all" or (full and speech.data.shape[1] >= self.receptive_field):
+            return x, None
+        lengths = self.output_lengths(speech.lengths).to(x.device)
+        return x, torch.arange(x.shape[1], device=x.device) < lengths[:, None]
+
+
+class Wav2Vec2Layer(nn.Module):
+    """Self-attention and feed-forward, each with a residual, normalised before (`norm_first`) or after."""
+
+    def __init__(
+        self,
+        dim: int,
+        num_heads: int,
+        ffn_dim: int,
+        norm_first: bool,
+        activation: Activation = "gelu",
+        dropout: float = 0.0,
+        attention_dropout: float = 0.0,
+        activation_dropout: float = 0.0,
+    ) -> None:
+        super().__init__()
+        self.norm_first = norm_first
+        self.attention = MultiHeadAttention(dim, num_heads, attention_dropout)
+        self.attention_norm = nn.LayerNorm(dim)
+        self.ffn = FeedForward(dim, ffn_dim, activation, activation_dropout)
+        self.ffn_norm = nn.LayerNorm(dim)
+        self.dropout = Dropout(dropout)
+
+    def forward(self, x: Tensor, mask: Tensor | None = None, skip: bool = False) -> Tensor:
+        """(B, T, D), mask (B, 1, 1, T) bool, True = may be attended (None: all) -> (B, T, D). With `skip` the block
+        passes `x` on, and its parameters get a zero gradient."""
+        if skip:
+            if torch.is_grad_enabled():
+                x = x + 0 * sum(p.flatten()[0] for p in self.parameters() if p.requires_grad)
+            return x
+        if self.norm_first:
+            x = x + self.dropout(self.attention(self.attention_norm(x), mask=mask))
+            return x + self.dropout(self.ffn(self.ffn_norm(x)))
+        x = self.attention_norm(x + self.dropout(self.attention(x, mask=mask)))
+        return self.ffn_norm(x + self.dropout(self.ffn(x)))
+
+
+class PositionalConv(nn.Module):
+    """Relative positions by a grouped convolution with GELU (Baevski et al. 2020, section 2; Mohamed et al. 2019, arXiv
+    1904.11660), weight-normalised for each of its K taps: w = g v / |v| (Salimans and Kingma 2016, arXiv 1602.07868).
+
+    Zeros stand on both sides; of an even kernel the output's surplus last step is dropped.
+    """
+
+    def __init__(self, dim: int, kernel_size: int, groups: int) -> None:
+        super().__init__()
+        if groups < 1 or dim % groups:
+            raise ValueError(f"dim must be a multiple of position_groups; got dim={dim}, position_groups={groups}")
+        if kernel_size < 1:
+            raise ValueError(f"position_kernel must be at least 1; got {kernel_size}")
+        self.groups = groups
+        self.v = nn.Parameter(torch.empty(dim, dim // groups, kernel_size))
+        self.g = nn.Parameter(torch.empty(1, 1, kernel_size))
+        self.bias = nn.Parameter(torch.empty(dim))
+        nn.init.normal_(self.v, std=2 * (kernel_size * dim) ** -0.5)
+        nn.init.zeros_(self.bias)
+        with torch.no_grad():
+            self.g.copy_(self.v.norm(dim=(0, 1), keepdim=True))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, T, D), padding zeroed -> (B, T, D)."""
+        kernel = self.v.shape[-1]
+        weight = self.v * (self.g / self.v.norm(dim=(0, 1), keepdim=True))
+        y = F.conv1d(x.transpose(1, 2), weight, self.bias, padding=kernel // 2, groups=self.groups)
+        return F.gelu(y[..., : x.shape[1]]).transpose(1, 2)
+
+
+class _FeatureConv(nn.Module):
+    """One convolution of the front half, without padding: convolution, norm, GELU."""
+
+    def __init__(
+        self, input_dim: int, output_dim: int, kernel: int, stride: int, bias: bool, norm: FeatureNorm | None
+    ) -> None:
+        super().__init__()
+        if min(output_dim, kernel, stride) < 1:
+            raise ValueError(
+                f"conv_dims, conv_kernels and conv_strides must be at least 1; got {output_dim}, {kernel} and {stride}"
+            )
+        self.kernel = kernel
+        self.stride = stride
+        self.conv = nn.Conv1d(input_dim, output_dim, kernel, stride, bias=bias)
+        nn.init.kaiming_normal_(self.conv.weight)
+        if self.conv.bias is not None:
+            nn.init.zeros_(self.conv.bias)
+        self.norm = None if norm is None else TimeNorm(output_dim) if norm == "group" else nn.LayerNorm(output_dim)
+
+    def forward(self, x: Tensor, lengths: Tensor | None) -> Tensor:
+        """(B, T, C) -> (B, T', C'); `lengths` (B,): real frames of the output, None where all count."""
+        x = self.conv(x.transpose(1, 2)).transpose(1, 2)
+        if isinstance(self.norm, TimeNorm):
+            x = self.norm(x, lengths)
+        elif self.norm is not None:
+            x = self.norm(x)
+        return F.gelu(x)
+
+
+class TimeNorm(nn.Module):
+    """Each channel of a row normalised over the row's real steps (GroupNorm with one group a channel, Wu and He 2018,
+    arXiv 1803.08494, whose padding does not count)."""
+
+    def __init__(self, dim: int, eps: float = 1e-5) -> None:
+        super().__init__()
+        self.eps = eps
+        self.weight = nn.Parameter(torch.ones(dim))
+        self.bias = nn.Parameter(torch.zeros(dim))
+
+    def forward(self, x: Tensor, lengths: Tensor | None = None) -> Tensor:
+        """(B, T, C) and (B,) real steps (None: all) -> (B, T, C)."""
+        if lengths is None:
+            channels = len(self.weight)
+            return F.group_norm(x.transpose(1, 2), channels, self.weight, self.bias, self.eps).transpose(1, 2)
+        keep = (torch.arange(x.shape[1], device=x.device) < lengths[:, None])[..., None]
+        count = lengths.clamp(min=1)[:, None, None]
+        values = x.float()
+        mean = values.masked_fill(~keep, 0).sum(1, keepdim=True) / count
+        centred = (values - mean).masked_fill(~keep, 0)
+        scale = (centred.square().sum(1, keepdim=True) / count + self.eps).rsqrt()
+        return (centred * (scale * self.weight) + self.bias).to(x.dtype)
