@@ -163,4 +163,6 @@ class ConformerEncoder(SpeechEncoder):
             seen = seen & (chunk[None] >= chunk[:, None] - self.left_chunks)
         if mask is None:
             return seen[None, None]
-        return mask & seen | torch.eye(steps, dtype=torch.bool, device=x.device)
+        allowed = mask & seen
+        # A padded step that no real one is near gets itself; nothing else may be added, an adaptor may read padding.
+        return allowed | torch.eye(steps, dtype=torch.bool, device=x.device) & ~allowed.any(-1, keepdim=True)
