@@ -91,7 +91,6 @@ class CodeHiFiGAN(UnitVocoder):
     ) -> None:
         super().__init__()
         self.num_units, self.sample_rate = num_units, sample_rate
-        self.languages = tuple(speakers or ())
         self.first_speakers = [next(iter(of), 0) for of in (speakers or {}).values()]
         self.default_language, self.default_speaker = default_language, default_speaker
         self.predict_durations, self.published_lengths = predict_durations, published_lengths
@@ -113,18 +112,6 @@ class CodeHiFiGAN(UnitVocoder):
             final_slope,
         )
         self.hop_length = self.generator.samples_per_frame
-
-    def lang_id(self, lang: str) -> int:
-        """Place of a language in the language table.
-
-        Raises:
-            ValueError: it has no voice here; names those that have.
-        """
-        if lang not in self.languages:
-            raise ValueError(
-                f"this vocoder does not speak {lang!r}: it speaks {', '.join(self.languages) or 'no named'}"
-            )
-        return self.languages.index(lang)
 
     def forward(
         self, units: Padded, lang: Tensor | None = None, speaker: Tensor | None = None, durations: Padded | None = None
