@@ -9,6 +9,7 @@ from ..errors import UserError
 from .family import Family, Nodes
 from .files import read_json
 from .keymap import KeyMap, same, stack, within
+from .masking import masked, span_masking, span_masking_settings
 from .settings import refuse_unless, value
 
 _ATTENTION = [
@@ -45,13 +46,6 @@ _RENAME = [
     (r"(pos_conv_embed\.conv)\.weight_v$", r"\1.parametrizations.weight.original1"),
 ]
 _ACTIVATIONS = {"gelu": "gelu", "relu": "relu", "silu": "silu", "swish": "silu"}
-_MASKING = {
-    "mask_time_length": ("mask_time_length", 10),
-    "mask_time_min": ("mask_time_min_masks", 2),
-    "mask_feature_prob": ("mask_feature_prob", 0.0),
-    "mask_feature_length": ("mask_feature_length", 10),
-    "mask_feature_min": ("mask_feature_min_masks", 0),
-}
 
 
 class Wav2Vec2(Family):
@@ -67,7 +61,6 @@ class Wav2Vec2(Family):
         if norm not in ("group", "layer"):
             raise UserError(f"feat_extract_norm={norm!r}: expected group or layer")
         reader = _preprocessor(folder)
-        masked = settings.get("mask_time_prob", 0.05) > 0 or settings.get("mask_feature_prob", 0.0) > 0
         encoder = {
             "_target_": "voxzoo.components.Wav2Vec2Encoder",
             "dim": value(settings, "hidden_size"),
@@ -90,8 +83,8 @@ class Wav2Vec2(Family):
             "attention_dropout": settings.get("attention_dropout", 0.1),
             "activation_dropout": settings.get("activation_dropout", 0.1),
             "layer_drop": settings.get("layerdrop", 0.1),
-            "mask_embedding": masked,
-            **span_masking(settings, 0.05),
+            "mask_embedding": masked(settings),
+            **span_masking(settings),
         }
         frontend = {
             "_target_": "voxzoo.components.RawWaveform",
@@ -147,26 +140,6 @@ class Wav2Vec2(Family):
         """What config.json of this model type alone has."""
         refuse_unless(encoder, "input_norm", True)
         return {}
-
-
-def span_masking(settings: dict[str, Any], time_prob: float) -> dict[str, Any]:
-    """Arguments of an encoder for the masking that config.json asks for while training, `time_prob` where it does not
-    say how much."""
-    applied = settings.get("apply_spec_augment", True)
-    found = {ours: settings.get(theirs, default) for ours, (theirs, default) in _MASKING.items()}
-    found["mask_feature_prob"] = found["mask_feature_prob"] if applied else 0.0
-    return {"mask_time_prob": settings.get("mask_time_prob", time_prob) if applied else 0.0, **found}
-
-
-def span_masking_settings(encoder: dict[str, Any]) -> dict[str, Any]:
-    """config.json of an encoder's masking: the published layout has the learned vector where a probability is set."""
-    if not encoder.get("mask_embedding"):
-        return {"mask_time_prob": 0.0, "mask_feature_prob": 0.0}
-    probs = {key: encoder.get(key, 0.0) for key in ("mask_time_prob", "mask_feature_prob")}
-    if not any(probs.values()):
-        return {"apply_spec_augment": False}
-    others = {theirs: encoder[ours] for ours, (theirs, _) in _MASKING.items() if ours in encoder}
-    return {**others, **probs, "apply_spec_augment": True}
 
 
 def _preprocessor(folder: Path | None) -> dict[str, Any]:

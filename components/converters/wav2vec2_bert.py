@@ -9,6 +9,7 @@ from ..errors import UserError
 from .conformer import adaptor_rules, encoder_rules
 from .family import Family, Nodes
 from .keymap import KeyMap
+from .masking import masked, span_masking, span_masking_settings
 from .settings import fbank, refuse_unless, value
 
 _POSITIONS = {"relative_key": "relative_key", "relative": "relative", None: "none"}
@@ -22,6 +23,7 @@ class Wav2Vec2Bert(Family):
         if position not in _POSITIONS:
             raise UserError(f"position_embeddings_type={position!r}: expected one of relative_key, relative, null")
         refuse_unless(settings, "hidden_act", "swish")
+        refuse_unless(settings, "layer_norm_eps", 1e-5)
         dim = value(settings, "hidden_size")
         nodes: Nodes = {
             "frontend": fbank(folder),
@@ -46,19 +48,30 @@ class Wav2Vec2Bert(Family):
                 "activation_dropout": settings.get("activation_dropout", 0.0),
                 "conv_dropout": settings.get("conformer_conv_dropout", 0.1),
                 "layer_drop": settings.get("layerdrop", 0.1),
-                "mask_embedding": settings.get("mask_time_prob", 0.05) > 0 or settings.get("mask_feature_prob", 0) > 0,
+                "mask_embedding": masked(settings),
+                **span_masking(settings),
             },
         }
         if settings.get("add_adapter"):
+            refuse_unless(settings, "adapter_act", "relu")
+            kernel, stride = settings.get("adapter_kernel_size", 3), settings.get("adapter_stride", 2)
+            if kernel // 2 != stride // 2:
+                # The published code pads by one half and counts lengths with the other.
+                raise UserError(
+                    f"adapter_kernel_size={kernel} with adapter_stride={stride}: expected the same when halved, "
+                    "as 3 and 2 are; for others the published code's lengths do not fit its states"
+                )
             nodes["adaptor"] = {
                 "_target_": "voxzoo.components.ConformerAdaptor",
                 "input_dim": dim,
                 "output_dim": settings.get("output_hidden_size") or dim,
-                "kernel_size": settings.get("adapter_kernel_size", 3),
-                "stride": settings.get("adapter_stride", 2),
+                "kernel_size": kernel,
+                "stride": stride,
                 "num_layers": settings.get("num_adapter_layers", 1),
                 "num_heads": value(settings, "num_attention_heads"),
                 "ffn_dim": value(settings, "intermediate_size"),
+                "dropout": settings.get("conformer_conv_dropout", 0.1),
+                "ffn_inner_dropout": settings.get("activation_dropout", 0.0),
                 "final_norm": False,
                 "leak_padding": True,
             }
@@ -88,8 +101,7 @@ class Wav2Vec2Bert(Family):
             "use_intermediate_ffn_before_adapter": encoder.get("intermediate_ffn", False),
             "add_adapter": adaptor is not None,
         }
-        if not encoder.get("mask_embedding"):
-            settings.update(mask_time_prob=0.0, mask_feature_prob=0.0)
+        settings.update(span_masking_settings(encoder))
         if adaptor is not None:
             settings.update(
                 output_hidden_size=adaptor["output_dim"],

@@ -9,7 +9,7 @@ from ..layers.conformer import ConformerLayer
 from ..layers.convolution import ConvNorm
 from ..layers.dropout import Dropout
 from ..layers.relative_attention import Position, positions
-from ..layers.spec_augment import SpecAugment
+from ..layers.spec_augment import SpanMasking, SpecAugment
 from ..layers.transformer import FeedForward
 from ..roles import SpeechEncoder
 from ..types import Padded
@@ -44,6 +44,10 @@ class ConformerEncoder(SpeechEncoder):
         conv_dropout: on the output of the convolution module.
         layer_drop: probability that a block is left out of a training step (LayerDrop, arXiv 1909.11556).
         spec_augment: masks the features while training.
+        mask_embedding: a learned vector for masked steps, (dim,), as w2v-BERT 2.0 has it.
+        mask_time_prob, mask_time_length, mask_time_min: masking of the projected features' steps with that vector while
+            training, see `SpanMasking`.
+        mask_feature_prob, mask_feature_length, mask_feature_min: masking of their channels while training.
     """
 
     paper = "SeamlessM4T, arXiv 2308.11596; Seamless (w2v-BERT 2.0), arXiv 2312.05187; Conformer, arXiv 2005.08100"
@@ -72,6 +76,13 @@ class ConformerEncoder(SpeechEncoder):
         conv_dropout: float = 0.0,
         layer_drop: float = 0.0,
         spec_augment: SpecAugment | None = None,
+        mask_embedding: bool = False,
+        mask_time_prob: float = 0.0,
+        mask_time_length: int = 10,
+        mask_time_min: int = 2,
+        mask_feature_prob: float = 0.0,
+        mask_feature_length: int = 10,
+        mask_feature_min: int = 0,
     ) -> None:
         super().__init__()
         if num_layers < 1:
@@ -82,6 +93,10 @@ class ConformerEncoder(SpeechEncoder):
             raise ValueError(f"left_chunks must not be negative (null: all of the past); got {left_chunks}")
         if not 0 <= layer_drop < 1:
             raise ValueError(f"layer_drop must be at least 0 and below 1; got {layer_drop}")
+        if mask_time_prob > 0 and not mask_embedding:
+            raise ValueError(
+                f"mask_time_prob={mask_time_prob} needs mask_embedding=true: masked steps become that vector"
+            )
         self.input_dim = input_dim
         self.output_dim = dim
         self.dim = dim
@@ -95,6 +110,12 @@ class ConformerEncoder(SpeechEncoder):
         self.input_norm = nn.LayerNorm(input_dim)
         self.input_projection = nn.Linear(input_dim, dim)
         self.input_dropout = Dropout(input_dropout)
+        self.mask_embedding = nn.Parameter(torch.empty(dim)) if mask_embedding else None
+        if self.mask_embedding is not None:
+            nn.init.uniform_(self.mask_embedding)
+        self.masking = SpanMasking(
+            mask_time_prob, mask_time_length, mask_time_min, mask_feature_prob, mask_feature_length, mask_feature_min
+        )
         self.layers = nn.ModuleList(
             ConformerLayer(
                 dim,
@@ -129,6 +150,7 @@ class ConformerEncoder(SpeechEncoder):
         full = speech.lengths.device.type == "cpu" and int(speech.lengths.min()) == speech.data.shape[1]
         keep = None if full else speech.mask
         x = self.input_dropout(self.input_projection(self.input_norm(speech.data)))
+        x = self.masking(x, speech.lengths, self.mask_embedding)
         if keep is not None:
             x = x.masked_fill(~keep[..., None], 0)
         mask = self._mask(keep, x)
