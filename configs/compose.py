@@ -20,7 +20,7 @@ from ..components.errors import UserError
 from .pretrained import fill_pretrained
 
 CONFIG_DIR = Path(__file__).resolve().parent
-_PATHS = ("root", "cache_dir", "data.train", "data.valid", "data.units", "tokenizer.model")
+_PATHS = ("root", "cache_dir", "data.train", "data.valid", "data.units", "tokenizer.model", "tokenizer.characters")
 _PATH_MAPS = ("data.test",)
 
 OmegaConf.register_new_resolver("mul", lambda *values: _product(values), replace=True)

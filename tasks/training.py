@@ -105,17 +105,26 @@ def prepare_data(config: DictConfig) -> Any:
     """Build the DataModule of a config; make the corpus and train the tokenizer where they are missing.
 
     Fills in `tokenizer.languages` from the data where the config leaves it empty. Only SentencePiece models are
-    trained: a tokenizer of another kind brings its file and its languages.
+    trained, and only inside the run folder: a tokenizer of another kind brings its file and its languages.
+
+    Raises:
+        UserError: a file that is missing and is not trained here.
     """
     allowed = allow_list(config)
     data = build(config.data, allowed=allowed, tokenizer=None)
     data.prepare_data()
     if "tokenizer" in config.task:
-        trainable = str(config.tokenizer._target_).endswith(".SentencePieceTokenizer")
+        trainable = _is_trainable(config.tokenizer)
         if trainable and not config.tokenizer.languages:
             config.tokenizer.languages = list(data.languages())
         model = Path(config.tokenizer.model)
         if trainable and not model.exists():
+            run = Path(config.stage_dir).parent
+            if not model.is_relative_to(run):
+                raise UserError(
+                    f"tokenizer.model={model}: no such file; correct the path, or leave it out and a vocabulary is "
+                    f"trained on the texts of the data, inside the run folder {run}"
+                )
             languages = len(config.tokenizer.languages)
             train_sentencepiece(
                 data.texts("train"), model, vocab_size=config.tokenizer.vocab_size, num_languages=languages
@@ -123,6 +132,11 @@ def prepare_data(config: DictConfig) -> Any:
             say(f"tokenizer: trained on the texts of the training data: {model}")
         data.tokenizer = build(config.tokenizer, allowed=allowed)
     return data
+
+
+def _is_trainable(tokenizer: DictConfig) -> bool:
+    """Whether a missing vocabulary may be trained: SentencePiece, and not a published one (`train: false`)."""
+    return str(tokenizer._target_).endswith(".SentencePieceTokenizer") and tokenizer.get("train", True)
 
 
 def build_for_training(config: DictConfig, folder: Path) -> Task:
