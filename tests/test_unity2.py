@@ -9,6 +9,7 @@ from voxzoo.components import UnitY2T2U
 from voxzoo.components.errors import UserError
 from voxzoo.components.layers.aligner import UnitAligner, best_durations, diagonal_prior
 from voxzoo.components.layers.characters import CharacterTable
+from voxzoo.components.layers.packing import Packing
 from voxzoo.components.layers.runs import keep_steps
 from voxzoo.components.types import Padded
 from voxzoo.configs import compose
@@ -92,6 +93,33 @@ def test_steps_that_are_kept_move_left():
     kept = keep_steps(units, units.mask & (units.data % 2 == 0))
     assert kept.lengths.tolist() == [2, 1, 2]
     assert kept.data.tolist() == [[6, 8], [2, 0], [4, 4]]
+
+
+@pytest.mark.parametrize("lengths", [[7, 3, 5, 1], [0, 4, 0, 2], [3, 0, 0, 0], [0, 0, 0, 0], [2, 9, 1, 1]])
+@pytest.mark.parametrize("gap", [0, 2])
+def test_packed_rows_come_back(lengths, gap):
+    states = Padded(torch.randn(4, 9, 3), torch.tensor(lengths))
+    packing = Packing(lengths, 9, gap, states.device)
+    packed = packing.pack(states.data)
+    assert packed.shape[1] == max(sum(lengths) + 3 * gap, 1)
+    assert int(packing.real.sum()) == sum(lengths)
+    assert torch.equal(packed[0, packing.real], states.data[states.mask])
+    back = packing.unpack(packed)
+    assert back.shape == states.data.shape
+    assert torch.equal(back[states.mask], states.data[states.mask])
+    # A convolution that reaches as far as the gap sees no neighbour.
+    weight = torch.randn(3, 3, 2 * gap + 1)
+    alone = torch.conv1d(states.zeroed().data.mT, weight, padding=gap).mT
+    zeroed = packed.mT.masked_fill(~packing.real, 0)
+    together = packing.unpack(torch.conv1d(zeroed, weight, padding=gap).mT)
+    torch.testing.assert_close(together[states.mask], alone[states.mask], atol=1e-5, rtol=1e-5)
+
+
+def test_rows_are_packed_where_it_pays():
+    states = Padded(torch.randn(3, 20, 2), torch.tensor([20, 19, 18]))
+    assert Packing.of(states, 3) is None
+    assert Packing.of(Padded(states.data, torch.tensor([20, 4, 18])), 3) is not None
+    assert Packing.of(Padded(states.data[:1], torch.tensor([4])), 3) is None
 
 
 # Alignment

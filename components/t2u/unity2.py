@@ -19,6 +19,7 @@ from ..layers.attention import MultiHeadAttention
 from ..layers.characters import CharacterTable
 from ..layers.dropout import Dropout
 from ..layers.duration import DurationPredictor, round_durations
+from ..layers.packing import Packing
 from ..layers.positions import SinusoidalPositions
 from ..layers.runs import expand_runs, keep_steps
 from ..layers.transformer import Activation, TransformerEncoder, drop_layer
@@ -132,6 +133,7 @@ class UnitY2T2U(TextToUnit):
         self.vocoder_predicts_durations = vocoder_predicts_durations
         self.label_smoothing = label_smoothing
         self.layerdrop = layerdrop
+        self.gap = kernel_size // 2
         self.input = nn.Identity() if input_dim == dim else nn.Linear(input_dim, dim)
         self.encoder = TransformerEncoder(
             dim,
@@ -270,10 +272,14 @@ class UnitY2T2U(TextToUnit):
         x = expanded.data + self.unit_alpha * self.positions.table(0, expanded.data.shape[1], expanded.data)
         x = self.dropout(x)
         mask = expanded.mask
+        packing = Packing.of(expanded, self.gap)
+        if packing is not None:
+            x = packing.pack(x)
         for layer in self.layers:
-            y = layer(x, mask)
+            y = layer(x, mask, packing)
             x = drop_layer(x, y, self.layerdrop) if self.training and self.layerdrop > 0 else y
-        return expanded.with_data(self.norm(x))
+        x = self.norm(x)
+        return expanded.with_data(x if packing is None else packing.unpack(x))
 
     def logits(self, states: Padded, text: Padded | None, duration_factor: float = 1.0) -> Padded:
         """(B, S, input_dim) states and their (B, S) tokens -> (B, U, V) scores under predicted durations."""
@@ -363,10 +369,16 @@ class _Layer(nn.Module):
         self.conv_norm = nn.LayerNorm(dim)
         self.dropout = Dropout(conv_dropout)
 
-    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
-        """(B, U, D), mask (B, U) -> (B, U, D); padded steps hold no meaning."""
-        x = self.self_attention_norm(x + self.self_attention(x, mask=mask[:, None, None]))
-        outside = ~mask[:, None]
+    def forward(self, x: Tensor, mask: Tensor, packing: Packing | None) -> Tensor:
+        """(B, U, D), mask (B, U) -> (B, U, D); padded steps hold no meaning. With `packing` x is (1, P, D)."""
+        attention, outside = self.self_attention, ~mask[:, None]
+        if packing is None:
+            attended = attention(x, mask=mask[:, None, None])
+        else:
+            query, key, value = (attention.heads(y) for y in packing.unpack(attention.qkv(x)).chunk(3, dim=-1))
+            attended = packing.pack(attention.attend(query, key, value, mask[:, None, None]))
+            outside = ~packing.real
+        x = self.self_attention_norm(x + attended)
         y = self.conv1(x.transpose(1, 2).masked_fill(outside, 0))
         y = self.conv2(self.activation(y).masked_fill(outside, 0)).transpose(1, 2)
         return self.conv_norm(x + self.dropout(y))
