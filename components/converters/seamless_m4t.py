@@ -9,11 +9,13 @@ from typing import Any, ClassVar
 from ... import components
 from ..errors import UserError
 from . import transformer
+from .code_hifi_gan import vocoder_rules
 from .conformer import adaptor_rules, encoder_rules
 from .family import Family, Nodes
 from .files import Weights, read_json
 from .keymap import KeyMap, Rule
 from .settings import fbank, refuse_unless, value
+from .tokenizers import tokenizer_node
 
 Fields = dict[str, str]
 """Constructor argument -> key of config.json."""
@@ -89,7 +91,7 @@ class SeamlessM4T(Family):
     model_types = ("seamless_m4t",)
     name: ClassVar[str] = "SeamlessM4T"
     version: ClassVar[int] = 1
-    positions: ClassVar[dict[Any, str]] = {"relative": "relative", None: "none"}
+    positions: ClassVar[dict[Any, str]] = {"relative": "relative", None: "none", "none": "none"}
     t2u_eos: ClassVar[str] = "keep"
 
     def nodes(self, settings: dict[str, Any], folder: Path | None = None) -> Nodes:
@@ -98,7 +100,7 @@ class SeamlessM4T(Family):
         keys = _keys(folder)
         has = {role: keys is None or any(key.startswith(prefix) for key in keys) for role, prefix in _PARTS.items()}
         has_encoder = keys is None or any(key.startswith("text_encoder.layers.") for key in keys)
-        nodes: Nodes = {"frontend": self.frontend(settings, folder), "tokenizer": self.tokenizer(settings, folder)}
+        nodes: Nodes = {"frontend": self.frontend(settings, folder), "tokenizer": tokenizer_node(folder, settings)}
         if has["speech_encoder"]:
             nodes["speech_encoder"] = self.speech_encoder(settings)
             nodes["adaptor"] = self.adaptor(settings)
@@ -107,6 +109,8 @@ class SeamlessM4T(Family):
         nodes["text_seq2seq"] = self.text(settings, has_encoder)
         if has["t2u"]:
             nodes["t2u"] = self.t2u(settings, generation)
+        if has["vocoder"]:
+            nodes["vocoder"] = self.vocoder(settings)
         nodes["task"] = self.task(settings, generation, nodes)
         return {role: node for role, node in nodes.items() if node}
 
@@ -144,9 +148,6 @@ class SeamlessM4T(Family):
                 f"{folder}/preprocessor_config.json gives {node['output_dim']} features a step, but config.json says "
                 f"feature_projection_input_dim={settings['feature_projection_input_dim']}"
             )
-        return {}
-
-    def tokenizer(self, settings: dict[str, Any], folder: Path | None) -> dict[str, Any]:
         return {}
 
     def speech_encoder(self, settings: dict[str, Any]) -> dict[str, Any]:
@@ -267,9 +268,10 @@ class SeamlessM4T(Family):
             *transformer.decoder_rules("text_seq2seq.decoder.", "text_decoder.", "m4t"),
             *transformer.embedding_rules("text_seq2seq.decoder.", *embeddings, output="lm_head.weight", tie_output=tie),
             *self.t2u_rules(),
+            *vocoder_rules("vocoder."),
         ]
         # Tables of positions, in files of older versions.
-        return KeyMap(rules, left=[r".*embed_(char_)?positions\.weights", r"vocoder\..*"])
+        return KeyMap(rules, left=[r".*embed_(char_)?positions\.weights"])
 
     def t2u_rules(self) -> list[Rule]:
         return [
@@ -303,6 +305,9 @@ class SeamlessM4T(Family):
             self._speech_settings(settings, nodes)
         if "t2u" in nodes:
             self.t2u_settings(settings, nodes)
+        if "vocoder" in nodes:
+            expect(nodes, "vocoder", "CodeHiFiGAN", final_slope=0.01)
+            write(settings, nodes, "vocoder", _VOCODER)
         settings["architectures"] = [self._architecture(nodes)]
         return settings
 

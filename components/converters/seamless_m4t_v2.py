@@ -35,7 +35,7 @@ class SeamlessM4Tv2(SeamlessM4T):
     model_types = ("seamless_m4t_v2",)
     name = "SeamlessM4Tv2"
     version = 2
-    positions: ClassVar[dict[Any, str]] = {"relative_key": "relative_key", None: "none"}
+    positions: ClassVar[dict[Any, str]] = {"relative_key": "relative_key", None: "none", "none": "none"}
     t2u_eos = "keep_shorter"
 
     def convolution(self, settings: dict[str, Any]) -> dict[str, Any]:
