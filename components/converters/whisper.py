@@ -203,9 +203,9 @@ def _frontend(settings: dict[str, Any], found: dict[str, Any]) -> dict[str, Any]
 
 
 def _search(found: dict[str, Any], positions: int, prefix_length: int) -> dict[str, Any]:
-    """How the folder says to generate. Its lengths count the prefix, ours do not."""
+    """How the folder says to generate. Whisper's `max_length` does not count the prefix, but its positions do."""
     beams = found.get("num_beams") or 1
-    longest = found.get("max_new_tokens") or (found.get("max_length") or positions) - prefix_length
+    longest = found.get("max_new_tokens") or found.get("max_length") or positions
     longest = max(min(longest, positions - prefix_length), 1)
     return {
         "_target_": "voxzoo.components.search.SearchOptions",
