@@ -83,6 +83,10 @@ class Tokenizer(ABC):
     def lang_id(self, lang: str) -> int:
         """Id of a language token. Raises ValueError naming the languages there are."""
 
+    def knows(self, lang: str) -> bool:
+        """Whether a language has a token. A tokenizer may know more spellings than `languages` lists."""
+        return lang in self.languages
+
     prefix_length: int = 2
     """Tokens of `prefix`. All but the first are labels, and only the pieces behind them are what is learned."""
 

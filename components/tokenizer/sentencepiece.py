@@ -26,6 +26,7 @@ import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 from difflib import get_close_matches
+from itertools import chain
 from pathlib import Path
 from typing import Any, Literal
 
@@ -198,6 +199,9 @@ class SentencePieceTokenizer(Tokenizer):
             raise UserError(f"no token for language {lang!r}{hint}; tokenizer.languages: {known}")
         return self._lang_ids[lang]
 
+    def knows(self, lang: str) -> bool:
+        return lang in self._lang_ids
+
     def lang_of(self, token: int) -> str | None:
         """The language whose token this is, or None."""
         return self._lang_names.get(token)
@@ -218,10 +222,9 @@ class SentencePieceTokenizer(Tokenizer):
         for piece in range(NUM_CONTROLS, self.num_pieces):
             if self.model.is_byte(piece):
                 rows[piece + 1] = [unknown]
-        table = torch.zeros(self.vocab_size, max(map(len, rows)), dtype=torch.int64)
-        for row, characters in zip(table, rows, strict=True):
-            if characters:
-                row[: len(characters)] = torch.tensor(characters, dtype=torch.int64)
+        lengths = torch.tensor([len(row) for row in rows])
+        table = torch.zeros(self.vocab_size, int(lengths.max()), dtype=torch.int64)
+        table[torch.arange(table.shape[1]) < lengths[:, None]] = torch.tensor([*chain.from_iterable(rows)])
         return table
 
     def piece_lengths(self) -> Tensor:

@@ -206,7 +206,7 @@ class Translator:
         if mode == "asr" and source not in (None, to):
             raise UserError(f"--from {source} --to {to}: asr writes down what is spoken; give --to alone")
         for flag, lang in (("--to", to), ("--from", self.source)):
-            if lang is not None and lang not in task.tokenizer.languages:
+            if lang is not None and not task.tokenizer.knows(lang):
                 raise UserError(
                     f"{flag} {lang}: unknown language; this run knows {', '.join(task.tokenizer.languages)}"
                 )

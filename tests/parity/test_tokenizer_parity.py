@@ -155,6 +155,8 @@ def test_languages(pair, layout):
         assert ours.lang_id(name) == theirs.convert_tokens_to_ids(token(name, layout)) != ours.unk_id
     short = ("ace", "ace_Latn", "eng", "zho", "zho_Hant") if layout == "nllb" else ("arb", "cmn", "cmn_Hant", "eng")
     assert ours.languages == short
+    assert all(ours.knows(name) for name in (*short, *written))
+    assert not any(ours.knows(name) for name in ("xxx", "<mask>", "eng_Cyrl"))
     assert [ours.lang_id(name) for name in short] == [ours.lang_id(name) for name in written]
     assert [ours.lang_of(ours.lang_id(name)) for name in written] == list(short)
     assert len(ours.added) == len(NLLB if layout == "nllb" else M4T)
