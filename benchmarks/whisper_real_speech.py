@@ -4,8 +4,9 @@
 
 MODEL is a Whisper folder in the layout of transformers. PROMPTS holds a manifest for each language: `eng.jsonl` (audio,
 text, split) is written down in English, `spa-eng.jsonl` (audio, tgt_text, split) is translated into it; audio paths are
-relative to PROMPTS. Each side uses its own front end, tokenizer and search, as the folder sets them; times are CPU
-seconds of the process, feature extraction included, and say something on a quiet machine.
+relative to PROMPTS. Files of more than 30 s are cut at quiet places, as `voxzoo translate` does, and both sides read
+the same pieces. Each side uses its own front end, tokenizer and search, as the folder sets them; times are CPU seconds
+of the process, feature extraction included, and say something on a quiet machine.
 """
 
 from __future__ import annotations
@@ -62,22 +63,27 @@ def compare(
     """Both sides over the files of one language, batch by batch in turns."""
     from voxzoo.datamodules.audio import load_audio
     from voxzoo.tasks.scoring.normalise import normalise
+    from voxzoo.tasks.scoring.speech import cut_at_quiet
     from voxzoo.tasks.scoring.text import Bleu, ErrorRate
 
     name, text = ("eng", "text") if lang == "eng" else (f"{lang}-eng", "tgt_text")
     found = [json.loads(line) for line in (prompts / f"{name}.jsonl").read_text(encoding="utf-8").splitlines()]
     found = [row for row in found if split in ("all", row["split"])][:limit]
-    texts: dict[str, list[str]] = {side: [] for side in sides}
+    pieces: list[tuple[int, Tensor]] = []
+    for number, row in enumerate(found):
+        clip = load_audio(prompts / row["audio"], 16000)
+        pieces += [(number, piece) for _, piece in cut_at_quiet(clip, 16000, 30.0)]
+    said: dict[str, list[list[str]]] = {side: [[] for _ in found] for side in sides}
     spent = dict.fromkeys(sides, 0.0)
-    seconds = 0.0
-    for start in range(0, len(found), batch_size):
-        clips = [load_audio(prompts / row["audio"], 16000) for row in found[start : start + batch_size]]
-        seconds += sum(len(clip) for clip in clips) / 16000
+    for start in range(0, len(pieces), batch_size):
+        numbers, clips = zip(*pieces[start : start + batch_size], strict=True)
         for side, model in sides.items():
             before = time.process_time()
-            texts[side] += model.english(clips, lang)
+            for number, text_of_piece in zip(numbers, model.english(list(clips), lang), strict=True):
+                said[side][number].append(text_of_piece)
             spent[side] += time.process_time() - before
-    ours, theirs = texts["voxzoo"], texts["transformers"]
+    seconds = sum(len(piece) for _, piece in pieces) / 16000
+    ours, theirs = ([" ".join(texts) for texts in said[side]] for side in ("voxzoo", "transformers"))
     references = [row[text] for row in found]
     plain, wanted = ([normalise(line, "eng") for line in lines] for lines in (ours, references))
     wer, bleu = ErrorRate("word"), Bleu("eng")
