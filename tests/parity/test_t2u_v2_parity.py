@@ -240,38 +240,53 @@ def test_states_without_the_prefix_are_repeated_alike(pair):
     assert torch.equal(whole[0].data[0, :3], states[0, 1].expand(3, -1))
 
 
-def test_gradients_of_one_step(pair):
-    """Through predicted durations, as its forward has no other: all parameters but those that choose them."""
+@pytest.mark.parametrize("given", [False, True], ids=["predicted", "given"])
+def test_gradients_of_one_step(pair, given):
+    """All parameters but those that choose the durations, which its forward predicts: we predict them too, or train
+    under the same ones."""
     peer, ours = pair
     inputs = batch(TEXTS, ours.dim)
     states, text = as_transformers(*inputs)
-    weight = torch.Generator().manual_seed(3)
     for model in (peer, ours):
         model.zero_grad()
     theirs_in = inputs[1].clone().requires_grad_()
     ours_in = inputs[1].clone().requires_grad_()
     expected = run_peer(peer, inputs[0], theirs_in, inputs[2])
-    got = ours.logits(states.with_data(ours_in), text)
-    labels = torch.randint(0, got.data.shape[2], got.data.shape[:2], generator=weight)
-    losses = [
-        torch.nn.functional.cross_entropy(logits[got.mask], labels[got.mask])
-        for logits in (expected.last_hidden_state, got.data)
-    ]
-    torch.testing.assert_close(*losses)
-    for loss in losses:
-        loss.backward()
+    lengths = expected.padding_mask.sum(1).long()
+    units = torch.randint(0, UNITS, expected.padding_mask.shape, generator=torch.Generator().manual_seed(3))
+    targets = Padded(units, lengths)
+    mask = targets.mask
+
+    def total(logits):
+        return torch.nn.functional.cross_entropy(logits[mask], units[mask] + 4, reduction="sum")
+
+    if given:
+        with torch.no_grad():
+            hidden = ours.spell(states, text)[0]
+            durations = ours.duration.predict(hidden)
+        ours.label_smoothing = 0.0
+        loss = ours(states.with_data(ours_in), targets, text, durations)["t2u_unit"]
+        assert int(loss.count) == int(lengths.sum())
+        got = loss.total
+    else:
+        got = total(ours.logits(states.with_data(ours_in), text).data)
+    wanted = total(expected.last_hidden_state)
+    torch.testing.assert_close(got, wanted, atol=1e-4, rtol=1e-6)
+    count = int(lengths.sum())
+    (got / count).backward()
+    (wanted / count).backward()
     torch.testing.assert_close(ours_in.grad, theirs_in.grad, atol=1e-5, rtol=1e-4)
     gradients = {
         f"t2u_model.{name}": torch.zeros_like(value) if value.grad is None else value.grad
         for name, value in peer.named_parameters(remove_duplicate=False)
     }
-    wanted = KeyMap(t2u_rules("t2u_model.")).load(gradients).state
+    loaded = KeyMap(t2u_rules("t2u_model.")).load(gradients).state
     compared = 0
     for name, value in ours.named_parameters():
         if name.startswith("duration."):
             assert value.grad is None
             continue
-        assert torch.allclose(value.grad, wanted[f"t2u.{name}"], atol=1e-5, rtol=1e-4), name
+        assert torch.allclose(value.grad, loaded[f"t2u.{name}"], atol=1e-5, rtol=1e-4), name
         compared += 1
     assert compared == len(list(ours.parameters())) - 10
 
