@@ -15,6 +15,7 @@ from .transformer import decoder_rules, embedding_rules, encoder_rules
 
 _ACTIVATIONS = {"relu": "relu", "gelu": "gelu", "silu": "silu", "swish": "silu"}
 _LONGEST = 200  # tokens of an output, language token included, where no file says it: that of NLLB-200
+_ROLES = ("text_seq2seq", "tokenizer", "frontend", "task")
 _EMBEDDINGS = ("model.shared.weight", "model.encoder.embed_tokens.weight", "model.decoder.embed_tokens.weight")
 
 
@@ -71,8 +72,10 @@ class M2M100(Family):
 
     def settings(self, nodes: Nodes) -> dict[str, Any]:
         model = nodes.get("text_seq2seq", {})
-        if set(nodes) - {"task", "tokenizer"} != {"text_seq2seq"} or not model.get("num_encoder_layers", 6):
-            raise UserError("the m2m_100 layout holds a text_seq2seq with an encoder, and no other part")
+        others = [role for role, node in nodes.items() if role not in _ROLES and node.get("_target_")]
+        if others or not model or not model.get("num_encoder_layers", 6):
+            there = f"; this model has {', '.join(others)}" if others else ""
+            raise UserError(f"the m2m_100 layout holds a text_seq2seq with an encoder and no other part{there}")
         for key, expected in (("tie_embeddings", True), ("tie_output", True), ("key_bias", True)):
             refuse_unless(model, key, expected)
         refuse_unless(model, "max_positions", None)

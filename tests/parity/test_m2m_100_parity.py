@@ -7,13 +7,18 @@ import torch
 from test_text_parity import ForceEos, randomise
 from voxzoo.components import SentencePieceTokenizer, TransformerSeq2Seq
 from voxzoo.components.converters import describe, from_transformers, to_transformers
+from voxzoo.components.converters.m2m_100 import FAMILY
 from voxzoo.components.converters.published import PublishedModel
 from voxzoo.components.converters.tokenizers import export_tokenizer_files
 from voxzoo.components.errors import UserError
 from voxzoo.components.losses.cross_entropy import token_loss
 from voxzoo.components.search import SearchOptions, generate
 from voxzoo.components.tokenizer import train_sentencepiece
-from voxzoo.components.types import Padded
+from voxzoo.components.types import Batch, Padded
+from voxzoo.configs.build import build
+from voxzoo.configs.compose import compose
+from voxzoo.tasks.published import export_run, write_run
+from voxzoo.tasks.run import load_run
 
 transformers = pytest.importorskip("transformers")
 
@@ -253,6 +258,38 @@ def test_text_to_text_as_the_pipeline_gives_it(tokenizer, tmp_path):
     assert [model.tokenizer.decode(best[0].tokens.tolist()) for best in found] == want
 
 
+def test_a_run_of_an_imported_model(tokenizer, tmp_path):
+    """Import, serve without the folder, export: the same text, the same files."""
+    published = tmp_path / "published"
+    peer = peer_of(**{**SHAPES["deep"], "vocab_size": 98})
+    peer.generation_config.update(num_beams=3, max_length=30)
+    peer.save_pretrained(published)
+    export_tokenizer_files(tokenizer, published)
+    theirs = transformers.AutoTokenizer.from_pretrained(published, src_lang="eng_Latn")
+    text = "the train leaves at 5"
+    row = peer.generate(
+        **theirs(text, return_tensors="pt"),
+        forced_bos_token_id=theirs.convert_tokens_to_ids("spa_Latn"),
+        suppress_tokens=[PAD],
+        logits_processor=transformers.LogitsProcessorList([ForceEos(30, EOS)]),
+    )[0]
+    write_run(from_transformers(published), tmp_path / "run")
+    published.rename(tmp_path / "gone")
+    task = load_run(tmp_path / "run").task
+    source = torch.tensor([task.tokenizer.source(text, "eng")])
+    batch = Batch(
+        ids=("1",),
+        task=("t2tt",),
+        src_lang=("eng",),
+        tgt_lang=("spa",),
+        source=Padded(source, torch.tensor([source.shape[1]])),
+    )
+    assert task.predict(batch)[0].text == theirs.decode(row, skip_special_tokens=True)
+    assert export_run(tmp_path / "run", tmp_path / "out")[1] == "m2m_100"
+    for path in sorted((tmp_path / "gone").iterdir()):
+        assert (tmp_path / "out" / path.name).read_bytes() == path.read_bytes(), path.name
+
+
 def test_a_tokenizer_of_another_model_is_refused(tokenizer, tmp_path):
     peer_of(**{**SHAPES["deep"], "vocab_size": 90}).save_pretrained(tmp_path)
     export_tokenizer_files(tokenizer, tmp_path)
@@ -282,9 +319,37 @@ def test_a_model_that_was_not_imported_goes_out(tokenizer, tmp_path):
     for change, match in (
         ({"num_encoder_layers": 0}, "text_seq2seq with an encoder"),
         ({"tie_output": False}, "tie_output=False"),
+        ({"key_bias": False}, "key_bias=False"),
         ({"position_start": 1}, "position_start=1"),
     ):
         model.nodes = {"text_seq2seq": {**node, **change}}
         with pytest.raises(UserError, match=match):
             to_transformers(model, tmp_path / "other")
+    model.nodes = {"text_seq2seq": node, "adaptor": {"_target_": "voxzoo.components.ConvAdaptor"}}
+    with pytest.raises(UserError, match="no other part; this model has adaptor"):
+        to_transformers(model, tmp_path / "other")
     assert not (tmp_path / "other").exists()
+
+
+@pytest.mark.parametrize(
+    ("size", "layers", "dim", "ffn"), [("600m", 12, 1024, 4096), ("1_3b", 24, 1024, 8192), ("3_3b", 24, 2048, 8192)]
+)
+def test_published_sizes(size, layers, dim, ffn):
+    config = compose(["task=text_to_text", f"text_seq2seq=nllb_{size}", "tokenizer=nllb"])
+    assert config.tokenizer.vocab_size == 256206
+    with torch.device("meta"):
+        ours = build(config.text_seq2seq)
+        peer = transformers.M2M100ForConditionalGeneration(
+            transformers.M2M100Config(
+                vocab_size=256206, d_model=dim, encoder_layers=layers, decoder_layers=layers, encoder_ffn_dim=ffn,
+                decoder_ffn_dim=ffn, encoder_attention_heads=16, decoder_attention_heads=16,
+            )
+        )  # fmt: skip
+        peer.tie_weights()
+    assert sum(p.numel() for p in ours.parameters()) == sum(p.numel() for p in peer.parameters())
+    names = FAMILY.key_map({"text_seq2seq": dict(config.text_seq2seq)}).load(
+        dict(peer.named_parameters()), {f"text_seq2seq.{key}": value.shape for key, value in ours.state_dict().items()}
+    )
+    assert not names.missing
+    assert not names.unused
+    assert not names.left
