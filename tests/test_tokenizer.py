@@ -5,7 +5,11 @@ import pickle
 import pytest
 import torch
 from voxzoo.components import SentencePieceTokenizer
+from voxzoo.components.roles import Tokenizer
 from voxzoo.components.tokenizer import train_sentencepiece
+from voxzoo.components.tokenizer.normalise import Charsmap, nllb, seamless_m4t
+from voxzoo.configs.compose import compose
+from voxzoo.tasks.training import train
 
 TEXTS = [f"the train to Perú leaves on may {day} at {hour} o'clock" for day in range(1, 8) for hour in range(1, 6)]
 LANGUAGES = ["spa", "eng"]
@@ -135,3 +139,117 @@ def test_training_that_cannot_work(tmp_path, texts, vocab_size, match):
     with pytest.raises(ValueError, match=match):
         train_sentencepiece(texts, tmp_path / "t.model", vocab_size, num_languages=2)
     assert not list(tmp_path.iterdir())
+
+
+def test_layout_of_nllb(path):
+    languages = ["ace_Arab", "ace_Latn", "eng_Latn", "<mask>"]
+    tokenizer = SentencePieceTokenizer(str(path), languages, 96, layout="nllb")
+    first = tokenizer.num_pieces + 1
+    assert (tokenizer.bos_id, tokenizer.pad_id, tokenizer.eos_id, tokenizer.unk_id) == (0, 1, 2, 3)
+    assert tokenizer.languages == ("ace", "ace_Latn", "eng")
+    assert [tokenizer.lang_id(name) - first for name in ("ace", "ace_Arab", "ace_Latn", "eng", "eng_Latn")] == [
+        0,
+        0,
+        1,
+        2,
+        2,
+    ]
+    assert [tokenizer.lang_of(first + place) for place in range(5)] == ["ace", "ace_Latn", "eng", None, None]
+    ids = tokenizer.encode(TEXTS[0])
+    assert tokenizer.target(TEXTS[0], "eng_Latn") == [2, first + 2, *ids, 2]
+    assert tokenizer.source(TEXTS[0], "ace") == [first, *ids, 2]
+    assert tokenizer.decode([0, 1, 2, 3, first, *ids, first + 3, 95]) == TEXTS[0]
+    assert tokenizer.unk_id in tokenizer.encode("the 火")
+    assert 3 not in ids
+    assert tokenizer.piece_characters()[3].tolist()[:2] == [1, 0]
+    with pytest.raises(ValueError, match="no token for language '<mask>'"):
+        tokenizer.lang_id("<mask>")
+    with pytest.raises(ValueError, match="layout='m2m': expected one of"):
+        SentencePieceTokenizer(str(path), languages, 96, layout="m2m")
+
+
+def test_a_code_of_its_own_comes_before_a_shortened_one(path):
+    tokenizer = SentencePieceTokenizer(str(path), ["cmn_Hant", "cmn", "zho_Hans"], 96)
+    first = tokenizer.num_pieces + 1
+    assert tokenizer.languages == ("cmn_Hant", "cmn", "zho")
+    assert [tokenizer.lang_id(name) - first for name in ("cmn_Hant", "cmn", "zho", "zho_Hans")] == [0, 1, 2, 2]
+
+
+def test_a_long_list_of_languages_comes_with_a_guess(path):
+    tokenizer = SentencePieceTokenizer(
+        str(path), [f"a{c}x_Latn" for c in "abcdefghijklmnopqrstuvw"] + ["eng_Latn"], 120
+    )
+    with pytest.raises(ValueError, match=r"'eng_Lat' \(did you mean eng_Latn"):
+        tokenizer.lang_id("eng_Lat")
+
+
+def test_pieces_spell_as_the_model_writes(tokenizer):
+    pieces = tokenizer.pieces()
+    assert len(pieces) == 90
+    ids = tokenizer.encode(TEXTS[0])
+    assert "".join(pieces[i] for i in ids) == "\u2581" + TEXTS[0].replace(" ", "\u2581")
+    assert [i for i in range(90) if not pieces[i]] == [0, 1, 2, 3, *range(tokenizer.num_pieces + 1, 90)]
+    # What a role has without saying more: no word marks.
+    assert "".join(Tokenizer.pieces(tokenizer)[i] for i in ids) == TEXTS[0].replace(" ", "")
+
+
+def test_normalisation():
+    assert seamless_m4t(" a\tb  c \n") == "\u2581a\u2581b\u2581c"
+    assert seamless_m4t("\u2581 \u2581") == seamless_m4t("") == seamless_m4t("  ") == ""
+    assert seamless_m4t("\uff21\ufb01") == "\u2581Afi"
+    assert nllb("a  b ", None) == "\u2581a\u2581\u2581b\u2581"
+
+
+def test_characters_of_the_model_are_mapped_as_sentencepiece_does_it(path):
+    sentencepiece = pytest.importorskip("sentencepiece")
+    from voxzoo.components.tokenizer.pieces import _charsmap
+
+    charsmap = Charsmap(_charsmap(path.read_bytes()))
+    model = sentencepiece.SentencePieceProcessor(model_file=str(path))
+    changed = 0
+    for code in [*range(0x21, 0x3000), *range(0xF900, 0xFFF0)]:
+        character = chr(code)
+        want = model.normalize(f"0{character}0")[2:-1]
+        got = charsmap(character)
+        assert got.strip(" ").replace(" ", "\u2581") == want.strip("\u2581"), hex(code)
+        changed += got != character
+    assert changed > 1000
+    assert charsmap("e\u0301") == "é"
+    assert charsmap("e\u0302\u0301") == "ê"  # both marks are looked up at once, and the shorter entry is taken
+
+
+@pytest.mark.parametrize(
+    ("choice", "rows", "ids"),
+    [
+        ("nllb", 256206, "ace_Arab:256001 eng_Latn:256047 fra_Latn:256057 zul_Latn:256202 <mask>:256203"),
+        ("seamless_m4t_large", 256102, "afr:256001 eng:256022 fra:256026 zul:256098 <SMT_BT_DATA>:256101"),
+        ("seamless_m4t_v2", 256102, "afr:256001 eng:256022 fra:256026 zul:256098 <SMT_BT_DATA>:256101"),
+        ("seamless_m4t_medium", 256206, "ace:256001 eng:256047 cmn:256200 zul:256202 <SMT_BT_DATA>:256205"),
+    ],
+)
+def test_published_vocabularies(choice, rows, ids):
+    node = compose([f"tokenizer={choice}"]).tokenizer
+    languages = list(node.languages)
+    assert len(set(languages)) == len(languages)
+    for name, _, number in (entry.partition(":") for entry in ids.split()):
+        assert 256001 + languages.index(name) == int(number), name
+    assert node.vocab_size == rows
+    assert not node.train
+
+
+@pytest.mark.parametrize(
+    ("overrides", "match"),
+    [
+        (
+            ["tokenizer=tiny", "tokenizer.model=typo.model"],
+            r"typo\.model: no such file; correct the path, or leave it out",
+        ),
+        (["tokenizer=nllb"], r"sentencepiece\.bpe\.model' is no file: give the path of a SentencePiece model$"),
+        (["tokenizer=tiny", "tokenizer.train=false"], "is no file: give the path of a SentencePiece model$"),
+    ],
+)
+def test_a_vocabulary_that_is_missing_is_not_trained_behind_your_back(tmp_path, monkeypatch, overrides, match):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match=match):
+        train(["task=text_to_text", "text_seq2seq=tiny", "data=tiny", "root=runs", "name=x", *overrides])
+    assert not list(tmp_path.rglob("*.model"))

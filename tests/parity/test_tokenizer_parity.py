@@ -8,6 +8,7 @@ from voxzoo.components import SentencePieceTokenizer
 from voxzoo.components.converters.tokenizers import export_tokenizer_files, generation_entries, tokenizer_node
 from voxzoo.components.errors import UserError
 from voxzoo.components.tokenizer import train_sentencepiece
+from voxzoo.configs.compose import compose
 
 transformers = pytest.importorskip("transformers")
 
@@ -295,3 +296,9 @@ def test_damaged_files(tmp_path, model):
 def test_folders_without_a_tokenizer(tmp_path):
     assert tokenizer_node(None, {}) == {}
     assert tokenizer_node(tmp_path, {"vocab_size": 10}) == {}
+
+
+def test_languages_of_nllb_are_those_of_the_peer():
+    from transformers.models.nllb.tokenization_nllb import FAIRSEQ_LANGUAGE_CODES
+
+    assert list(compose(["tokenizer=nllb"]).tokenizer.languages) == [*FAIRSEQ_LANGUAGE_CODES, "<mask>"]
