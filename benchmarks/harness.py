@@ -286,18 +286,23 @@ def _normal(shape: Sequence[int], generator: torch.Generator) -> Tensor:
 
 
 def adopt(peer: Any, *roles: str) -> list[Any]:
+    """The peer's weights in voxzoo's parts `roles`, see `adopt_all`."""
+    parts, _ = adopt_all(peer, roles)
+    return [parts[role] for role in roles]
+
+
+def adopt_all(peer: Any, roles: Sequence[str] | None = None) -> tuple[dict[str, Any], dict[str, Any]]:
     """The peer's weights in voxzoo's parts, as a user gets them: written by transformers, read by `from_transformers`.
 
     Returns:
-        The parts, in the order of `roles`, in evaluation mode, on the CPU in float32.
+        Role -> part, in evaluation mode, on the CPU in float32; and the settings of the task.
     """
     from voxzoo.components.converters import from_transformers
 
     with tempfile.TemporaryDirectory() as folder:
         peer.save_pretrained(folder)
         model = from_transformers(folder, roles=roles)
-    parts = model.parts()
-    return [parts[role] for role in roles]
+    return dict(model.parts()), dict(model.nodes.get("task", {}))
 
 
 def environment(options: Options) -> dict[str, Any]:

@@ -5,12 +5,14 @@ Letters: B batch, T frames, F features, S subwords.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import random
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
+from voxzoo.components.roles import Tokenizer
 
-from .harness import Options, adopt, randomise
+from .harness import Options, adopt, adopt_all, randomise
 
 FRAMES_PER_SECOND, FEATURES = 50, 160
 EOS, PAD, UNK, LANG = 3, 0, 1, 7
@@ -28,10 +30,12 @@ SMALL: dict[str, Any] = {
     "decoder_attention_heads": 4,
     "decoder_ffn_dim": 1024,
     "vocab_size": 20_000,
+    "t2u_variance_predictor_embed_dim": 256,
 }
 TINY: dict[str, Any] = {
     **SMALL,
     "hidden_size": 32,
+    "t2u_variance_predictor_embed_dim": 32,
     "speech_encoder_layers": 1,
     "speech_encoder_intermediate_size": 64,
     "encoder_layers": 1,
@@ -115,3 +119,73 @@ def our_search(tokens: int) -> Any:
     return SearchOptions(
         beam_size=BEAMS, min_length=tokens - 1, max_length=tokens, early_stopping=False, force_eos=False
     )
+
+
+_SPOKEN = {"deu": 0, "eng": 1}
+VOCODER: dict[str, Any] = {"unit_embed_dim": 256, "upsample_initial_channel": 128}
+"""A vocoder that stands to `SMALL` as the published one to the published model."""
+TINY_VOCODER: dict[str, Any] = {"unit_embed_dim": 16, "upsample_initial_channel": 32, "lang_embed_dim": 8,
+                                "spkr_embed_dim": 8}  # fmt: skip
+
+
+def speech_to_speech(**sizes: Any) -> tuple[Any, dict[str, Any], dict[str, Any]]:
+    """SeamlessM4T v2 whole, with random weights: the peer, our parts by role, and the settings of the task. On the CPU.
+
+    Characters sound for about three frames each, so that a text of 20 words is some four seconds of speech.
+    """
+    from transformers import SeamlessM4Tv2Config, SeamlessM4Tv2Model
+
+    config = SeamlessM4Tv2Config(**sizes)
+    config._attn_implementation = "sdpa"
+    peer: Any = randomise(SeamlessM4Tv2Model(config)).eval()
+    with torch.no_grad():
+        peer.t2u_model.model.decoder.duration_predictor.proj.bias.fill_(1.386)
+    pieces = Spelled(config.vocab_size)
+    for key, table in {
+        "text_decoder_lang_to_code_id": dict.fromkeys(_SPOKEN, LANG),
+        "t2u_lang_code_to_id": {lang: 5 + place for lang, place in _SPOKEN.items()},
+        "vocoder_lang_code_to_id": _SPOKEN,
+        "id_to_text": {str(number): piece for number, piece in enumerate(pieces.pieces()) if piece},
+        "char_to_id": pieces.characters,
+    }.items():
+        setattr(peer.generation_config, key, table)
+    peer.generation_config.pad_token_id, peer.generation_config.eos_token_id = PAD, EOS
+    return peer, *adopt_all(peer)
+
+
+class Spelled(Tokenizer):
+    """A tokenizer of random pieces of one to six letters: only what a piece is spelled like matters here."""
+
+    pad_id, unk_id, bos_id, eos_id = PAD, UNK, 2, EOS
+    languages = tuple(_SPOKEN)
+
+    def __init__(self, vocab_size: int) -> None:
+        drawn = random.Random(0)
+        letters = "abcdefghijklmnopqrstuvwxyz"
+        self.vocab_size = vocab_size
+        self.characters = {"▁": 2, **{letter: number for number, letter in enumerate(letters, 3)}}
+        self._pieces = [
+            "" if number < 10 else "▁" * drawn.randint(0, 1) + "".join(drawn.choices(letters, k=drawn.randint(1, 6)))
+            for number in range(vocab_size)
+        ]
+
+    def encode(self, text: str) -> list[int]:
+        raise NotImplementedError("benchmarks begin with ids")
+
+    def decode(self, ids: Iterable[int]) -> str:
+        return " ".join(map(str, ids))
+
+    def to_bytes(self) -> bytes:
+        raise NotImplementedError("benchmarks save no tokenizer")
+
+    def lang_id(self, lang: str) -> int:
+        return LANG
+
+    def pieces(self) -> Sequence[str]:
+        return self._pieces
+
+    def piece_characters(self) -> torch.Tensor:
+        table = torch.zeros(self.vocab_size, 7, dtype=torch.int64)
+        for row, piece in zip(table, self._pieces):
+            row[: len(piece)] = torch.tensor([self.characters[letter] for letter in piece], dtype=torch.int64)
+        return table

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from .harness import Case, Options, main
-from .models import EOS, LANG, NO_DROPOUT, PAD, SMALL, TINY, features, speech_to_text, subwords
+from .models import EOS, LANG, NO_DROPOUT, SMALL, TINY, features, speech_to_text, subwords
 
 _LENGTHS = [2.3, 5.1, 7.9, 10.2, 12.8, 15.0]
 _TOKENS_PER_SECOND = 3

@@ -1,0 +1,144 @@
+"""The benchmarks run, compare before they time, and report. Nothing here looks at how fast anything is."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import json
+import math
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+pytest.importorskip("transformers")
+ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT))  # benchmarks are run from the checkout and belong to no package
+
+from benchmarks import __main__ as every  # noqa: E402
+from benchmarks import harness  # noqa: E402
+from benchmarks.harness import Case, Options, Unequal, difference, measure, peak_growth  # noqa: E402
+
+QUICK = Options(threads=1, rounds=1, quick=True)
+
+
+@pytest.fixture(autouse=True)
+def _threads():
+    threads = torch.get_num_threads()
+    yield
+    torch.set_num_threads(threads)
+
+
+def _count(calls: list[str], name: str, value: float):
+    def run() -> torch.Tensor:
+        calls.append(name)
+        return torch.full((3,), value)
+
+    return run
+
+
+@pytest.mark.parametrize("path", every.PATHS)
+def test_path(path, tmp_path, capsys):
+    module = importlib.import_module(f"benchmarks.{path}")
+    out = tmp_path / "result.json"
+    assert harness.main(path, module.cases, ["--quick", "--threads", "1", "--rounds", "1", "--out", str(out)]) == 0
+    found = json.loads(out.read_text())
+    assert found["environment"].keys() >= {"torch", "transformers", "cpu", "threads", "device", "dtype"}
+    assert found["results"]
+    printed = capsys.readouterr().out
+    for result in found["results"]:
+        assert result["path"] == path
+        assert 0 <= result["difference"] <= result["tolerance"] == 1e-4
+        for clock in ("wall", "cpu"):
+            ratio = result["ratio"][clock]
+            assert 0 < ratio["min"] <= ratio["median"] <= ratio["max"] < math.inf
+            assert result["seconds"]["peer"][clock] > 0
+        assert len(result["rounds"]) == 1
+        assert f"| {path.replace('_', ' ')} | {result['case']} |" in printed
+
+
+def test_all_in_one_table(tmp_path, capsys):
+    out = tmp_path / "results" / "all.json"
+    arguments = ["--quick", "--threads", "1", "--rounds", "2", "--out", str(out), "text_beam", "hubert"]
+    assert every.main(arguments) == 0
+    found = json.loads(out.read_text())
+    assert [result["path"] for result in found["results"]] == ["text_beam", "hubert"]
+    table = [line for line in capsys.readouterr().out.splitlines() if line.startswith("|")]
+    assert len(table) == 4
+    assert len({line.count("|") for line in table}) == 1
+    with pytest.raises(SystemExit):
+        every.main(["nothing"])
+
+
+def test_command():
+    done = subprocess.run(
+        [sys.executable, "-m", "benchmarks.text_beam", "--quick", "--threads", "1", "--rounds", "1"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "| text beam |" in done.stdout
+
+
+def test_unequal_outputs_are_refused_before_any_timing(capsys):
+    calls: list[str] = []
+    case = Case("wrong", _count(calls, "peer", 1.0), _count(calls, "ours", 1.1), 1.0)
+    with pytest.raises(Unequal, match=r"wrong: outputs differ by 0\.1, allowed 0\.0001"):
+        measure("path", case, QUICK)
+    assert calls == ["peer", "ours"]
+    assert harness.main("path", lambda options: iter([case]), ["--quick"]) == 1
+
+
+def test_a_wrong_weight_is_noticed():
+    from benchmarks import speech_encoder
+    from benchmarks.models import TINY
+
+    models = speech_encoder.models(QUICK, **TINY)
+    case = speech_encoder.case("x", models, QUICK, [1.5])
+    assert difference(case.peer(), case.ours()) < 1e-4
+    with torch.no_grad():
+        models[1][0].layers[0].attention.distance.copy_(models[1][0].layers[0].attention.distance.roll(1, 0))
+    with pytest.raises(Unequal):
+        measure("speech_encoder", case, QUICK)
+
+
+def test_rounds_are_interleaved_and_alternate():
+    calls: list[str] = []
+    case = Case("x", _count(calls, "peer", 1.0), _count(calls, "ours", 1.0), 1.0, memory=False)
+    result = measure("path", case, dataclasses.replace(QUICK, rounds=3))
+    assert calls == ["peer", "ours"] * 2 + ["ours", "peer"] + ["peer", "ours"]
+    result.rounds = [
+        {"peer": {"wall": peer, "cpu": 1.0}, "ours": {"wall": 1.0, "cpu": 2.0}} for peer in (4.0, 2.0, 9.0)
+    ]
+    assert result.ratio("wall") == {"median": 4.0, "min": 2.0, "max": 9.0}
+    assert result.ratio("cpu")["median"] == 0.5
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "expected"),
+    [
+        (torch.tensor([1.0, 2.0]), torch.tensor([1.0, 2.5]), 0.5),
+        (torch.tensor([1, 2]), torch.tensor([1, 3]), math.inf),
+        (torch.tensor([1.0]), torch.tensor([1.0, 1.0]), math.inf),
+        (torch.tensor([1.0]), torch.tensor([math.nan]), math.inf),
+        ([torch.zeros(2), 3], [torch.zeros(2), 3], 0.0),
+        ([1.0], [1.0, 2.0], math.inf),
+        (["a"], ["b"], math.inf),
+        (1.0, math.nan, math.inf),
+    ],
+)
+def test_difference(one, other, expected):
+    assert difference(one, other) == expected
+
+
+def test_peak_growth_sees_what_was_freed_again():
+    def run() -> None:
+        torch.ones(8_000_000)  # 32 MB
+        torch.ones(4_000_000)
+
+    assert 30e6 < peak_growth(run) < 45e6
+    assert peak_growth(lambda: None) < 3e6
