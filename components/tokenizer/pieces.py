@@ -60,7 +60,8 @@ class SentencePieces(Pieces):
     """
 
     def __init__(self, data: bytes, layout: Layout, normaliser: Normaliser, where: str) -> None:
-        self._model = _load(data, where)
+        bare = normaliser == "transformers"
+        self._model = _load(data + _BARE if bare else data, where)
         controls = (self._model.unk_id(), self._model.bos_id(), self._model.eos_id())
         if controls != (0, 1, 2):
             raise UserError(
@@ -69,18 +70,13 @@ class SentencePieces(Pieces):
             )
         self.size = self._model.GetPieceSize()
         self.data = data
-        self._bare: sentencepiece.SentencePieceProcessor | None = None
-        if normaliser == "transformers":
-            self._bare = _load(data + _BARE, where)
-            self._normalise = _Normalise(layout, _charsmap(data))
+        self._normalise = _Normalise(layout, _charsmap(data)) if bare else None
 
     def encode(self, text: str) -> list[int]:
-        if self._bare is None:
-            return self._model.EncodeAsIds(text)
-        return self._bare.EncodeAsIds(self._normalise(text))
+        return self._model.EncodeAsIds(text if self._normalise is None else self._normalise(text))
 
     def decode(self, pieces: list[int]) -> str:
-        if self._bare is None:
+        if self._normalise is None:
             return self._model.DecodeIds(pieces) if pieces else ""
         return _joined([self._model.IdToPiece(piece) for piece in pieces])
 
