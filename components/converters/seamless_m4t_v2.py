@@ -65,6 +65,7 @@ class SeamlessM4Tv2(SeamlessM4T):
             **dropouts(settings),
             "conv_dropout": settings.get("dropout", 0.1),
             "vocoder_predicts_durations": True,
+            "eos_as_unit": True,
             "label_smoothing": 0.0,
             "aligner": False,
         }

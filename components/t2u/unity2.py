@@ -27,7 +27,7 @@ from ..losses.cross_entropy import token_loss
 from ..roles import TextToUnit
 from ..types import Loss, Padded, UnitOutput
 
-_PAD = 1
+_PAD, _EOS = 1, 2
 _OFFSET = 4
 _CHUNK_LOGITS = 2**22
 """Logits that `generate` holds at once: 16 MiB in float32."""
@@ -76,6 +76,8 @@ class UnitY2T2U(TextToUnit):
         scale_embeddings: multiply embeddings of characters by sqrt(D).
         vocoder_predicts_durations: `generate` leaves durations to the vocoder, as transformers does. False, as in the
             official code: a unit lasts one frame, since it was already repeated by its duration.
+        eos_as_unit: a step whose most probable row is eos or padding becomes unit 1, as in transformers, whose padding
+            id is that unit to the vocoder. False: it is left out.
         label_smoothing: share of the probability spread over the vocabulary, fairseq form.
         aligner: learn the durations that training needs. False, as imported: `forward` refuses, `generate` works.
         aligner_dim: width of the aligner.
@@ -110,6 +112,7 @@ class UnitY2T2U(TextToUnit):
         layerdrop: float = 0.0,
         scale_embeddings: bool = True,
         vocoder_predicts_durations: bool = False,
+        eos_as_unit: bool = False,
         label_smoothing: float = 0.1,
         aligner: bool = True,
         aligner_dim: int = 512,
@@ -131,6 +134,7 @@ class UnitY2T2U(TextToUnit):
         self.vocab_size = needed if vocab_size is None else vocab_size
         self.scale = dim**0.5 if scale_embeddings else 1.0
         self.vocoder_predicts_durations = vocoder_predicts_durations
+        self.eos_as_unit = eos_as_unit
         self.label_smoothing = label_smoothing
         self.layerdrop = layerdrop
         self.gap = kernel_size // 2
@@ -298,8 +302,8 @@ class UnitY2T2U(TextToUnit):
     ) -> UnitOutput:
         """(B, S, input_dim) states and their (B, S) tokens -> units (B, U), one per frame, and scores (B,).
 
-        The most probable row of each step; rows that are no unit (eos, padding) are left out. A row of text without
-        characters gives no units.
+        The most probable row of each step; what is no unit is left out (see `eos_as_unit`). Text without characters
+        gives no units.
 
         Args:
             states: of the text decoder.
@@ -315,6 +319,8 @@ class UnitY2T2U(TextToUnit):
             raise ValueError(f"temperature must be 0 or more; got {temperature}")
         decoded = self._decode_freely(states, text, duration_factor)
         rows, scores = self._choose(decoded, temperature)
+        if self.eos_as_unit:
+            rows = rows.masked_fill((rows == _PAD) | (rows == _EOS), _OFFSET + 1)
         is_unit = decoded.mask & (rows >= _OFFSET) & (rows < _OFFSET + self.num_units)
         units = keep_steps(decoded.with_data(rows - _OFFSET), is_unit)
         durations = None if self.vocoder_predicts_durations else units.with_data(torch.ones_like(units.data)).zeroed()

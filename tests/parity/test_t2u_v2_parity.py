@@ -3,6 +3,7 @@
 Letters: B batch, S states, C characters, U units, D model dim, V rows of the unit vocabulary.
 """
 
+import copy
 from types import SimpleNamespace
 
 import pytest
@@ -209,6 +210,24 @@ def test_logits_durations_and_units(pair, rows):
         wanted = [id - 4 for id in ids.tolist() if 4 <= id < 4 + UNITS]
         assert output.units.data[i, : output.units.lengths[i]].tolist() == wanted
         torch.testing.assert_close(output.scores[i], scores[i, :n].amax(-1).sum(), atol=1e-3, rtol=1e-4)
+
+
+@torch.no_grad()
+def test_eos_may_sound_as_unit_1(pair):
+    peer, ours = copy.deepcopy(pair)
+    inputs = batch(TEXTS, ours.dim)
+    often = run_peer(peer, *inputs).last_hidden_state.argmax(-1).flatten().mode().values
+    for output in (peer.lm_head, ours.output):
+        output.weight[2] = output.weight[often] * 1.01  # now eos is the most probable as often
+    ours.eos_as_unit = True
+    expected = run_peer(peer, *inputs)
+    units = ours.generate(*as_transformers(*inputs)).units
+    ids = expected.last_hidden_state.argmax(-1)
+    assert (ids == 2).sum() > 5
+    ids = ids.masked_fill(ids == 2, 1)  # what its `generate` gives to the vocoder
+    ids = torch.where(ids == 1, ids, ids - 4)
+    for row, mask, got in zip(ids, expected.padding_mask.bool(), units.unpad(), strict=True):
+        assert got.tolist() == [unit for unit in row[mask].tolist() if 0 <= unit < UNITS]
 
 
 @torch.no_grad()
