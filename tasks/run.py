@@ -17,7 +17,7 @@ from ..components.converters.published import load_part
 from ..components.errors import UserError, few
 from ..components.roles import Tokenizer
 from ..configs.build import build
-from ..configs.pretrained import pretrained_sources
+from ..configs.pretrained import KEY, pretrained_sources
 from ..configs.targets import locate, trusted
 from .checkpoints import misfit, pick_checkpoint, read_checkpoint, write_atomically
 from .task import FILES, Task
@@ -26,6 +26,7 @@ from .task import FILES, Task
 _FREE = (
     "stage_jobs", "threads", "allow", "data.num_workers",
     "trainer.accelerator", "trainer.devices", "trainer.num_nodes", "trainer.strategy",
+    "trainer.accumulate_grad_batches",
 )  # fmt: skip
 
 
@@ -166,7 +167,8 @@ def tokenizer_from_asset(config: DictConfig, content: torch.Tensor, allowed: tup
         cls = locate(path, allowed)
     except (ImportError, PermissionError) as error:
         raise UserError(f"{path}: {error}") from None
-    named = {str(key): value for key, value in settings.items() if key != "model" and not str(key).startswith("_")}
+    notes = ("model", KEY)  # the file is in the bytes
+    named = {str(key): value for key, value in settings.items() if key not in notes and not str(key).startswith("_")}
     return cls.from_bytes(content.numpy().tobytes(), **named)
 
 
