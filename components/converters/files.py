@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import pickle
-from collections.abc import Iterator, Mapping
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -125,14 +126,33 @@ class Weights(Mapping[str, Tensor]):
         return len(self._plain or self._where)
 
 
-def read_pickle(path: Path) -> dict[str, Any]:
+class _Nothing:
+    """Stands for an object of settings in a pickle: takes what the pickle gives it and does nothing with it."""
+
+    def __init__(self, *args: Any) -> None:
+        pass
+
+    def __setstate__(self, state: Any) -> None:
+        pass
+
+
+def read_pickle(path: Path, settings: Sequence[str] = ()) -> dict[str, Any]:
     """The dictionary of a `torch.save` file, of tensors and plain values; nothing in it is executed.
+
+    Args:
+        settings: classes whose objects may be in it too (`argparse.Namespace`; with a dot at the end, all of a
+            package). They are neither imported nor built: an empty object stands in their place.
 
     Raises:
         UserError: it holds more than tensors and plain values, or is damaged.
     """
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        there = torch.serialization.get_unsafe_globals_in_checkpoint(path) if settings else []
+        names = [name for name in there if any(name == s or (s[-1] == "." and name.startswith(s)) for s in settings)]
+        # A dictionary with a default is filled like any other, so it is itself.
+        harmless = [(defaultdict if name == "collections.defaultdict" else _Nothing, name) for name in names]
+        with torch.serialization.safe_globals(harmless):  # pyright: ignore[reportArgumentType]
+            content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, OSError) as error:
         if isinstance(error, pickle.UnpicklingError):
             raise UserError(
