@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -96,12 +97,27 @@ class M2M100(Family):
         for side in ("encoder", "decoder"):
             settings[f"{side}_attention_heads"] = model.get("num_heads", 8)
             settings[f"{side}_ffn_dim"] = model.get("ffn_dim", 2048)
-        if tokenizer.get("layout", "seamless_m4t") == "seamless_m4t" and pad == 0:
-            settings.update(bos_token_id=2, eos_token_id=3, decoder_start_token_id=3)
+        # Generation begins with eos, also in the layout of SeamlessM4T.
+        bos, eos = (0, 2) if tokenizer.get("layout", "nllb" if pad else "seamless_m4t") == "nllb" else (2, 3)
+        settings.update(bos_token_id=bos, eos_token_id=eos, decoder_start_token_id=eos)
         return settings
 
     def export_tokenizer(self, tokenizer: Any, nodes: Nodes, folder: Path) -> None:
         export_tokenizer_files(tokenizer, folder)
+        search = nodes.get("task", {}).get("search") or {}
+        beams = search.get("beam_size", 5) if search.get("method", "beam") == "beam" else 1
+        content = {
+            "bos_token_id": tokenizer.bos_id,
+            "pad_token_id": tokenizer.pad_id,
+            "eos_token_id": tokenizer.eos_id,
+            "decoder_start_token_id": tokenizer.eos_id,
+            "num_beams": beams,
+            "early_stopping": bool(search.get("early_stopping", True)) and beams > 1,
+            "length_penalty": search.get("length_penalty", 1.0),
+            "no_repeat_ngram_size": search.get("no_repeat_ngram", 0),
+            "max_new_tokens": search.get("max_length", 256) + 1,  # the language token counts
+        }
+        (folder / "generation_config.json").write_text(json.dumps(content, indent=2) + "\n")
 
 
 def _refuse_two(settings: dict[str, Any], encoder: str, decoder: str) -> None:

@@ -316,6 +316,20 @@ def test_a_model_that_was_not_imported_goes_out(tokenizer, tmp_path):
     with torch.no_grad():
         got = model.text_seq2seq(model.text_seq2seq.encode(source), source).data[source.mask]
         torch.testing.assert_close(got, logits(peer.eval(), source, source).logits[source.mask], atol=2e-5, rtol=1e-5)
+    # It generates as a fresh run of voxzoo does, language token included in the length.
+    assert (peer.generation_config.decoder_start_token_id, peer.generation_config.num_beams) == (2, 5)
+    call = theirs(TEXTS[3], return_tensors="pt")
+    rows = peer.generate(
+        **call,
+        forced_bos_token_id=tokenizer.lang_id("eng"),
+        max_new_tokens=16,
+        suppress_tokens=[PAD],
+        logits_processor=transformers.LogitsProcessorList([ForceEos(17, EOS)]),
+    )
+    memory = model.text_seq2seq.encode(Padded(call.input_ids, torch.tensor([call.input_ids.shape[1]])))
+    options = SearchOptions(max_length=15, min_length=0, score="after_start")
+    found = generate(model.text_seq2seq, memory, torch.tensor([tokenizer.prefix("eng")]), options, EOS, PAD, 3)
+    assert rows[0].tolist() == [*tokenizer.prefix("eng"), *found[0][0].tokens.tolist(), EOS]
     for change, match in (
         ({"num_encoder_layers": 0}, "text_seq2seq with an encoder"),
         ({"tie_output": False}, "tie_output=False"),
