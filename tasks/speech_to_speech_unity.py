@@ -43,7 +43,8 @@ class SpeechToSpeechUnitY(SpeechToText):
     for `t2u_eos`).
 
     Args:
-        speech_encoder, adaptor, text_seq2seq: first pass.
+        speech_encoder, adaptor, text_seq2seq: first pass. Without the first two the model reads text alone and does not
+            train here.
         t2u: second pass. It reads decoder states, each with the token that it predicts.
         vocoder: units to waveform, for `predict`; it does not learn here (`UnitVocoderTask` trains it).
         unit_extractor: what made the units, kept so that speech can be turned into them again. May be None.
@@ -67,13 +68,13 @@ class SpeechToSpeechUnitY(SpeechToText):
     def __init__(
         self,
         *,
-        speech_encoder: SpeechEncoder,
-        adaptor: Adaptor,
         text_seq2seq: TextSeq2Seq,
         t2u: TextToUnit,
         vocoder: UnitVocoder,
         tokenizer: Tokenizer,
-        frontend: Frontend,
+        speech_encoder: SpeechEncoder | None = None,
+        adaptor: Adaptor | None = None,
+        frontend: Frontend | None = None,
         unit_extractor: UnitExtractor | None = None,
         ctc_weight: float = 0.3,
         ctc_on: Literal["encoder", "adaptor"] = "encoder",
@@ -88,12 +89,12 @@ class SpeechToSpeechUnitY(SpeechToText):
         speaker: int | None = None,
     ) -> None:
         super().__init__(
-            speech_encoder=speech_encoder,
-            adaptor=adaptor,
+            speech_encoder=speech_encoder,  # pyright: ignore[reportArgumentType]
+            adaptor=adaptor,  # pyright: ignore[reportArgumentType]
             text_seq2seq=text_seq2seq,
             tokenizer=tokenizer,
-            frontend=frontend,
-            ctc_weight=ctc_weight,
+            frontend=frontend,  # pyright: ignore[reportArgumentType]
+            ctc_weight=ctc_weight if speech_encoder is not None else 0.0,
             ctc_on=ctc_on,
             label_smoothing=label_smoothing,
             loss_on_lang_token=loss_on_lang_token,
@@ -106,8 +107,15 @@ class SpeechToSpeechUnitY(SpeechToText):
         self.t2u_input, self.t2u_eos = t2u_input, t2u_eos
         self.t2u_languages, self.vocoder_languages = tuple(t2u_languages), tuple(vocoder_languages)
         self.speaker = speaker
+        modes = type(self).modes if speech_encoder is not None else frozenset()
         if text_seq2seq.has_encoder:
-            self.modes = type(self).modes | {"t2tt", "t2st"}  # pyright: ignore[reportAttributeAccessIssue]
+            modes |= {"t2tt", "t2st"}
+        if not modes or (speech_encoder is None) != (adaptor is None):
+            raise ValueError(
+                "SpeechToSpeechUnitY reads speech with speech_encoder and adaptor, or text with an encoder in "
+                "text_seq2seq: give both of the first, or text_seq2seq.num_encoder_layers above 0"
+            )
+        self.modes = modes  # pyright: ignore[reportAttributeAccessIssue]
         there = getattr(t2u, "num_languages", len(self.t2u_languages))
         if self.t2u_languages and there != len(self.t2u_languages):
             raise ValueError(
@@ -134,6 +142,10 @@ class SpeechToSpeechUnitY(SpeechToText):
         return self.frozen.issuperset(SpeechToText.roles)
 
     def measure(self, batch: Batch) -> tuple[dict[str, Loss], dict[str, Loss]]:
+        if self.speech_encoder is None:
+            raise UserError(
+                "this model reads text alone: the second pass is trained from speech, give a speech_encoder"
+            )
         assert batch.target is not None
         assert batch.units is not None
         losses: dict[str, Loss] = {}

@@ -67,9 +67,12 @@ class SpeechToText(Task):
         self.label_smoothing = label_smoothing
         self.loss_on_lang_token = loss_on_lang_token
         self.search = search or SearchOptions()
-        width = speech_encoder.output_dim if ctc_on == "encoder" else adaptor.output_dim
-        self.ctc_head = nn.Linear(width, tokenizer.vocab_size) if ctc_weight > 0 else None
-        match_widths(speech_encoder, adaptor, text_seq2seq)
+        self.ctc_head = None
+        if ctc_weight > 0:
+            width = speech_encoder.output_dim if ctc_on == "encoder" else adaptor.output_dim
+            self.ctc_head = nn.Linear(width, tokenizer.vocab_size)
+        if speech_encoder is not None:  # a model that reads text alone has none (SpeechToSpeechUnitY)
+            match_widths(speech_encoder, adaptor, text_seq2seq)
         for module in text_seq2seq.encoder_only():
             module.requires_grad_(False)  # no loss reaches it, and DDP would wait for its gradients
 

@@ -240,10 +240,11 @@ class SeamlessM4T(Family):
 
     def task(self, settings: dict[str, Any], generation: dict[str, Any], nodes: Nodes) -> dict[str, Any]:
         common = {"label_smoothing": 0.0, "loss_on_lang_token": True, "search": _search(settings, generation)}
-        if "speech_encoder" not in nodes:
+        speaks = "t2u" in nodes and "vocoder" in nodes
+        if "speech_encoder" not in nodes and not speaks:
             return {"_target_": "voxzoo.tasks.TextToText", **common}
         common["ctc_weight"] = 0.0
-        if "t2u" not in nodes or "vocoder" not in nodes:
+        if not speaks:
             return {"_target_": "voxzoo.tasks.SpeechToText", **common}
         return {
             "_target_": "voxzoo.tasks.SpeechToSpeechUnitY",

@@ -84,7 +84,11 @@ def shape(
     }
 
 
-V2 = {"t2u_variance_predictor_hidden_dim": 14, "t2u_variance_predictor_kernel_size": 3, "t2u_variance_pred_dropout": 0.0}
+V2 = {
+    "t2u_variance_predictor_hidden_dim": 14,
+    "t2u_variance_predictor_kernel_size": 3,
+    "t2u_variance_pred_dropout": 0.0,
+}
 SHAPES = {
     "v1 a": (1, shape(24, (2, 3, 44, 7), (8, 8), (2, 2, 4, 52), bins=11)),
     "v1 b": (1, shape(36, (3, 4, 20, 5), (5, 4), (1, 3, 6, 30), bins=7, t2u_decoder_layers=2)),
@@ -187,6 +191,7 @@ def build_pair(version: int, settings: dict[str, Any], folder: Path, model: Path
         "char_to_id": characters,
     }.items():
         setattr(peer.generation_config, key, value)
+    peer.generation_config._from_model_config = False  # or from_pretrained forgets the tables
     peer.save_pretrained(folder)
     (folder / "preprocessor_config.json").write_text(
         json.dumps({"num_mel_bins": config.feature_projection_input_dim // 2, "stride": 2})
@@ -209,7 +214,7 @@ def task_of(folder: Path, ours: PublishedModel, tokenizer: Any) -> Any:
     node["search"] = SearchOptions(**{key: value for key, value in node["search"].items() if key != "_target_"})
     kind = {"SpeechToSpeechUnitY": SpeechToSpeechUnitY, "SpeechToText": SpeechToText, "TextToText": TextToText}[target]
     if kind is not TextToText:
-        node["frontend"] = ours.frontend
+        node["frontend"] = ours.frontend  # None where speech is not read
     return kind(**ours.parts(), tokenizer=tokenizer, **node).eval()
 
 
@@ -495,7 +500,7 @@ def test_states_that_the_search_kept_are_those_of_another_pass(make, name: str):
 
     memory = task.encode_speech(batch.speech)
     prefix = prefixes(batch, "s2st", task.tokenizer)
-    options = replace(task.search, method="beam", beam_size=3, max_length=40, max_length_b=40, force_eos=True)
+    options = replace(task.search, method="beam", beam_size=3, max_length_a=2.0, max_length_b=3, force_eos=True)
     found = generate(task.text_seq2seq, memory, torch.tensor(prefix), options, 3, 0, 1, keep_states=True)
     best = [hypotheses[0] for hypotheses in found]
     kept: dict[str, tuple[Padded, Padded]] = {}
