@@ -90,9 +90,12 @@ V2 = {
     "t2u_variance_pred_dropout": 0.0,
 }
 SHAPES = {
-    "v1 a": (1, shape(24, (2, 3, 44, 7), (8, 8), (2, 2, 4, 52), bins=11)),
-    "v1 b": (1, shape(36, (3, 4, 20, 5), (5, 4), (1, 3, 6, 30), bins=7, t2u_decoder_layers=2)),
-    "v1 c": (1, shape(16, (1, 2, 70, 11), (3, 2), (3, 1, 2, 24), bins=13, position_embeddings_type="none")),
+    "v1 a": (1, shape(24, (2, 3, 44, 7), (8, 8), (2, 2, 4, 52), bins=11, t2u_max_new_tokens=19)),
+    "v1 b": (1, shape(36, (3, 4, 20, 5), (5, 4), (1, 3, 6, 30), bins=7, t2u_decoder_layers=2, t2u_max_new_tokens=19)),
+    "v1 c": (
+        1,
+        shape(16, (1, 2, 70, 11), (3, 2), (3, 1, 2, 24), bins=13, position_embeddings_type="none", t2u_max_new_tokens=19),
+    ),
     "v2 a": (
         2,
         shape(24, (2, 3, 44, 9), (8, 8), (2, 2, 4, 52), bins=11, left_max_position_embeddings=9,
@@ -426,7 +429,6 @@ def peer_speech(pair: Pair, batch: Batch, speech_beams: int, **options: Any) -> 
         options |= {
             "speech_suppress_tokens": [0, 1, 3, *range(4 + NUM_UNITS, UNIT_ROWS)],
             "speech_num_beams": speech_beams,
-            "speech_max_new_tokens": 19,
         }
     return pair.peer.generate(
         **{name: given.data},
@@ -456,7 +458,7 @@ def unit_rows(pair: Pair, sequences: Tensor) -> list[list[int]] | None:
 @ALL
 @pytest.mark.parametrize("mode", ["s2st", "t2st"])
 @pytest.mark.parametrize(("single", "beams"), [(False, 1), (False, 3), (True, 1)], ids=["padded", "beams", "single"])
-def test_units_and_waveforms(make, spoken, name: str, mode: str, single: bool, beams: int):
+def test_units_and_waveforms(make, spoken, monkeypatch, name: str, mode: str, single: bool, beams: int):
     pair = make(name)
     if mode == "t2st":
         batch = pair.batch("eng", source=pair.text(*((5,) if single else (6, 2, 9, 4))))
@@ -466,7 +468,7 @@ def test_units_and_waveforms(make, spoken, name: str, mode: str, single: bool, b
     method = "beam" if beams > 1 else "greedy"
     options = replace(task.search, method=method, beam_size=beams, suppress=tuple(unspoken(pair)))
     if pair.version == 1:
-        task.t2u.search = replace(task.t2u.search, beam_size=beams, max_length=19, max_length_b=19)
+        monkeypatch.setattr(task.t2u, "search", replace(task.t2u.search, beam_size=beams))
     want = peer_speech(pair, batch, beams, **({"text_num_beams": beams} if beams > 1 else {}))
     got = task.predict(batch, task=mode, options=options)
     tokenizer = task.tokenizer
@@ -500,7 +502,9 @@ def test_states_that_the_search_kept_are_those_of_another_pass(make, name: str):
 
     memory = task.encode_speech(batch.speech)
     prefix = prefixes(batch, "s2st", task.tokenizer)
-    options = replace(task.search, method="beam", beam_size=3, max_length_a=2.0, max_length_b=3, force_eos=True)
+    options = replace(
+        task.search, method="beam", beam_size=3, max_length=60, max_length_a=2.0, max_length_b=3, force_eos=True
+    )
     found = generate(task.text_seq2seq, memory, torch.tensor(prefix), options, 3, 0, 1, keep_states=True)
     best = [hypotheses[0] for hypotheses in found]
     kept: dict[str, tuple[Padded, Padded]] = {}
