@@ -73,6 +73,7 @@ class SpeechToText(Task):
             self.ctc_head = nn.Linear(width, tokenizer.vocab_size)
         if speech_encoder is not None:  # a model that reads text alone has none (SpeechToSpeechUnitY)
             match_widths(speech_encoder, adaptor, text_seq2seq)
+        match_vocabulary(text_seq2seq, tokenizer)
         for module in text_seq2seq.encoder_only():
             module.requires_grad_(False)  # no loss reaches it, and DDP would wait for its gradients
 
@@ -189,6 +190,16 @@ def prefixes(batch: Batch, mode: str, tokenizer: Tokenizer) -> list[list[int]]:
     """The first decoder tokens of each row of a batch."""
     sources = batch.src_lang or (None,) * len(batch)
     return [tokenizer.prefix(to, source, mode) for to, source in zip(batch.tgt_lang, sources, strict=True)]
+
+
+def match_vocabulary(text_seq2seq: TextSeq2Seq, tokenizer: Tokenizer) -> None:
+    """Refuse a tokenizer of another vocabulary than the model's, naming both sizes."""
+    if text_seq2seq.vocab_size != tokenizer.vocab_size:
+        raise ValueError(
+            f"text_seq2seq.vocab_size is {text_seq2seq.vocab_size}, but tokenizer.vocab_size is "
+            f"{tokenizer.vocab_size}: set text_seq2seq.vocab_size=${{tokenizer.vocab_size}}, or with a published "
+            "text_seq2seq take its own vocabulary, tokenizer=pretrained"
+        )
 
 
 def match_widths(speech_encoder: SpeechEncoder, adaptor: Adaptor, text_seq2seq: TextSeq2Seq) -> None:

@@ -9,7 +9,7 @@ import torch
 from ..components.roles import TextSeq2Seq, Tokenizer
 from ..components.search import SearchOptions
 from ..components.types import Batch, Loss, Prediction
-from .speech_to_text import decoder_input, text_loss, text_predictions, translate_text
+from .speech_to_text import decoder_input, match_vocabulary, text_loss, text_predictions, translate_text
 from .task import Task
 
 
@@ -39,6 +39,7 @@ class TextToText(Task):
         super().__init__(loss_weights=loss_weights)
         if not text_seq2seq.has_encoder:
             raise ValueError("TextToText needs a text encoder: set text_seq2seq.num_encoder_layers above 0")
+        match_vocabulary(text_seq2seq, tokenizer)
         self.text_seq2seq = text_seq2seq
         self.tokenizer = tokenizer
         self.label_smoothing = label_smoothing

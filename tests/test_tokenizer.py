@@ -9,6 +9,7 @@ from voxzoo.components.roles import Tokenizer
 from voxzoo.components.tokenizer import train_sentencepiece
 from voxzoo.components.tokenizer.normalise import Charsmap, nllb, seamless_m4t
 from voxzoo.configs.compose import compose
+from voxzoo.tasks.shapes import trace
 from voxzoo.tasks.training import train
 
 TEXTS = [f"the train to Perú leaves on may {day} at {hour} o'clock" for day in range(1, 8) for hour in range(1, 6)]
@@ -253,3 +254,15 @@ def test_a_vocabulary_that_is_missing_is_not_trained_behind_your_back(tmp_path, 
     with pytest.raises(ValueError, match=match):
         train(["task=text_to_text", "text_seq2seq=tiny", "data=tiny", "root=runs", "name=x", *overrides])
     assert not list(tmp_path.rglob("*.model"))
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [["task=text_to_text"], ["task=speech_to_text", "speech_encoder=tiny", "adaptor=tiny", "frontend=tiny"]],
+)
+@pytest.mark.parametrize("rows", [300, 500])
+def test_a_vocabulary_of_another_model_is_refused(overrides, rows):
+    config = compose(["text_seq2seq=tiny", "tokenizer=tiny", "data=tiny", *overrides])
+    config.text_seq2seq.vocab_size = rows
+    with pytest.raises(ValueError, match=rf"text_seq2seq.vocab_size is {rows}, but tokenizer.vocab_size is 400"):
+        trace(config)
