@@ -97,6 +97,9 @@ def misfit(own: Mapping[str, torch.Tensor], weights: Mapping[str, torch.Tensor])
     return f"other shapes: {few(shapes, 3)}; missing: {few(missing)}; unexpected: {few(unexpected)}"
 
 
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+
+
 class Interrupted(Exception):
     """A signal asked the run to stop, and its state is saved."""
 
@@ -155,8 +158,13 @@ class Checkpointer(Checkpoint):
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
-                self._handlers[number] = signal.signal(number, self._note_signal)
+            self._handlers = {number: signal.getsignal(number) for number in _SIGNALS}
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        # Behind Lightning, which put its own in between: that one tells the other processes by a collective of its own,
+        # from within the handler, where they may be in the middle of another.
+        for number in self._handlers:
+            signal.signal(number, self._note_signal)
 
     def _note_signal(self, number: int, frame: Any) -> None:
         if self._signal:

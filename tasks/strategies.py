@@ -4,15 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
 
 from lightning import LightningModule
+from lightning.fabric.strategies.model_parallel import _load_raw_module_state
 from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import nn
+from torch.distributed.checkpoint.state_dict import StateDictOptions, set_optimizer_state_dict
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
 
 from ..components.layers.transformer import DecoderLayer
 from ..components.roles import Part
+from .checkpoints import read_checkpoint
 
 # What Lightning and the commands call on a task in place of `forward`: weights outside the layers are gathered for it.
 _ENTRIES = ("training_step", "validation_step", "predict", "resynthesise")
@@ -46,6 +51,28 @@ class FSDP2(ModelParallelStrategy):
         self._data_parallel_size = self.num_nodes * self.num_processes
         self._tensor_parallel_size = 1
         super().setup_environment()
+
+    def load_checkpoint(self, checkpoint_path: Any, weights_only: bool | None = True) -> dict[str, Any]:
+        """Weights and optimizer states of a file that any strategy wrote, cut up for this one; or of shards."""
+        path = Path(self.broadcast(checkpoint_path))
+        if path.is_dir():
+            return super().load_checkpoint(path, weights_only)
+        assert self.model is not None
+        checkpoint = read_checkpoint(path)
+        _load_raw_module_state(checkpoint.pop("state_dict"), self.model, strict=True)
+        names = {parameter: name for name, parameter in self.model.named_parameters()}
+        options = StateDictOptions(full_state_dict=True, broadcast_from_rank0=True)
+        for optimizer, state in zip(self.optimizers, checkpoint["optimizer_states"], strict=True):
+            # A saved state counts parameters in the order of the optimizer's groups, which is not that of the model.
+            numbers = [number for group in state["param_groups"] for number in group["params"]]
+            own = [names[parameter] for group in optimizer.param_groups for parameter in group["params"]]
+            name_of = dict(zip(numbers, own, strict=True))
+            named = {
+                "state": {name_of[number]: value for number, value in state["state"].items()},
+                "param_groups": [{**g, "params": [name_of[n] for n in g["params"]]} for g in state["param_groups"]],
+            }
+            set_optimizer_state_dict(self.model, optimizer, named, options=options)
+        return checkpoint
 
 
 def shard(task: LightningModule, mesh: DeviceMesh, reshard_after_forward: bool = True) -> None:

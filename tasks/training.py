@@ -91,7 +91,9 @@ def _train_one(config: DictConfig) -> dict[str, Any]:
             return {"status": "ok", "run": str(folder), **json.loads((folder / "done.json").read_text())}
         torch.manual_seed(config.seed)
         task = build_for_training(config, folder)
-        if hasattr(task, "run_once"):  # a task without gradient steps, such as fitting units
+        if hasattr(task, "run_once"):  # a task without gradient steps, such as fitting units: one process does it
+            if not first:
+                return {"status": "ok", "run": str(folder), **_wait_for_result(folder)}
             result = task.run_once(data, folder)  # pyright: ignore[reportCallIssue]
         else:
             result = _fit(config, task, data, folder)
@@ -99,6 +101,13 @@ def _train_one(config: DictConfig) -> dict[str, Any]:
         if first:
             write_atomically(folder / "done.json", lambda file: file.write(json.dumps(result, indent=1).encode()))
     return {"status": "ok", "run": str(folder), **result}
+
+
+def _wait_for_result(folder: Path) -> dict[str, Any]:
+    """What the first process of this run writes when it is done."""
+    while not is_done(folder):
+        time.sleep(0.2)
+    return json.loads((folder / "done.json").read_text())
 
 
 def prepare_data(config: DictConfig) -> Any:
@@ -193,7 +202,9 @@ def _train_stages(
     after = {name: [n for n in config.stages[name].get("after") or () if n in names] for name in names}
     done = [name for name in names if _is_trained(stages[name])]
     waiting, running = [name for name in names if name not in done], {}
-    jobs = max(int(config.stage_jobs), 1)
+    # Processes that torchrun or srun started take each stage together, one after the other.
+    together = launched_processes() > 1
+    jobs = 1 if together else max(int(config.stage_jobs), 1)
 
     def stop(number: int, frame: Any) -> None:
         raise Interrupted(number, None)
@@ -203,7 +214,7 @@ def _train_stages(
         while waiting or running:
             for name in [n for n in waiting if set(after[n]) <= set(done)][: jobs - len(running)]:
                 waiting.remove(name)
-                running[name] = _Stage(name, overrides, config_dirs, jobs)
+                running[name] = _Stage(name, overrides, config_dirs, jobs, names.index(name) + 1 if together else 0)
             if not running:
                 raise UserError(f"stages {', '.join(waiting)} wait for each other: look at their `after`")
             for name in [n for n, stage in running.items() if stage.ended]:
@@ -219,7 +230,7 @@ def _train_stages(
     finally:
         for number, handler in handlers.items():
             signal.signal(number, handler)
-    results = {name: json.loads((folder / "stages" / name / "done.json").read_text()) for name in names}
+    results = {name: _wait_for_result(folder / "stages" / name) for name in names}
     return {"status": "ok", "run": str(folder), "seconds": round(time.monotonic() - started, 1), "stages": results}
 
 
@@ -235,6 +246,13 @@ def _is_trained(config: DictConfig) -> bool:
     return True
 
 
+def launched_processes() -> int:
+    """How many processes torchrun or srun started this command as; 1 where neither did."""
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        return int(os.environ.get("WORLD_SIZE", 1))
+    return int(os.environ.get("SLURM_NTASKS", 1)) if "SLURM_PROCID" in os.environ else 1
+
+
 def _in_main_thread() -> bool:
     return threading.current_thread() is threading.main_thread()
 
@@ -248,9 +266,15 @@ class StageFailed(UserError):
 
 
 class _Stage:
-    """A stage in its own process, one of up to `beside` at a time; its lines are passed on behind its name."""
+    """A stage in its own process, one of up to `beside` at a time; its lines are passed on behind its name.
 
-    def __init__(self, name: str, overrides: Sequence[str], config_dirs: Sequence[str], beside: int) -> None:
+    With `meeting` above 0 it is one process of a stage that torchrun or srun started: the processes of each stage meet
+    at a port of their own, since what the ones before said at theirs is still there.
+    """
+
+    def __init__(
+        self, name: str, overrides: Sequence[str], config_dirs: Sequence[str], beside: int, meeting: int = 0
+    ) -> None:
         self.name = name
         self.last_line = ""
         command = [sys.executable, "-m", "voxzoo.tasks.cli", "train", "--stage", name]
@@ -261,6 +285,9 @@ class _Stage:
             # Threads of one stage would wait for those of another, or of any other program: on two busy cores, two
             # threads were ten times slower than one.
             environment.setdefault("OMP_NUM_THREADS", str(max((os.cpu_count() or 1) // beside, 1)))
+        if meeting and "MASTER_PORT" in environment:
+            environment["MASTER_PORT"] = str(int(environment["MASTER_PORT"]) + meeting)
+            environment["TORCHELASTIC_USE_AGENT_STORE"] = "False"
         # Its own process group: Ctrl-C reaches this process, which tells each stage once.
         self.process = subprocess.Popen(
             [*command, *overrides],

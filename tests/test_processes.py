@@ -1,29 +1,141 @@
-"""One run on two processes."""
+"""One run on one process or two, under DDP or FSDP2, in one go or stopped and gone on with elsewhere."""
 
 from __future__ import annotations
 
+import csv
 import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
 import torch
 
+SETTINGS = [
+    "trainer.val_check_interval=4", "data.batch_size=5", "checkpoint.every_steps=1", "schedule=constant",
+    "text_seq2seq.dropout=0", "adaptor.dropout=0", "text_seq2seq.attention_dropout=0",
+    # Full steps from the first one on; eps keeps gradients that are only rounding from becoming full steps too.
+    "optim.lr=0.01", "optim.eps=1e-3", "trainer.log_every_n_steps=1",
+    "logger=none", "++logger._target_=lightning.pytorch.loggers.CSVLogger", "++logger.save_dir=${run_dir}",
+    "++logger.flush_logs_every_n_steps=1",
+]  # fmt: skip
+CPU = ["trainer.accelerator=cpu", "trainer.precision=32-true", "trainer.max_epochs=-1"]
+HOW = {
+    "one": ["trainer.accumulate_grad_batches=2"],
+    "ddp": ["trainer=ddp", "trainer.devices=2", *CPU],
+    "fsdp2": ["trainer=fsdp2", "trainer.devices=2", *CPU],
+}
+
+
+def weights(run: Path) -> dict[str, torch.Tensor]:
+    return torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
+
+
+def norms(run: Path) -> list[float]:
+    """The gradient norm of every step."""
+    (path,) = run.rglob("metrics.csv")
+    with path.open() as lines:
+        return [float(row["train/grad_norm"]) for row in csv.DictReader(lines) if row.get("train/grad_norm")]
+
+
+def assert_close(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> None:
+    """Within 1e-5 of the size of each tensor."""
+    assert first.keys() == second.keys()
+    for key, value in first.items():
+        difference = float((value.double() - second[key].double()).norm())
+        assert difference <= 1e-5 * max(float(value.double().norm()), 1.0), f"{key}: {difference}"
+
+
+@pytest.fixture(scope="module")
+def runs(voxzoo, tiny: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Six steps of the same global batches, three ways."""
+    folder = tmp_path_factory.mktemp("processes")
+    for name, words in HOW.items():
+        call = [*words, *tiny, *SETTINGS, f"root={folder}", f"name={name}", "trainer.max_steps=6"]
+        done = voxzoo("train", *call, "--json", cwd=folder)
+        assert done.returncode == 0, done.stderr
+        assert json.loads(done.stdout)["steps"] == 6  # one object, though two processes ran the command
+    return folder
+
 
 @pytest.mark.slow
-def test_two_processes_train_one_run(voxzoo, tiny: list[str], tmp_path: Path):
+@pytest.mark.parametrize("name", ["ddp", "fsdp2"])
+def test_two_processes_train_the_run_of_one(name: str, runs: Path):
     """A step over two processes is the step of one that accumulates the same batches, to rounding."""
-    shared = [*tiny, f"root={tmp_path}", "trainer.val_check_interval=4", "logger=none", "data.batch_size=5"]
-    shared += ["text_seq2seq.dropout=0", "adaptor.dropout=0", "text_seq2seq.attention_dropout=0"]
-    # Full steps from the first one on; eps keeps gradients that are only rounding from becoming full steps too.
-    shared += ["schedule=constant", "optim.lr=0.01", "optim.eps=1e-3"]
-    two = ["trainer.devices=2", "+trainer.strategy=ddp", "trainer.max_steps=4"]
-    one = ["trainer.accumulate_grad_batches=2", "trainer.max_steps=4"]
-    states, answers = {}, {}
-    for name, words in (("two", two), ("one", one)):
-        done = voxzoo("train", *shared, f"name={name}", *words, "--json", cwd=tmp_path)
-        assert done.returncode == 0, done.stderr
-        answers[name] = json.loads(done.stdout)  # one object, though two processes ran the command
-        checkpoint = tmp_path / name / "checkpoints" / "last.ckpt"
-        states[name] = torch.load(checkpoint, weights_only=True)["state_dict"]
-    assert answers["one"]["steps"] == answers["two"]["steps"] == 4
-    torch.testing.assert_close(states["two"], states["one"], atol=1e-4, rtol=1e-3)
+    expected = norms(runs / "one")
+    assert len(expected) == 6
+    assert norms(runs / name) == pytest.approx(expected, rel=1e-5)
+    assert_close(weights(runs / "one"), weights(runs / name))
+
+
+def start(words: list[str], folder: Path) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "voxzoo.tasks.cli", "train", *words]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(command, cwd=folder, env=environment, stderr=subprocess.PIPE, text=True)
+
+
+def wait_for_step(run: Path, process: subprocess.Popen[str], step: int) -> None:
+    """Return once `last.ckpt` holds at least this step."""
+    last = run / "checkpoints" / "last.ckpt"
+    deadline = time.monotonic() + 90
+    while time.monotonic() < deadline and process.poll() is None:
+        if last.exists() and torch.load(last, weights_only=True)["global_step"] >= step:
+            return
+        time.sleep(0.01)
+    raise AssertionError(f"ended or hung before step {step}: {process.poll()} {process.communicate()[1]}")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("first", "then"), [("ddp", "one"), ("one", "fsdp2"), ("fsdp2", "ddp")])
+def test_a_run_goes_on_under_another_strategy(first: str, then: str, voxzoo, tiny: list[str], runs: Path):
+    folder = runs / f"{first}-{then}"
+    shared = [*tiny, *SETTINGS, f"root={folder}", "name=run", "trainer.max_steps=20"]
+    process = start([*HOW[first], *shared], runs)
+    wait_for_step(folder / "run", process, 3)
+    process.send_signal(signal.SIGTERM)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 75, said  # what a scheduler requeues on
+    stopped = torch.load(folder / "run" / "checkpoints" / "last.ckpt", weights_only=True)["global_step"]
+    assert 3 <= stopped < 20
+    done = voxzoo("train", *HOW[then], *shared, "--json", cwd=runs)
+    assert done.returncode == 0, done.stderr
+    assert "resuming from" in done.stderr
+    assert json.loads(done.stdout)["steps"] == 20
+    whole = runs / "whole"
+    if not whole.exists():
+        words = [*tiny, *SETTINGS, f"root={runs}", "name=whole", "trainer.max_steps=20"]
+        assert voxzoo("train", *HOW["one"], *words, cwd=runs).returncode == 0
+    assert_close(weights(whole), weights(folder / "run"))
+
+
+@pytest.mark.slow
+def test_two_nodes_train_the_quickstart(tiny: list[str], tmp_path: Path):
+    """torchrun on two machines, simulated on one: all stages, one process on each."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1] % 20000 + 20000
+    words = ["experiment=quickstart", *tiny, "unit_extractor=tiny", "t2u=tiny", "vocoder=tiny", "adaptor=stack"]
+    words += ["trainer=multinode", "trainer.devices=1", *CPU, f"root={tmp_path}", "name=run", "logger=none"]
+    words += ["trainer.max_steps=4", "trainer.val_check_interval=4", "data.batch_size=4"]
+    nodes = []
+    for rank in range(2):
+        command = [sys.executable, "-m", "torch.distributed.run", "--nnodes=2", f"--node-rank={rank}"]
+        command += ["--nproc-per-node=1", "--master-addr=127.0.0.1", f"--master-port={port}"]
+        command += ["-m", "voxzoo.tasks.cli", "train", *words]
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        nodes.append(subprocess.Popen(command, cwd=tmp_path, env=environment, stderr=subprocess.PIPE, text=True))
+    try:
+        said = [node.communicate(timeout=400)[1] for node in nodes]
+    finally:
+        for node in nodes:
+            node.kill()
+    assert [node.returncode for node in nodes] == [0, 0], said
+    stages = tmp_path / "run" / "stages"
+    for name in ("first_pass", "vocoder", "second_pass"):
+        assert json.loads((stages / name / "done.json").read_text())["steps"] == 4
+    loops = torch.load(stages / "first_pass" / "checkpoints" / "last.ckpt", weights_only=True)
+    assert loops["global_step"] == 4
