@@ -266,7 +266,9 @@ class _Sampler(threading.Thread):
 def randomise(module: nn.Module, seed: int = 0, gain: float = 1.0) -> nn.Module:
     """Random weights of the size that keeps activations near 1, norms and biases included.
 
-    Freshly built models have norms of exactly 1 and biases of exactly 0, behind which a wrong place would hide.
+    Freshly built models have norms of exactly 1 and biases of exactly 0, behind which a wrong place would hide. The last
+    norm of a decoder gets weights of either sign: where embedding and output layer are one matrix, each token would
+    predict itself otherwise, and all searches would find the same.
     """
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
@@ -274,6 +276,8 @@ def randomise(module: nn.Module, seed: int = 0, gain: float = 1.0) -> nn.Module:
             if parameter.dim() > 1:
                 fan_in = math.prod(parameter.shape[1:]) if "embed" not in name else parameter.shape[-1]
                 parameter.copy_(_normal(parameter.shape, generator).mul_(gain * fan_in**-0.5))
+            elif name.endswith("decoder.layer_norm.weight"):
+                parameter.copy_(_normal(parameter.shape, generator))
             elif name.endswith("weight"):
                 parameter.copy_(_normal(parameter.shape, generator).mul_(0.1).add_(1))
             else:
