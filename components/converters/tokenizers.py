@@ -67,7 +67,16 @@ def tokenizer_node(folder: Path | None, settings: dict[str, Any]) -> dict[str, A
 
 
 def export_tokenizer_files(tokenizer: SentencePieceTokenizer, folder: Path) -> None:
-    """Write the files from which transformers loads the same vocabulary: the model and tokenizer_config.json."""
+    """Write the files from which transformers loads the same vocabulary: the model and tokenizer_config.json.
+
+    Raises:
+        UserError: a unigram model, which its classes would read as byte-pair encoding.
+    """
+    if tokenizer.model.is_unigram:
+        raise UserError(
+            "tokenizer: a unigram SentencePiece model; the published layout has byte-pair encoding alone "
+            "(train_sentencepiece with model_type=bpe)"
+        )
     fast = tokenizer.model.data.lstrip()[:1] == b"{"
     (folder / (_FAST if fast else _MODEL)).write_bytes(tokenizer.model.data)
     specials = {tokenizer.bos_id: "<s>", tokenizer.pad_id: "<pad>", tokenizer.eos_id: "</s>", tokenizer.unk_id: "<unk>"}

@@ -30,10 +30,12 @@ class Pieces(ABC):
     Attributes:
         size: P.
         data: the file.
+        is_unigram: pieces are found by their probabilities, not by merging pairs.
     """
 
     size: int
     data: bytes
+    is_unigram: bool = False
 
     @abstractmethod
     def encode(self, text: str) -> list[int]:
@@ -70,6 +72,7 @@ class SentencePieces(Pieces):
             )
         self.size = self._model.GetPieceSize()
         self.data = data
+        self.is_unigram = _is_unigram(data)
         self._normalise = _Normalise(layout, _charsmap(data)) if bare else None
 
     def encode(self, text: str) -> list[int]:
@@ -183,24 +186,35 @@ def _joined(pieces: list[str]) -> str:
 
 def _charsmap(data: bytes) -> bytes:
     """`precompiled_charsmap` (field 2) of the normaliser (field 3) of a SentencePiece model, or nothing."""
-    spec = b"".join(_fields(data, 3))
-    return (_fields(spec, 2) or [b""])[-1]
+    return b"".join(field for field in _fields(_message(data, 3), 2) if isinstance(field, bytes))
 
 
-def _fields(data: bytes, wanted: int) -> list[bytes]:
-    """The length-delimited fields of a number in a protocol buffer message."""
-    found, place = [], 0
+def _is_unigram(data: bytes) -> bool:
+    """Whether `model_type` (field 3) of the trainer (field 2) of a SentencePiece model is 1, its default."""
+    return (_fields(_message(data, 2), 3) or [1])[-1] == 1
+
+
+def _message(data: bytes, wanted: int) -> bytes:
+    """A message inside a message; parts of it are merged by standing one behind the other."""
+    return b"".join(field for field in _fields(data, wanted) if isinstance(field, bytes))
+
+
+def _fields(data: bytes, wanted: int) -> list[bytes | int]:
+    """The fields of a number in a protocol buffer message: whole numbers, and what has a length."""
+    found: list[bytes | int] = []
+    place = 0
     while place < len(data):
         tag, place = _varint(data, place)
+        value: bytes | int = 0
         if tag & 7 == 2:
             length, place = _varint(data, place)
-            if tag >> 3 == wanted:
-                found.append(data[place : place + length])
-            place += length
+            value, place = data[place : place + length], place + length
         elif tag & 7 == 0:
-            _, place = _varint(data, place)
+            value, place = _varint(data, place)
         else:
             place += 8 if tag & 7 == 1 else 4
+        if tag >> 3 == wanted:
+            found.append(value)
     return found
 
 

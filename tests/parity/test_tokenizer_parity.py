@@ -302,3 +302,10 @@ def test_languages_of_nllb_are_those_of_the_peer():
     from transformers.models.nllb.tokenization_nllb import FAIRSEQ_LANGUAGE_CODES
 
     assert list(compose(["tokenizer=nllb"]).tokenizer.languages) == [*FAIRSEQ_LANGUAGE_CODES, "<mask>"]
+
+
+def test_a_unigram_model_has_no_place_there(tmp_path):
+    path = train_sentencepiece(TEXTS, tmp_path / "t.model", V, num_languages=7, model_type="unigram")
+    with pytest.raises(UserError, match="a unigram SentencePiece model"):
+        export_tokenizer_files(SentencePieceTokenizer(str(path), M4T, V), tmp_path)
+    assert [file.name for file in tmp_path.iterdir()] == ["t.model"]
