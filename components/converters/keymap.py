@@ -88,11 +88,19 @@ class KeyMap:
             tables that are computed here.
         rename: (regular expression, replacement) pairs applied to published keys before anything else: older names
             of the same tensors, a prefix that classes with a head put in front. Export writes the new names.
+        only_ours: regular expressions (whole keys) of our keys that only training needs and the layout has no place for.
     """
 
-    def __init__(self, rules: Iterable[Rule], left: Iterable[str] = (), rename: Iterable[tuple[str, str]] = ()) -> None:
+    def __init__(
+        self,
+        rules: Iterable[Rule],
+        left: Iterable[str] = (),
+        rename: Iterable[tuple[str, str]] = (),
+        only_ours: Iterable[str] = (),
+    ) -> None:
         self.rules = list(rules)
         self._left = [re.compile(pattern) for pattern in left]
+        self._only_ours = [re.compile(pattern) for pattern in only_ours]
         self._rename = [(re.compile(old), new) for old, new in rename]
         self._theirs = [(_pattern(name), rule, place) for rule in self.rules for place, name in enumerate(rule.theirs)]
         self._ours = [(_pattern(rule.ours), rule) for rule in self.rules]
@@ -150,6 +158,8 @@ class KeyMap:
         written: dict[str, Tensor] = {}
         unknown = []
         for key, value in ours.items():
+            if any(pattern.fullmatch(key) for pattern in self._only_ours):
+                continue
             for pattern, rule in self._ours:
                 match = pattern.fullmatch(key)
                 if match is None:

@@ -5,13 +5,20 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-HELP = "make a run of a published model (a folder in the layout of transformers, or a hub name)"
+HELP = "make a run of a published model: a folder in the layout of transformers, a hub name, an original checkpoint"
 EXAMPLE = "voxzoo import seamless-m4t-v2-large/ runs/seamless_v2"
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("source", metavar="SOURCE", help="a folder with config.json and safetensors, or a hub name")
+    parser.add_argument(
+        "source",
+        metavar="SOURCE",
+        help="a folder with config.json and safetensors, a hub name, or an original SeamlessM4T checkpoint (.pt)",
+    )
     parser.add_argument("run", metavar="RUN", help="the run folder to make")
+    parser.add_argument(
+        "--vocoder", metavar="FILE", help="the vocoder's file of an original checkpoint (its tokenizers lie beside it)"
+    )
     parser.add_argument(
         "--dtype",
         choices=("float32", "bfloat16", "float16"),
@@ -23,13 +30,21 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> dict:
     import torch
 
-    from ...components.converters import from_transformers
+    from ...components.converters import from_fairseq2, from_transformers
+    from ...components.errors import UserError
     from ..published import write_run
     from ..training import quiet_libraries
 
     quiet_libraries()
     folder = Path(args.run).absolute()
-    model = from_transformers(args.source, dtype=getattr(torch, args.dtype))
+    dtype = getattr(torch, args.dtype)
+    original = Path(args.source).suffix in (".pt", ".pth") and Path(args.source).is_file()
+    if args.vocoder and not original:
+        raise UserError(f"--vocoder {args.vocoder}: goes with an original checkpoint (.pt); {args.source} is none")
+    if original:
+        model = from_fairseq2(args.source, args.vocoder, dtype=dtype)
+    else:
+        model = from_transformers(args.source, dtype=dtype)
     config = write_run(model, folder)
     counts = {role: sum(p.numel() for p in part.parameters()) for role, part in model.parts().items()}
     if not args.json:
