@@ -88,7 +88,8 @@ class KeyMap:
             tables that are computed here.
         rename: (regular expression, replacement) pairs applied to published keys before anything else: older names
             of the same tensors, a prefix that classes with a head put in front. Export writes the new names.
-        only_ours: regular expressions (whole keys) of our keys that only training needs and the layout has no place for.
+        only_ours: regular expressions (whole keys) of our keys that training alone needs: the layout has no place for
+            them.
     """
 
     def __init__(
