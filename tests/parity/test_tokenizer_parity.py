@@ -309,3 +309,22 @@ def test_a_unigram_model_has_no_place_there(tmp_path):
     with pytest.raises(UserError, match="a unigram SentencePiece model"):
         export_tokenizer_files(SentencePieceTokenizer(str(path), M4T, V), tmp_path)
     assert [file.name for file in tmp_path.iterdir()] == ["t.model"]
+
+
+def test_files_of_older_versions(model, layout, tmp_path):
+    """tokenizer.json with languages in the vocabulary too and merges as one string; beside the model or not."""
+    languages = NLLB if layout == "nllb" else M4T
+    export_tokenizer_files(SentencePieceTokenizer(str(model), languages, V, layout), tmp_path)
+    theirs = PEERS[layout].from_pretrained(tmp_path)
+    theirs.save_pretrained(tmp_path)
+    content = json.loads((tmp_path / "tokenizer.json").read_text())
+    content["model"]["vocab"].update({token["content"]: token["id"] for token in content["added_tokens"]})
+    content["model"]["merges"] = [" ".join(merge) for merge in content["model"]["merges"]]
+    (tmp_path / "tokenizer.json").write_text(json.dumps(content))
+    for name in ("sentencepiece.bpe.model", "tokenizer.json"):
+        ours = from_folder(tmp_path)
+        assert ours.added == tuple(languages)
+        for text in SAMPLE:
+            assert ours.encode(text) == theirs(text, add_special_tokens=False).input_ids, (name, text)
+        (tmp_path / name).unlink()
+    assert tokenizer_node(tmp_path, {}) == {}
