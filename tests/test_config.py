@@ -1,5 +1,6 @@
 """Composition, the check of a config against signatures, and building."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -175,13 +176,21 @@ def test_relative_paths_become_absolute(monkeypatch: pytest.MonkeyPatch, tmp_pat
 @pytest.mark.parametrize(
     "path", sorted(CONFIG_DIR.glob("*/*.yaml")), ids=lambda path: f"{path.parent.name}/{path.stem}"
 )
-def test_every_shipped_yaml_composes_and_is_valid(path: Path):
+def test_every_shipped_yaml_composes_and_is_valid(path: Path, tmp_path: Path):
     override = f"{path.parent.name}={path.stem}"
     if path.stem == "pretrained":  # with a folder: tests/test_published_runs.py
         with pytest.raises(UserError, match=f"{path.parent.name}.pretrained: give the folder"):
             compose([override])
         return
-    extra = ["data.train=t.jsonl", "data.valid=v.jsonl"] if override == "data=manifest" else []
+    manifest = override in ("data=manifest", "experiment=whisper_mixed")
+    extra = ["data.train=t.jsonl", "data.valid=v.jsonl"] if manifest else []
+    if override == "experiment=whisper_mixed":  # settings of a published encoder come from its folder
+        sizes = {
+            f"{side}_{key}": 2 for side in ("encoder", "decoder") for key in ("layers", "attention_heads", "ffn_dim")
+        }
+        published = {"model_type": "whisper", "d_model": 8, "vocab_size": 99, "num_mel_bins": 80, **sizes}
+        (tmp_path / "config.json").write_text(json.dumps(published))
+        extra.append(f"speech_encoder.pretrained={tmp_path}")
     config = compose([override, *extra])
     about = next(line for line in path.read_text().splitlines() if not line.startswith("# @package"))
     assert about.startswith("# "), "every YAML opens with a line that says what it is"
