@@ -4,11 +4,13 @@ W relative distances (left + right + 1)."""
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from .attention import MultiHeadAttention
 from .dropout import dropout
@@ -17,6 +19,8 @@ Position = Literal["relative_key", "relative", "none"]
 
 # Longer inputs are attended in blocks of queries outside training: the (B, H, T, T) bias is never whole in memory.
 _BLOCK_FROM, _BLOCK = 1024, 256
+# On a CPU in blocks of about this many scores: some megabytes, which stay in its cache.
+_SCORES = 2**20
 
 
 class RelativeSelfAttention(MultiHeadAttention):
@@ -83,7 +87,11 @@ class RelativeSelfAttention(MultiHeadAttention):
             distances = self.distance
             spread = query
         distances = distances * query.shape[-1] ** -0.5
-        if torch.is_grad_enabled() or steps <= _BLOCK_FROM:
+        if self.position == "relative_key" and _in_blocks(query, mask):
+            by_distance = spread @ distances.transpose(-1, -2)
+            p = self.dropout if self.training else 0.0
+            context = _BlockedAttention.apply(query, key, value, by_distance, mask, self.left, p)
+        elif torch.is_grad_enabled() or steps <= _BLOCK_FROM:
             context = self._block(query, spread, key, value, distances, mask, table, 0)
         else:
             blocks = []
@@ -94,6 +102,7 @@ class RelativeSelfAttention(MultiHeadAttention):
                     self._block(query[:, :, rows], spread[:, :, rows], key, value, distances, cut, table, start)
                 )
             context = torch.cat(blocks, dim=2)
+        assert isinstance(context, Tensor)
         return self.out(context.transpose(1, 2).flatten(2))
 
     def _block(
@@ -183,3 +192,137 @@ class _Spread(torch.autograd.Function):
         if steps > right + 1:
             near[..., : steps - right - 1, -1] += grad[..., : steps - right - 1, right + 1 :].triu().sum(-1)
         return near, None, None, None, None
+
+
+def _in_blocks(query: Tensor, mask: Tensor | None) -> bool:
+    """Whether `_BlockedAttention` takes it: on a CPU in full precision, under no mask but that of padding."""
+    simple = mask is None or mask.shape == (query.shape[0], 1, 1, query.shape[2])
+    return query.device.type == "cpu" and query.dtype in (torch.float32, torch.float64) and simple
+
+
+@dataclass(frozen=True)
+class _Block:
+    """Queries `rows` of samples `samples` over their first `keys` keys; `mask` (n, 1, 1, keys) where some are padding."""
+
+    samples: slice
+    rows: slice
+    keys: int
+    mask: Tensor | None
+
+    def weights(self, query: Tensor, key: Tensor, by_distance: Tensor, left: int) -> Tensor:
+        """(n x H, rows, keys) attention weights."""
+        width = by_distance.shape[-1]
+        index = torch.arange(self.keys) - torch.arange(self.rows.start, self.rows.stop)[:, None]
+        index = index.add_(left).clamp_(0, width - 1)
+        of = by_distance[self.samples, :, self.rows].flatten(0, 1)
+        scores = of.gather(-1, index.expand(of.shape[0], -1, -1))
+        scores.baddbmm_(self.queries(query), self.known(key).transpose(1, 2), alpha=query.shape[-1] ** -0.5)
+        if self.mask is not None:
+            scores.view(-1, query.shape[1], *scores.shape[1:]).masked_fill_(~self.mask, float("-inf"))
+        return torch.softmax(scores, -1, out=scores)
+
+    def queries(self, x: Tensor) -> Tensor:
+        """(B, H, T, d) -> (n x H, rows, d)."""
+        return x[self.samples, :, self.rows].flatten(0, 1)
+
+    def known(self, x: Tensor) -> Tensor:
+        """(B, H, T, d) -> (n x H, keys, d)."""
+        return x[self.samples, :, : self.keys].flatten(0, 1)
+
+    def distances(self, grad: Tensor, width: int, left: int) -> Tensor:
+        """(n x H, rows, keys) gradient of the scores -> (n x H, rows, W) of those by distance.
+
+        Few entries lie within the clipping distances. Those beyond on the left are summed; those beyond on the right
+        follow, since the gradient of a softmax sums to 0.
+        """
+        key = torch.arange(self.rows.start, self.rows.stop)[:, None] - left + torch.arange(width)
+        near = grad.gather(-1, key.clamp(0, self.keys - 1).expand(grad.shape[0], -1, -1))
+        near.masked_fill_((key < 0) | (key >= self.keys), 0)
+        near[..., 0] += grad.tril(self.rows.start - left - 1).sum(-1)
+        near[..., -1] -= near.sum(-1)
+        return near
+
+
+class _BlockedAttention(torch.autograd.Function):
+    """Attention with a bias by clipped distance, in blocks of a few samples and queries whose scores fit into a cache.
+
+    Keys that are padding are left out instead of computed and masked. Nothing of size T x T is kept for the backward
+    pass, which computes the weights again.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        by_distance: Tensor,
+        mask: Tensor | None,
+        left: int,
+        dropped: float,
+    ) -> Tensor:
+        """(B, H, T, d) three times, (B, H, T, W), mask (B, 1, 1, T) or None -> (B, H, T, d)."""
+        context = torch.empty_like(query)
+        ctx.blocks, ctx.left, ctx.dropped = _blocks(query, mask), left, dropped
+        ctx.random = torch.get_rng_state() if dropped else None
+        for block in ctx.blocks:
+            weights = dropout(block.weights(query, key, by_distance, left), dropped, True)
+            found = torch.bmm(weights, block.known(value))
+            context[block.samples, :, block.rows] = found.view(-1, *query.shape[1:2], *found.shape[1:])
+        ctx.save_for_backward(query, key, value, by_distance, context)
+        return context
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        query, key, value, by_distance, context = ctx.saved_tensors
+        (grad,) = grads
+        by_query, by_bias = torch.empty_like(query), torch.empty_like(by_distance)
+        by_key, by_value = torch.zeros_like(key), torch.zeros_like(value)
+        scale, heads = query.shape[-1] ** -0.5, query.shape[1]
+        with torch.random.fork_rng(devices=[], enabled=ctx.dropped > 0):
+            if ctx.dropped:
+                torch.set_rng_state(ctx.random)
+            for block in ctx.blocks:
+                weights = block.weights(query, key, by_distance, ctx.left)
+                kept = dropout(torch.ones_like(weights), ctx.dropped, True) if ctx.dropped else None
+                given = block.queries(grad)
+                used = weights if kept is None else weights * kept
+                by_value[block.samples, :, : block.keys] += _heads(torch.bmm(used.transpose(1, 2), given), heads)
+                scores = torch.bmm(given, block.known(value).transpose(1, 2))
+                if kept is not None:
+                    scores.mul_(kept)
+                scores.sub_((given * block.queries(context)).sum(-1, keepdim=True)).mul_(weights)
+                del weights, used, kept
+                by_query[block.samples, :, block.rows] = _heads(torch.bmm(scores, block.known(key)).mul_(scale), heads)
+                back = torch.bmm(scores.transpose(1, 2), block.queries(query)).mul_(scale)
+                by_key[block.samples, :, : block.keys] += _heads(back, heads)
+                found = block.distances(scores, by_distance.shape[-1], ctx.left)
+                by_bias[block.samples, :, block.rows] = _heads(found, heads)
+        return by_query, by_key, by_value, by_bias, None, None, None
+
+
+def _heads(x: Tensor, heads: int) -> Tensor:
+    """(n x H, ...) -> (n, H, ...)."""
+    return x.view(-1, heads, *x.shape[1:])
+
+
+def _blocks(query: Tensor, mask: Tensor | None) -> list[_Block]:
+    """Cut (B, H, T, d) queries so that the scores of a block are at most about `_SCORES`."""
+    batch, heads, steps, _ = query.shape
+    if mask is None:
+        known = [steps] * batch
+    else:  # one behind the last key that may be attended
+        known = (mask[:, 0, 0] * torch.arange(1, steps + 1)).amax(-1).tolist()
+    together = max(_SCORES // (heads * steps * steps), 1)
+    blocks = []
+    for first in range(0, batch, together):
+        samples = slice(first, min(first + together, batch))
+        keys = max(known[samples])
+        hidden = None if mask is None else mask[samples, ..., :keys]
+        if hidden is not None and bool(hidden.all()):
+            hidden = None
+        rows = max(_SCORES // (heads * keys * (samples.stop - first)), 16)
+        for start in range(0, steps, rows):
+            blocks.append(_Block(samples, slice(start, min(start + rows, steps)), keys, hidden))
+    return blocks
