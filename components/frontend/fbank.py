@@ -12,8 +12,6 @@ from ..roles import Frontend
 # 16-bit full scale: Kaldi reads samples as integers.
 _FULL_SCALE = 2.0**15
 _FRAME_MS, _SHIFT_MS = 25.0, 10.0
-# Inside the root, as in the feature extractor published with SeamlessM4T; silence becomes zeros instead of NaN.
-_VARIANCE_FLOOR = 1e-7
 
 
 class Fbank(Frontend):
@@ -31,6 +29,8 @@ class Fbank(Frontend):
         num_mel_bins: filters per frame.
         stack: frames per step (1: 10 ms steps, 2: 20 ms, 4: 40 ms).
         standardise: mean 0 and variance 1 per utterance and bin.
+        variance_floor: added to the variance before the root: 1e-7 in transformers, which turns silence into zeros; 0 in
+            the original code, where silence is NaN.
         low_freq, high_freq: Hz, edges of the filter bank; `high_freq` None is half the sample rate.
         output_dim: must be num_mel_bins x stack where given; a place for configs to interpolate widths from.
     """
@@ -44,6 +44,7 @@ class Fbank(Frontend):
         low_freq: float = 20.0,
         high_freq: float | None = None,
         output_dim: int | None = None,
+        variance_floor: float = 1e-7,
     ) -> None:
         for name, value in (("sample_rate", sample_rate), ("num_mel_bins", num_mel_bins), ("stack", stack)):
             if value < 1:
@@ -63,6 +64,7 @@ class Fbank(Frontend):
         self.num_mel_bins = num_mel_bins
         self.stack = stack
         self.standardise = standardise
+        self.variance_floor = variance_floor
         self.low_freq = low_freq
         self.high_freq = top
         self.output_dim = num_mel_bins * stack
@@ -90,7 +92,7 @@ class Fbank(Frontend):
         if self.standardise:
             # One frame has no unbiased variance: with correction 0 it is zero, and so are the features.
             variance, mean = torch.var_mean(frames, dim=0, correction=min(1, len(frames) - 1))
-            frames = (frames - mean) / (variance + _VARIANCE_FLOOR).sqrt()
+            frames = (frames - mean) / (variance + self.variance_floor).sqrt()
         return frames[: steps * self.stack].reshape(steps, self.output_dim)
 
     def output_length(self, num_samples: int) -> int:
@@ -102,4 +104,6 @@ class Fbank(Frontend):
     @property
     def fingerprint(self) -> str:
         kind = "std" if self.standardise else "raw"
+        if self.variance_floor != 1e-7:
+            kind += f"{self.variance_floor:g}"
         return f"fbank1-{self.sample_rate}-{self.num_mel_bins}x{self.stack}-{self.low_freq:g}-{self.high_freq:g}-{kind}"

@@ -30,6 +30,7 @@ class ConformerLayer(nn.Module):
         attention_dropout: float = 0.0,
         activation_dropout: float = 0.0,
         conv_dropout: float = 0.0,
+        padding_in_norm: bool = False,
     ) -> None:
         super().__init__()
         self.ffn1_norm = nn.LayerNorm(dim)
@@ -37,7 +38,7 @@ class ConformerLayer(nn.Module):
         self.attention_norm = nn.LayerNorm(dim)
         self.attention = RelativeSelfAttention(dim, num_heads, position, left, right, attention_dropout)
         self.dropout = Dropout(dropout)
-        self.conv = ConvModule(dim, kernel_size, causal_conv, conv_norm, conv_dropout)
+        self.conv = ConvModule(dim, kernel_size, causal_conv, conv_norm, conv_dropout, padding_in_norm)
         self.ffn2_norm = nn.LayerNorm(dim)
         self.ffn2 = FeedForward(dim, ffn_dim, "silu", activation_dropout)
         self.final_norm = nn.LayerNorm(dim)

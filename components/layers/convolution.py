@@ -98,13 +98,21 @@ class ConvModule(nn.Module):
     """The convolution module of the Conformer (Gulati et al. 2020, arXiv 2005.08100, section 2.2).
 
     Norm, pointwise D -> 2D, GLU, depthwise, norm, SiLU, pointwise, dropout. Padded steps are zeroed after the first
-    norm; the pointwise layers have no bias, so padding adds exactly nothing to its neighbours.
+    norm; the pointwise layers have no bias, so padding adds exactly nothing to its neighbours. With `padding_in_norm`
+    batch norm counts padded steps too while training, as torch's does.
     """
 
     def __init__(
-        self, dim: int, kernel_size: int, causal: bool = True, norm: ConvNorm = "layer", dropout: float = 0.0
+        self,
+        dim: int,
+        kernel_size: int,
+        causal: bool = True,
+        norm: ConvNorm = "layer",
+        dropout: float = 0.0,
+        padding_in_norm: bool = False,
     ) -> None:
         super().__init__()
+        self.padding_in_norm = padding_in_norm
         self.norm = nn.LayerNorm(dim)
         self.pointwise1 = nn.Linear(dim, 2 * dim, bias=False)
         self.depthwise = DepthwiseConv(dim, kernel_size, causal)
@@ -119,7 +127,7 @@ class ConvModule(nn.Module):
             x = x.masked_fill(~mask[..., None], 0)
         x = self.depthwise(F.glu(self.pointwise1(x), dim=-1))
         if isinstance(self.depthwise_norm, MaskedBatchNorm):
-            x = self.depthwise_norm(x, mask)
+            x = self.depthwise_norm(x, None if self.padding_in_norm else mask)
         else:
             x = self.depthwise_norm(x)
         return self.dropout(self.pointwise2(F.silu(x)))

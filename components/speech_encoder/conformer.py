@@ -33,6 +33,8 @@ class ConformerEncoder(SpeechEncoder):
         left_context, right_context: clipping distances in frames of `relative_key`; they do not limit the attention.
         causal_conv: the convolution sees the past only.
         conv_norm: norm after the depthwise convolution. `batch` takes its statistics from the real steps of the batch.
+        padding_in_norm: `batch` counts padded steps too while training, as in the published implementations: what a
+            step gives then depends on the padding.
         chunk_size: attention within chunks of this many frames and `left_chunks` before them; None: everywhere.
         left_chunks: chunks of the past that are seen; None: all.
         final_norm: layer norm after the last block (SeamlessM4T has one, w2v-BERT 2.0 has none).
@@ -65,6 +67,7 @@ class ConformerEncoder(SpeechEncoder):
         right_context: int = 8,
         causal_conv: bool = True,
         conv_norm: ConvNorm = "layer",
+        padding_in_norm: bool = False,
         chunk_size: int | None = None,
         left_chunks: int | None = None,
         final_norm: bool = True,
@@ -131,6 +134,7 @@ class ConformerEncoder(SpeechEncoder):
                 attention_dropout,
                 activation_dropout,
                 conv_dropout,
+                padding_in_norm,
             )
             for _ in range(num_layers)
         )

@@ -6,7 +6,7 @@ L languages.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -53,6 +53,7 @@ class AutoregressiveT2U(TextToUnit):
         max_length_a, max_length_b: also at most a * S + b.
         min_length: fewest units.
         early_stopping, force_eos: as in `SearchOptions`; transformers has neither.
+        score: as in `SearchOptions`: whether the language token counts.
         eos_step: `generate` leaves a step behind the units of a row for its eos, as transformers does: a vocoder that
             speaks padding speaks that step too.
     """
@@ -87,6 +88,7 @@ class AutoregressiveT2U(TextToUnit):
         min_length: int = 1,
         early_stopping: bool = True,
         force_eos: bool = True,
+        score: Literal["generated", "with_prefix"] = "generated",
         eos_step: bool = False,
     ) -> None:
         super().__init__()
@@ -124,6 +126,7 @@ class AutoregressiveT2U(TextToUnit):
             min_length=min_length,
             early_stopping=early_stopping,
             force_eos=force_eos,
+            score=score,
             unk_penalty=float("inf"),
             # Only units (and eos) come out: a language would be an index the vocoder does not have.
             suppress=(_BOS, _PAD, *range(after_units, self.vocab_size)),
