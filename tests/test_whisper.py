@@ -11,11 +11,13 @@ import pytest
 import torch
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 from voxzoo.components import TransformerSeq2Seq, WhisperEncoder, WhisperLogMel, WhisperTokenizer
-from voxzoo.components.converters import describe
+from voxzoo.components.converters import describe, from_transformers
 from voxzoo.components.errors import UserError
 from voxzoo.components.layers.attention import MultiHeadAttention
 from voxzoo.components.search import SearchOptions, generate
 from voxzoo.components.types import Padded
+from voxzoo.tasks import load_run
+from voxzoo.tasks.cli import main
 
 PIECES = 330
 SPECIALS = ["endoftext", "startoftranscript", "en", "zh", "es", "fr", "yue", "translate", "transcribe", "notimestamps"]
@@ -347,3 +349,23 @@ def test_files_beside_the_weights_are_read(tmp_path: Path):
     (tmp_path / "preprocessor_config.json").write_text(json.dumps({"hop_length": 80}))
     with pytest.raises(UserError, match="hop_length=80: only 160"):
         describe(tmp_path)
+
+
+def test_a_frozen_encoder_under_new_parts_trains_from_yaml_alone(tiny: list[str], tmp_path: Path):
+    transformers = pytest.importorskip("transformers")
+    settings = config(d_model=12, encoder_ffn_dim=20, max_source_positions=400, decoder_start_token_id=PIECES + 1)
+    special = dict.fromkeys(("pad_token_id", "bos_token_id", "eos_token_id"), PIECES)
+    del settings["model_type"]
+    published = transformers.WhisperForConditionalGeneration(transformers.WhisperConfig(**settings, **special))
+    published.save_pretrained(tmp_path / "whisper")
+    command = [
+        *("experiment=whisper_mixed", f"speech_encoder.pretrained={tmp_path / 'whisper'}", f"root={tmp_path}"),
+        *("data=tiny", "text_seq2seq=tiny", "adaptor=tiny", "tokenizer=tiny", tiny[-1]),
+        *("trainer.max_steps=3", "trainer.val_check_interval=3", "data.num_workers=0"),
+    ]
+    assert main(["train", *command]) == 0
+    run = load_run(tmp_path / "whisper_mixed")
+    assert run.config.frontend.pad_seconds is None
+    kept = from_transformers(tmp_path / "whisper", roles=["speech_encoder"]).speech_encoder.state_dict()
+    for name, weight in run.task.parts()["speech_encoder"].state_dict().items():
+        assert torch.equal(weight, kept[name]), name
