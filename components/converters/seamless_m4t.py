@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import inspect
+import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar
+
+from torch import Tensor
 
 from ... import components
 from ..errors import UserError
@@ -15,7 +19,7 @@ from .family import Family, Nodes
 from .files import Weights, read_json
 from .keymap import KeyMap, Rule
 from .settings import fbank, refuse_unless, value
-from .tokenizers import tokenizer_node
+from .tokenizers import export_tokenizer_files, generation_entries, tokenizer_node
 
 Fields = dict[str, str]
 """Constructor argument -> key of config.json."""
@@ -82,7 +86,6 @@ _VOCODER: Fields = {
 }
 _PARTS = {"speech_encoder": "speech_encoder.", "adaptor": "speech_encoder.adapter.", "t2u": "t2u_model.",
           "vocoder": "vocoder."}  # fmt: skip
-_UNPUBLISHED = "the published models have"
 
 
 class SeamlessM4T(Family):
@@ -157,6 +160,7 @@ class SeamlessM4T(Family):
             **read(settings, _ENCODER),
             "position": self.positions[settings.get("position_embeddings_type", next(iter(self.positions)))],
             **self.convolution(settings),
+            **({"padding_in_norm": True} if self.version == 1 else {}),
             "final_norm": True,
             "intermediate_ffn": True,
             # Dropped twice there: behind the projection, and again before the first block.
@@ -191,8 +195,6 @@ class SeamlessM4T(Family):
                 found = value(settings, theirs)
                 if node.setdefault(ours, found) != found:
                     raise UserError(f"{theirs}={found}: expected {node[ours]}, as the decoder has it")
-        if not node["tie_output"]:
-            raise UserError(f"tie_word_embeddings=false: {_UNPUBLISHED} one matrix for embeddings and output")
         return {
             "_target_": "voxzoo.components.TransformerSeq2Seq",
             **node,
@@ -214,6 +216,7 @@ class SeamlessM4T(Family):
             "first_language_id": first if languages else None,
             "default_language": languages.index("eng") if "eng" in languages else None,
             "label_smoothing": 0.0,
+            "score": "generated",
             **dropouts(settings),
             "tie_output": True,
             "beam_size": settings.get("t2u_num_beams", generation.get("num_beams")) or 1,
@@ -253,7 +256,7 @@ class SeamlessM4T(Family):
             "t2u_eos": self.t2u_eos,
             "t2u_languages": self.t2u_languages(generation),
             "vocoder_languages": _languages(generation, "vocoder_lang_code_to_id")[1],
-            "speaker": 0,
+            "speaker": None,
         }
 
     def t2u_languages(self, generation: dict[str, Any]) -> list[str]:
@@ -272,7 +275,8 @@ class SeamlessM4T(Family):
             *vocoder_rules("vocoder."),
         ]
         # Tables of positions, in files of older versions.
-        return KeyMap(rules, left=[r".*embed_(char_)?positions\.weights"])
+        left = [r".*embed_(char_)?positions\.weights"]
+        return KeyMap(rules, left) if tie else _Untied(rules, left)
 
     def t2u_rules(self) -> list[Rule]:
         return [
@@ -333,6 +337,37 @@ class SeamlessM4T(Family):
             **self.encoder_settings(encoder),
         )
 
+    def export_tokenizer(self, tokenizer: Any, nodes: Nodes, folder: Path) -> None:
+        """Also writes generation_config.json (languages, and the characters of v2) and preprocessor_config.json."""
+        export_tokenizer_files(tokenizer, folder)
+        longest = (nodes.get("task", {}).get("search") or {}).get("max_length", 256)
+        generation = {
+            **generation_entries(tokenizer),
+            **_generation(nodes),
+            "pad_token_id": tokenizer.pad_id,
+            "bos_token_id": tokenizer.bos_id,
+            "eos_token_id": tokenizer.eos_id,
+            "decoder_start_token_id": tokenizer.eos_id,
+            "max_new_tokens": longest,
+        }
+        _dump(folder / "generation_config.json", generation)
+        frontend = nodes.get("frontend")
+        if frontend:
+            bins, stack = frontend.get("num_mel_bins", 80), frontend.get("stack", 2)
+            _dump(
+                folder / "preprocessor_config.json",
+                {
+                    "feature_extractor_type": "SeamlessM4TFeatureExtractor",
+                    "feature_size": bins,
+                    "num_mel_bins": bins,
+                    "stride": stack,
+                    "sampling_rate": frontend.get("sample_rate", 16000),
+                    "padding_side": "right",
+                    "padding_value": 0.0,
+                    "return_attention_mask": True,
+                },
+            )
+
     def encoder_settings(self, encoder: dict[str, Any]) -> dict[str, Any]:
         """What only one version's encoder has."""
         return {}
@@ -385,6 +420,38 @@ def write(settings: dict[str, Any], nodes: Nodes, role: str, fields: Fields) -> 
                 f"{role}.{ours}={found!r}: another part has {settings[theirs]!r}, and the published layout has one "
                 f"{theirs} for both"
             )
+
+
+def _generation(nodes: Nodes) -> dict[str, Any]:
+    """What generation_config.json says of the voices: ids of the languages of second pass and vocoder."""
+    task, t2u = nodes.get("task", {}), nodes.get("t2u", {})
+    voices = list(task.get("vocoder_languages") or ())
+    if not voices:
+        return {}
+    # v2's second pass has no languages, but transformers wants to find them.
+    first = t2u.get("first_language_id") or t2u.get("num_units", 0) + 4
+    units = list(task.get("t2u_languages") or voices)
+    return {
+        "t2u_lang_code_to_id": {lang: first + place for place, lang in enumerate(units)},
+        "vocoder_lang_code_to_id": {lang: place for place, lang in enumerate(voices)},
+    }
+
+
+class _Untied(KeyMap):
+    """A model whose output layer is a matrix of its own. transformers then takes no two matrices for one: each copy of
+    the embeddings is written."""
+
+    def save(self, ours: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        written = super().save(ours)
+        if "shared.weight" in written:
+            written["text_decoder.embed_tokens.weight"] = written["shared.weight"].clone()
+            if any(key.startswith("text_encoder.") for key in written):
+                written["text_encoder.embed_tokens.weight"] = written["shared.weight"].clone()
+        return written
+
+
+def _dump(path: Path, content: dict[str, Any]) -> None:
+    path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def _json(folder: Path | None, name: str) -> dict[str, Any]:

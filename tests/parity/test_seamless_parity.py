@@ -94,7 +94,9 @@ SHAPES = {
     "v1 b": (1, shape(36, (3, 4, 20, 5), (5, 4), (1, 3, 6, 30), bins=7, t2u_decoder_layers=2, t2u_max_new_tokens=19)),
     "v1 c": (
         1,
-        shape(16, (1, 2, 70, 11), (3, 2), (3, 1, 2, 24), bins=13, position_embeddings_type="none", t2u_max_new_tokens=19),
+        shape(
+            16, (1, 2, 70, 11), (3, 2), (3, 1, 2, 24), bins=13, position_embeddings_type="none", t2u_max_new_tokens=19
+        ),
     ),
     "v2 a": (
         2,
