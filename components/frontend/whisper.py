@@ -27,8 +27,8 @@ class WhisperLogMel(Frontend):
     Args:
         num_mel_bins: F; 80, and 128 for large-v3.
         pad_seconds: clips are filled up with zeros to this length, as Whisper was trained: always 30 s, of which the
-            encoder and what attends to it see all. None: the clip alone, for encoders that learn (or whose decoder
-            learns) to read clips of any length; far less to compute for short ones.
+            encoder and what attends to it see all. None: the clip alone, far less to compute for short ones, for models
+            that learn to read it. Whisper's own decoder, as published, repeats itself where no silence follows.
         output_dim: must be num_mel_bins where given; a place for configs to interpolate widths from.
     """
 
