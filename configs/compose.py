@@ -17,6 +17,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from ..components.errors import UserError
+from .compat import fill_compat
 from .pretrained import fill_pretrained
 
 CONFIG_DIR = Path(__file__).resolve().parent
@@ -74,6 +75,7 @@ def compose(overrides: Sequence[str] = (), *, stage: str | None = None, config_d
         config.name = f"{run_name}/stages/{stage}"
         config.stages = {}
     fill_pretrained(config)
+    fill_compat(config, overrides)
     _absolute(config)
     return config
 

@@ -226,3 +226,20 @@ def test_shipped_configs_hold_no_machine_path():
 def test_the_encoder_is_what_the_config_says():
     encoder = build(compose(["speech_encoder=tiny"]).speech_encoder)
     assert isinstance(encoder, ConformerEncoder)
+
+
+def test_compat_sets_every_switch_and_the_command_line_wins():
+    words = ["adaptor=conformer", "text_seq2seq=tiny"]
+    new, ported, original = (compose([*words, f"compat={name}"]) for name in ("null", "transformers", "fairseq2"))
+    assert [c.text_seq2seq.position_start for c in (new, ported, original)] == [2, 1, 2]
+    assert [c.adaptor.leak_padding for c in (new, ported, original)] == [False, True, True]
+    assert ported.task.search.method == "greedy"
+    assert original.task.search.score == "with_prefix"
+    for config in (new, ported, original):
+        assert [str(fault) for fault in check(config)] == []
+    said = compose([*words, "compat=transformers", "adaptor.leak_padding=false", "task.search.max_length=7"])
+    assert said.adaptor.leak_padding is False
+    assert said.task.search.max_length == 7
+    assert said.text_seq2seq.position_start == 1
+    with pytest.raises(UserError, match="compat=espnet: expected transformers or fairseq2"):
+        compose(["compat=espnet"])

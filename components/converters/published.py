@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import UserError, few
-from .family import Family, Nodes
+from .compat import apply_compat
+from .family import Compat, Family, Nodes
 from .files import Weights, published_folder, read_json, write_weights
 from .keymap import Loaded
 
@@ -80,13 +81,18 @@ class PublishedModel(nn.Module):
 
 
 def from_transformers(
-    source: str | Path, *, roles: Iterable[str] | None = None, dtype: torch.dtype = torch.float32
+    source: str | Path,
+    *,
+    roles: Iterable[str] | None = None,
+    compat: Compat = "transformers",
+    dtype: torch.dtype = torch.float32,
 ) -> PublishedModel:
     """Read a folder in the layout of transformers (or a hub name): its parts with their weights, in evaluation mode.
 
     Args:
         source: a folder with config.json, weights as safetensors (single or sharded) and the tokenizer's files.
         roles: take these parts alone; None: all.
+        compat: whose behaviour the switches are set to (`compat.TABLE`).
         dtype: of the parameters.
 
     Raises:
@@ -98,6 +104,8 @@ def from_transformers(
     model_type = settings.get("model_type")
     family = family_of(model_type, str(folder / "config.json"))
     nodes = family.nodes(settings, folder)
+    if compat != "transformers":
+        nodes = apply_compat(nodes, compat)
     chosen = set(nodes if roles is None else roles)
     absent = sorted(chosen - nodes.keys())
     if absent:

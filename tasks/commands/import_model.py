@@ -20,6 +20,11 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--vocoder", metavar="FILE", help="the vocoder's file of an original checkpoint (its tokenizers lie beside it)"
     )
     parser.add_argument(
+        "--compat",
+        choices=("transformers", "fairseq2"),
+        help="whose behaviour the switches are set to (default: transformers; of an original checkpoint: fairseq2)",
+    )
+    parser.add_argument(
         "--dtype",
         choices=("float32", "bfloat16", "float16"),
         default="float32",
@@ -42,9 +47,11 @@ def run(args: argparse.Namespace) -> dict:
     if args.vocoder and not original:
         raise UserError(f"--vocoder {args.vocoder}: goes with an original checkpoint (.pt); {args.source} is none")
     if original:
+        if args.compat == "transformers":
+            raise UserError("--compat transformers: export the run and import that, an original checkpoint has its own")
         model = from_fairseq2(args.source, args.vocoder, dtype=dtype)
     else:
-        model = from_transformers(args.source, dtype=dtype)
+        model = from_transformers(args.source, compat=args.compat or "transformers", dtype=dtype)
     config = write_run(model, folder)
     counts = {role: sum(p.numel() for p in part.parameters()) for role, part in model.parts().items()}
     if not args.json:
