@@ -63,7 +63,13 @@ class OurStep:
 
         memory = self.adaptor(self.encoder(batch.speech)).states
         states = self.decoder.decode(memory, batch.tokens)
-        loss, _ = token_loss(self.decoder.project, states, batch.labels.data, mask=batch.labels.mask)
+        loss, _ = token_loss(
+            self.decoder.project,
+            states,
+            batch.labels.data,
+            mask=batch.labels.mask,
+            weight=self.decoder.output_weight,
+        )
         loss.mean.backward()
         return _update(self.parameters, self.optimiser, loss.mean)
 

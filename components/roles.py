@@ -167,6 +167,12 @@ class TextSeq2Seq(Part):
     def project(self, states: Tensor) -> Tensor:
         """(..., dim) states -> (..., V) logits."""
 
+    @property
+    def output_weight(self) -> Tensor | None:
+        """(V, dim) where `project(x)` is `x @ output_weight.T` and nothing else: losses then need no logits of a whole
+        batch. None where it is more than that."""
+        return None
+
     def forward(self, memory: Padded, tokens: Padded) -> Padded:
         """(B, T, dim) memory, (B, S) decoder input -> (B, S, V) logits."""
         states = self.decode(memory, tokens)

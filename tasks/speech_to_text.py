@@ -158,7 +158,14 @@ def text_loss(
     mask = states.mask.clone()
     if not loss_on_lang_token:
         mask[:, : prefix_length - 1] = False
-    return token_loss(model.project, states, target.data[:, 1:], mask=mask, label_smoothing=label_smoothing)
+    return token_loss(
+        model.project,
+        states,
+        target.data[:, 1:],
+        mask=mask,
+        label_smoothing=label_smoothing,
+        weight=model.output_weight,
+    )
 
 
 def translate_text(

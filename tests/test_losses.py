@@ -28,9 +28,10 @@ def naive(states, weight, labels, mask, smoothing, form):
     return (1 - smoothing) * nll + smoothing / V * uniform
 
 
+@pytest.mark.parametrize("projected", [False, True])
 @pytest.mark.parametrize("chunk_rows", [None, 1, 4, 13])
 @pytest.mark.parametrize(("smoothing", "form"), [(0.0, "fairseq"), (0.2, "fairseq"), (0.1, "torch"), (1.0, "torch")])
-def test_equals_the_naive_formula(chunk_rows, smoothing, form):
+def test_equals_the_naive_formula(chunk_rows, smoothing, form, projected):
     states, weight, lengths, labels = case(torch.float32)
     padded = Padded(states, lengths)
     loss, _ = token_loss(
@@ -41,9 +42,11 @@ def test_equals_the_naive_formula(chunk_rows, smoothing, form):
         label_smoothing=smoothing,
         smoothing=form,
         chunk_rows=chunk_rows,
+        weight=weight if projected else None,
     )
-    # A factor, so that the incoming gradient is not 1.
-    grads = torch.autograd.grad(loss.total * 0.3, (states, weight))
+    # A factor, so that the incoming gradient is not 1; and twice, since something else may have looked at it before.
+    for _ in range(2):
+        grads = torch.autograd.grad(loss.total * 0.3, (states, weight), retain_graph=True)
     want = naive(states, weight, labels, padded.mask, smoothing, form)
     want_grads = torch.autograd.grad(want * 0.3, (states, weight))
     torch.testing.assert_close(loss.total, want)
@@ -141,3 +144,46 @@ def test_bad_arguments_are_named(change, message):
     arguments = {"mask": padded.mask, **change}
     with pytest.raises(ValueError, match=message):
         token_loss(lambda x: F.linear(x, weight), padded, labels, **arguments)
+
+
+@pytest.mark.parametrize("frozen", ["states", "weight", "both"])
+def test_projected_with_something_frozen(frozen):
+    states, weight, lengths, labels = case(torch.float32)
+    states.requires_grad_(frozen == "weight")
+    weight.requires_grad_(frozen == "states")
+    padded = Padded(states, lengths)
+    plain, right = token_loss(lambda x: x @ weight.T, padded, labels, mask=padded.mask, label_smoothing=0.1)
+    loss, accuracy = token_loss(
+        lambda x: x @ weight.T, padded, labels, mask=padded.mask, label_smoothing=0.1, weight=weight, chunk_rows=4
+    )
+    torch.testing.assert_close(loss.total, plain.total)
+    assert accuracy.total == right.total
+    assert loss.total.requires_grad == (frozen != "both")
+    for leaf in (states, weight):
+        if leaf.requires_grad:
+            (got,), (want,) = torch.autograd.grad(loss.total, leaf), torch.autograd.grad(plain.total, leaf)
+            torch.testing.assert_close(got, want)
+
+
+def test_projected_without_rows():
+    states, weight, lengths, labels = case(torch.float32)
+    nothing = torch.zeros(B, S, dtype=torch.bool)
+    loss, _ = token_loss(lambda x: x @ weight.T, Padded(states, lengths), labels, mask=nothing, weight=weight)
+    loss.mean.backward()
+    assert loss.total == 0
+    assert weight.grad is not None
+    assert weight.grad.abs().max() == 0
+
+
+def test_projected_under_autocast():
+    states, weight, lengths, labels = case(torch.float32)
+    padded = Padded(states, lengths)
+    grads = []
+    for given in (None, weight):
+        with torch.autocast("cpu", torch.bfloat16):
+            loss, _ = token_loss(lambda x: F.linear(x, weight), padded, labels, mask=padded.mask, weight=given)
+        assert loss.total.dtype == torch.float32
+        grads.append(torch.autograd.grad(loss.total, (states, weight)))
+    for got, want in zip(grads[1], grads[0], strict=True):
+        assert got.dtype == torch.float32
+        torch.testing.assert_close(got, want, atol=3e-2, rtol=3e-2)

@@ -202,7 +202,7 @@ def _in_blocks(query: Tensor, mask: Tensor | None) -> bool:
 
 @dataclass(frozen=True)
 class _Block:
-    """Queries `rows` of samples `samples` over their first `keys` keys; `mask` (n, 1, 1, keys) where some are padding."""
+    """Queries `rows` of `samples` over their first `keys` keys; `mask` (n, 1, 1, keys) where some are padding."""
 
     samples: slice
     rows: slice

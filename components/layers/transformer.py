@@ -361,6 +361,11 @@ class TransformerDecoder(nn.Module):
         return project(self.embed.embedding if self.output is None else self.output, states)
 
     @property
+    def output_weight(self) -> Tensor:
+        """(V, D): `project(x)` is `x @ output_weight.T`."""
+        return self.embed.embedding.weight if self.output is None else self.output.weight
+
+    @property
     def tied_output(self) -> nn.Embedding | None:
         """The embedding that is also the output layer."""
         return self.embed.embedding if self.output is None else None

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import Literal, cast
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
@@ -17,6 +18,8 @@ from ..types import Loss, Padded
 
 _CHUNK_LOGITS = 2**27
 """Logits of a chunk unless the caller says otherwise: 512 MiB in float32, 524 rows of 256k words."""
+_CHUNK_PROJECTED = 2**25
+"""The same where chunks cost nothing but their number: 128 MiB."""
 
 
 def token_loss(
@@ -28,6 +31,7 @@ def token_loss(
     label_smoothing: float = 0.0,
     smoothing: Literal["fairseq", "torch"] = "fairseq",
     chunk_rows: int | None = None,
+    weight: Tensor | None = None,
 ) -> tuple[Loss, Loss]:
     """Label-smoothed cross entropy of decoder states.
 
@@ -43,7 +47,9 @@ def token_loss(
         labels: (B, S) int64.
         mask: (B, S) bool, True where a label counts.
         label_smoothing: s, in 0..1.
-        chunk_rows: rows per chunk; None: as many as make 2^27 logits.
+        chunk_rows: rows per chunk; None: as many as make 2^27 logits, with `weight` 2^25.
+        weight: (V, D) where `project(x)` is `x @ weight.T` and nothing else. Each chunk's gradients are then made while
+            its logits are there, so that nothing is computed twice and no logits wait for the backward pass.
 
     Returns:
         The summed loss over its number of tokens, and the number of tokens where the label is the most probable word
@@ -69,6 +75,11 @@ def token_loss(
         rows, targets = states.data.flatten(0, 1), labels.flatten()
     else:
         rows, targets = states.data[mask], labels[mask]
+    if weight is not None:
+        total, correct = _ProjectedCrossEntropy.apply(
+            rows, weight, targets, label_smoothing, smoothing == "fairseq", chunk_rows
+        )
+        return Loss(total, count), Loss(correct, count)
     if chunk_rows is None:
         chunk_rows = max(_CHUNK_LOGITS // project(rows[:0]).shape[-1], 1)
 
@@ -98,10 +109,7 @@ class _SmoothedCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, logits: Tensor, labels: Tensor, label_smoothing: float, fairseq: bool) -> tuple[Tensor, Tensor]:
-        size = logits.shape[-1]
-        # loss = a q + b u, and a + b V = 1 in both forms, so the gradient is p - a onehot - b.
-        b = label_smoothing / ((size - 1) if fairseq else size)
-        a = 1 - label_smoothing - b if fairseq else 1 - label_smoothing
+        a, b = _factors(label_smoothing, logits.shape[-1], fairseq)
         log_probs = torch.log_softmax(logits, dim=-1, dtype=torch.float32)
         index = labels[:, None]
         total = -a * log_probs.gather(1, index).sum()
@@ -122,3 +130,88 @@ class _SmoothedCrossEntropy(torch.autograd.Function):
     def backward(ctx, *grad_outputs: Tensor) -> tuple[Tensor, None, None, None]:  # pyright: ignore[reportIncompatibleMethodOverride]
         (gradient,) = ctx.saved_tensors
         return gradient * grad_outputs[0].to(gradient.dtype), None, None, None
+
+
+def _factors(label_smoothing: float, size: int, fairseq: bool) -> tuple[float, float]:
+    """a and b of loss = a q + b u. a + b V = 1 in both forms, so the gradient is p - a onehot - b."""
+    b = label_smoothing / ((size - 1) if fairseq else size)
+    return (1 - label_smoothing - b if fairseq else 1 - label_smoothing), b
+
+
+class _ProjectedCrossEntropy(torch.autograd.Function):
+    """(N, D) rows, (V, D) weight, (N,) labels -> as `_SmoothedCrossEntropy`, with the output layer inside.
+
+    Keeps the gradients of rows and weight for the backward pass, which only scales them.
+    """
+
+    @staticmethod
+    def forward(
+        ctx, rows: Tensor, weight: Tensor, labels: Tensor, label_smoothing: float, fairseq: bool, chunk: int | None
+    ) -> tuple[Tensor, Tensor]:
+        ctx.factors = _factors(label_smoothing, weight.shape[0], fairseq)
+        ctx.chunk = chunk or max(_CHUNK_PROJECTED // weight.shape[0], 1)
+        total, correct, ctx.gradients = _through(
+            rows, weight, labels, ctx.factors, ctx.chunk, *ctx.needs_input_grad[:2]
+        )
+        ctx.save_for_backward(rows, weight, labels)
+        ctx.mark_non_differentiable(correct)
+        return total, correct
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        gradients, ctx.gradients = ctx.gradients, None
+        if gradients is None:  # a second time, with retain_graph: the first has scaled and given them away
+            rows, weight, labels = ctx.saved_tensors
+            gradients = _through(rows, weight, labels, ctx.factors, ctx.chunk, *ctx.needs_input_grad[:2])[2]
+        return *(None if g is None else g.mul_(grad_outputs[0].to(g.dtype)) for g in gradients), None, None, None, None
+
+
+def _through(
+    rows: Tensor,
+    weight: Tensor,
+    labels: Tensor,
+    factors: tuple[float, float],
+    chunk: int,
+    for_rows: bool,
+    for_weight: bool,
+) -> tuple[Tensor, Tensor, tuple[Tensor | None, Tensor | None]]:
+    """Summed loss, number of correct labels, and the gradients of rows and weight that are asked for."""
+    a, b = factors
+    size = weight.shape[0]
+    total = torch.zeros((), device=rows.device)
+    correct = torch.zeros((), device=rows.device)
+    by_rows = torch.empty_like(rows) if for_rows else None
+    by_weight = torch.zeros_like(weight) if for_weight and not len(rows) else None
+    for start in range(0, len(rows), chunk):
+        some, index = rows[start : start + chunk], labels[start : start + chunk, None]
+        logits = F.linear(some, weight)
+        scores = logits.float()
+        highest, best = scores.max(dim=-1, keepdim=True)
+        correct += (best == index).sum()
+        scores.sub_(highest)
+        chosen = scores.gather(1, index).sum()
+        everything = scores.sum() if b > 0 else None
+        norm = scores.exp_().sum(dim=-1, keepdim=True)
+        log_norm = norm.log().sum()
+        total += a * (log_norm - chosen)
+        if everything is not None:
+            total += b * (size * log_norm - everything)
+        if not (for_rows or for_weight):
+            continue
+        scores.div_(norm).scatter_add_(1, index, torch.full_like(index, -a, dtype=torch.float32))
+        if b > 0:
+            scores.sub_(b)
+        gradient = scores.to(logits.dtype)
+        del scores, logits
+        if by_rows is not None:
+            by_rows[start : start + chunk] = F.linear(gradient, weight.t())
+        if not for_weight:
+            continue
+        if by_weight is None:
+            by_weight = (gradient.t() @ some).to(weight.dtype)
+        elif gradient.dtype == some.dtype == weight.dtype:
+            by_weight.addmm_(gradient.t(), some)
+        else:
+            by_weight += gradient.t() @ some
+    return total, correct, (by_rows, by_weight)

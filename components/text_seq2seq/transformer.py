@@ -133,6 +133,10 @@ class TransformerSeq2Seq(TextSeq2Seq):
         """(..., D) states -> (..., V) logits."""
         return self.decoder.project(states)
 
+    @property
+    def output_weight(self) -> Tensor:
+        return self.decoder.output_weight
+
     def start(self, memory: Padded, beams: int = 1) -> DecoderCache:
         """Prepare cached decoding: keys and values of (B, T, D) memory once per sample, B x beams rows."""
         return self.decoder.start(memory, beams)
