@@ -607,3 +607,47 @@ def test_classes_for_single_tasks_lack_parts(make, name: str, kind: str, tmp_pat
     assert not any(info.values()), info
     assert json.loads((tmp_path / "out/config.json").read_text())["architectures"] == [peer_class.__name__]
     assert all(torch.equal(again.state_dict()[key], value) for key, value in peer.state_dict().items())
+
+
+# Full size
+
+MEDIUM = {
+    "vocab_size": 256206,
+    "speech_encoder_layers": 12,
+    "encoder_layers": 12,
+    "decoder_layers": 12,
+    "encoder_ffn_dim": 4096,
+    "decoder_ffn_dim": 4096,
+    "t2u_encoder_layers": 4,
+    "t2u_decoder_layers": 4,
+}
+FULL = {"medium": ("", MEDIUM, 1209.5), "large_v1": ("", {}, 2360.0), "large_v2": ("v2", {}, 2309.2)}
+
+
+@pytest.mark.parametrize("size", FULL)
+def test_published_sizes(size: str):
+    """The experiment, the config that it stands for, and the model of transformers have the same parameters."""
+    from voxzoo.components.converters.published import build_part, family_of
+    from voxzoo.configs import build, compose
+
+    suffix, changed, millions = FULL[size]
+    config = getattr(transformers, f"SeamlessM4T{suffix}Config")(**changed)
+    with torch.device("meta"):
+        peer = getattr(transformers, f"SeamlessM4T{suffix}Model")(config)
+    expected = {key: value.shape for key, value in peer.named_parameters()}
+    family = family_of(config.model_type, size)
+    described = family.nodes(config.to_dict())
+    experiment = compose([f"experiment=seamless_m4t_{size}"])
+    total = 0
+    state, shapes = {}, {}
+    for role in ("speech_encoder", "adaptor", "text_seq2seq", "t2u", "vocoder"):
+        with torch.device("meta"):
+            ours, published = build(experiment[role]), build_part(role, described[role], size)
+        shapes[role] = {key: value.shape for key, value in ours.state_dict().items()}
+        assert shapes[role] == {key: value.shape for key, value in published.state_dict().items()}
+        total += sum(value.numel() for value in ours.parameters())
+        state.update({f"{role}.{key}": value for key, value in ours.named_parameters()})
+    assert total == sum(value.numel() for value in peer.parameters())
+    assert round(total / 1e6, 1) == millions
+    written = family.key_map(described).save(state)
+    assert {key: value.shape for key, value in written.items()} == expected
