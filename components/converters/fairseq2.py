@@ -19,6 +19,7 @@ from torch import Tensor
 
 from ..errors import UserError
 from .code_hifi_gan import SPEAKERS
+from .compat import apply_compat
 from .family import Nodes
 from .files import read_pickle
 from .published import PublishedModel, build_part, family_of, refuse_gaps
@@ -273,64 +274,15 @@ def from_fairseq2(
 
 
 def fairseq2_nodes(nodes: Nodes, version: int) -> Nodes:
-    """Nodes of the transformers layout (`Family.nodes`) with the switches of the original implementation.
-
-    What has no switch stays: the front end's standardisation has 1e-7 under the root where the original has nothing,
-    and the output layer stays tied, though fine-tuning with the original code unties it (`text_seq2seq.tie_output`).
-    """
-    text = nodes.get("text_seq2seq", {})
-    switches: Nodes = {
-        "speech_encoder": {"layer_drop": 0.0},
-        "adaptor": {"attention_dropout": 0.1, "ffn_inner_dropout": 0.0, "leak_padding": True},
-        "text_seq2seq": {"ffn_dropout": None, "layerdrop": 0.0, "position_start": text.get("pad_id", 0) + 2},
-        "vocoder": {"predict_durations": "without", "published_lengths": False, **_speakers(nodes, version)},
-        "t2u": _T2U[version],
-        "task": {"label_smoothing": 0.2, "loss_on_lang_token": False, "search": _SEARCH},
-    }
-    if version == 2:
-        switches["speech_encoder"].update(chunk_size=None, left_chunks=None)
-    if "t2u_eos" in nodes.get("task", {}):
-        switches["task"].update(t2u_eos="strip", speaker=None)
-    return {role: {**node, **switches.get(role, {})} for role, node in nodes.items()}
-
-
-_T2U: dict[int, dict[str, Any]] = {
-    1: {
-        "label_smoothing": 0.2,
-        "ffn_dropout": None,
-        "layerdrop": 0.0,
-        "beam_size": 5,
-        "min_length": 1,
-        "max_length": 1024,
-        "max_length_a": 25.0,
-        "max_length_b": 50,
-        "early_stopping": True,
-        "force_eos": True,
-        "eos_step": False,
-    },
-    2: {
-        "label_smoothing": 0.2,
-        "dropout": 0.0,
-        "attention_dropout": 0.0,
-        "ffn_dropout": None,
-        "conv_dropout": 0.1,
-        "layerdrop": 0.0,
-        "vocoder_predicts_durations": False,
-    },
-}
-_SEARCH: dict[str, Any] = {
-    "_target_": "voxzoo.components.search.SearchOptions",
-    "method": "beam",
-    "beam_size": 5,
-    "length_penalty": 1.0,
-    "score": "with_prefix",
-    "min_length": 1,
-    "max_length": 1024,
-    "max_length_a": 1.0,
-    "max_length_b": 200,
-    "early_stopping": True,
-    "force_eos": True,
-}
+    """Nodes of the transformers layout (`Family.nodes`) with the switches of the original implementation (`compat`),
+    its voices, and without the chunks of attention of v2."""
+    voices = _speakers(nodes, version)
+    if voices:
+        nodes = {**nodes, "vocoder": {**nodes["vocoder"], **voices}}
+    nodes = apply_compat(nodes, "fairseq2")
+    if version == 2 and "speech_encoder" in nodes:
+        nodes["speech_encoder"].update(chunk_size=None, left_chunks=None)
+    return nodes
 
 
 def _speakers(nodes: Nodes, version: int) -> dict[str, Any]:

@@ -177,13 +177,12 @@ class SeamlessM4T(Family):
         return {"causal_conv": False, "conv_norm": "batch"}
 
     def adaptor(self, settings: dict[str, Any]) -> dict[str, Any]:
-        dropout = settings.get("adaptor_dropout", 0.1)
         return {
             "_target_": "voxzoo.components.ConformerAdaptor",
             **read(settings, _ADAPTOR),
-            "dropout": dropout,
+            "dropout": settings.get("adaptor_dropout", 0.1),
             "attention_dropout": settings.get("speech_encoder_dropout", 0.0),
-            "ffn_inner_dropout": dropout,
+            "ffn_inner_dropout": None,
             "final_norm": True,
             "leak_padding": True,
         }
