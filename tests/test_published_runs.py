@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 from voxzoo.components.errors import UserError
 from voxzoo.configs.check import check
 from voxzoo.configs.compose import compose
+from voxzoo.configs.targets import ALLOWED
 from voxzoo.tasks.cli import main
 from voxzoo.tasks.run import build_task, load_pretrained
 
@@ -45,11 +46,13 @@ def call(*words: str, capsys: pytest.CaptureFixture[str]) -> tuple[int, str, str
     return status, out, err
 
 
-def test_import_and_export_give_the_same_files(encoder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+def test_import_and_export_give_the_same_files(
+    voxzoo, encoder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
     run, again = tmp_path / "run", tmp_path / "again"
-    status, out, _ = call("import", str(encoder), str(run), "--json", capsys=capsys)
-    assert status == 0
-    answer = json.loads(out)
+    done = voxzoo("import", encoder, run, "--json", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    answer = json.loads(done.stdout)
     assert answer["model_type"] == "wav2vec2-bert"
     theirs = load_file(encoder / "model.safetensors")
     assert sum(answer["parameters"].values()) == sum(value.numel() for value in theirs.values())
@@ -81,7 +84,7 @@ def test_an_encoder_with_new_parts_around_it(encoder: Path):
     assert config.frontend.stack == 4
     assert config.adaptor.input_dim == 24  # widths follow
     parts = compose([*MIXED, f"speech_encoder.pretrained={encoder}", "task=encode_speech", "adaptor=pretrained"])
-    task = build_task(parts, {}, ())
+    task = build_task(parts, {}, ALLOWED)
     lines = load_pretrained(task, parts)
     assert [line.split(":")[0] for line in lines] == ["speech_encoder", "adaptor"]
     assert all("nothing is new; nothing of it is left" in line for line in lines)
@@ -94,15 +97,15 @@ def test_an_encoder_with_new_parts_around_it(encoder: Path):
 def test_a_partial_load_says_what_is_new_and_what_is_left(encoder: Path):
     base = [*MIXED, "task=encode_speech", "adaptor=none", f"speech_encoder.pretrained={encoder}"]
     shallow = compose([*base, "speech_encoder.num_layers=2"])
-    (line,) = load_pretrained(build_task(shallow, {}, ()), shallow)
+    (line,) = load_pretrained(build_task(shallow, {}, ALLOWED), shallow)
     assert "nothing is new" in line
     assert "left there: speech_encoder.layers.2." in line
     deep = compose([*base, "speech_encoder.num_layers=4"])
-    (line,) = load_pretrained(build_task(deep, {}, ()), deep)
+    (line,) = load_pretrained(build_task(deep, {}, ALLOWED), deep)
     assert "new: speech_encoder.layers.3." in line
     wide = compose([*base, "speech_encoder.ffn_dim=30"])
     with pytest.raises(UserError, match=r"ffn1.*another architecture"):
-        load_pretrained(build_task(wide, {}, ()), wide)
+        load_pretrained(build_task(wide, {}, ALLOWED), wide)
 
 
 def test_a_role_that_the_model_does_not_have(encoder: Path):

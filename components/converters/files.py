@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
+import zipfile
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -152,7 +153,7 @@ def read_pickle(path: Path, settings: Sequence[str] = ()) -> dict[str, Any]:
         # A dictionary with a default is filled like any other, so it is itself.
         harmless = [(defaultdict if name == "collections.defaultdict" else _Nothing, name) for name in names]
         with torch.serialization.safe_globals(harmless):  # pyright: ignore[reportArgumentType]
-            content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+            content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, OSError) as error:
         if isinstance(error, pickle.UnpicklingError):
             raise UserError(

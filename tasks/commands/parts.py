@@ -21,6 +21,7 @@ from ..training import quiet_libraries
 
 HELP = "list the zoo: every part by role, its choices in YAML, parameters and paper"
 EXAMPLE = "voxzoo parts adaptor"
+_WITH = "# with: "
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -37,27 +38,29 @@ def run(args: argparse.Namespace) -> dict:
             for column in ("override", "class", "parameters", "what it is", "paper"):
                 table.add_column(column, justify="right" if column == "parameters" else "left", overflow="fold")
             for choice in choices:
-                count = choice["parameters"]
-                table.add_row(
-                    f"{role}={choice['choice']}", choice["class"] or "-", f"{count:,}" if count is not None else "-",
-                    choice["about"], choice["paper"],
-                )  # fmt: skip
+                override = "\n".join([f"{role}={choice['choice']}", *choice["with"]])
+                count = "-" if choice["parameters"] is None else f"{choice['parameters']:,}"
+                table.add_row(override, choice["class"] or "-", count, choice["about"], choice["paper"])
             Console(width=None if Console().is_terminal else 140).print(table)
     return {"status": "ok", "roles": found}
 
 
 def _describe(role: str, path: Path) -> dict[str, Any]:
-    about = path.read_text().splitlines()[0].lstrip("# ").strip()
+    lines = path.read_text().splitlines()
+    about = lines[0].lstrip("# ").strip()
+    # What a published part goes with, such as its tokenizer: its sizes follow from theirs.
+    beside = next((line.removeprefix(_WITH).split() for line in lines if line.startswith(_WITH)), [])
     node = OmegaConf.load(path)
     assert isinstance(node, DictConfig)
     target = node.get("_target_")
     entry: dict[str, Any] = {"choice": path.stem, "class": None, "parameters": None, "about": about, "paper": ""}
+    entry["with"] = beside
     if target is None:
         return entry
     cls = getattr(components, target.rpartition(".")[2])
     entry.update({"class": cls.__name__, "paper": getattr(cls, "paper", ""), "doc": inspect.getdoc(cls) or ""})
     if issubclass(cls, Part):
-        config = compose([f"{role}={path.stem}"])
+        config = compose([f"{role}={path.stem}", *beside])
         with torch.device("meta"):
             part = build(config[role])
         entry["parameters"] = sum(p.numel() for p in part.parameters())
