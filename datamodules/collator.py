@@ -86,7 +86,9 @@ class Collator:
             ]
         if "transcript" in self.needs:
             fields["transcript"] = self._ids([self._tokenizer.encode(item.src_text) for item in utterances])
-        if "source" in self.needs:
+        # A model that reads both takes what its task is about; the language that is spoken need not be one of text.
+        of_speech = "speech" in self.needs and not any(item.task.startswith("t2") for item in utterances)
+        if "source" in self.needs and not of_speech:
             fields["source"] = self._ids([self._tokenizer.source(item.src_text, item.src_lang) for item in utterances])
         if "target" in self.needs:
             fields["target"] = self._ids(

@@ -172,6 +172,15 @@ class SpeechToSpeechUnitY(SpeechToText):
             text = torch.cat([text, torch.full_like(text[:, :1], self.tokenizer.pad_id)], 1)
         return Padded(states.data[:, first:], lengths), Padded(text[:, first:], lengths)
 
+    @property
+    def spoken_languages(self) -> tuple[str, ...] | None:
+        """Languages that second pass and vocoder both have; None where neither is told."""
+        tables = [table for table in (self.t2u_languages, self.vocoder_languages) if table]
+        return tuple(lang for lang in tables[0] if lang in tables[-1]) if tables else None
+
+    def serving_needs(self) -> frozenset[str]:
+        return super().serving_needs() | ({"source"} if "t2tt" in self.modes else set())
+
     @torch.inference_mode()
     def predict(
         self, batch: Batch, *, task: str | None = None, options: SearchOptions | None = None
@@ -182,7 +191,8 @@ class SpeechToSpeechUnitY(SpeechToText):
         # A language that cannot be spoken is refused before the first pass runs.
         how = self._voices(batch.tgt_lang) if speak else ({}, {})
         if mode.startswith("t2"):
-            assert batch.source is not None
+            if batch.source is None:
+                raise UserError(f"{mode} reads text, but the batch has none")
             memory = self.text_seq2seq.encode(batch.source)
         else:
             assert batch.speech is not None

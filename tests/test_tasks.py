@@ -41,11 +41,13 @@ class Case:
     folder: Path
     config: Any
 
-    def batch(self, rows: slice | list[int] = slice(0, 4), needs: frozenset[str] | None = None) -> Batch:
+    def batch(
+        self, rows: slice | list[int] = slice(0, 4), needs: frozenset[str] | None = None, mode: str | None = None
+    ) -> Batch:
         """Training utterances as a batch, in the order of the manifest."""
         utterances = list(self.data.rows("train"))
         chosen = utterances[rows] if isinstance(rows, slice) else [utterances[n] for n in rows]
-        name = "t2tt" if isinstance(self.task, TextToText) else "s2tt"
+        name = mode or ("t2tt" if isinstance(self.task, TextToText) else "s2tt")
         return self.data.collator(needs or self.task.needs)([replace(row, task=name) for row in chosen])
 
 
@@ -95,6 +97,12 @@ CASES = {
         "speech_to_speech_unity", "text_seq2seq.num_encoder_layers=0", "t2u=autoregressive", "t2u.dim=16",
         "t2u.ffn_dim=32", "t2u.num_encoder_layers=1", "t2u.num_decoder_layers=1", "t2u.max_length=16",
         "t2u.beam_size=2",
+    ),
+    "unity, from text": ("speech_to_speech_unity",),
+    "unity, as published": (
+        "speech_to_speech_unity", "t2u=autoregressive", "t2u.dim=16", "t2u.ffn_dim=32", "t2u.num_encoder_layers=1",
+        "t2u.num_decoder_layers=1", "t2u.max_length=16", "t2u.beam_size=2", "t2u.num_languages=2", "task.t2u_input=all",
+        "task.t2u_eos=keep", "task.t2u_languages=[eng,spa]",
     ),
     "unit_vocoder": ("unit_vocoder",),
     "unit_vocoder, iSTFT": ("unit_vocoder", "vocoder=tiny_istft"),
@@ -184,6 +192,10 @@ def test_freezing_an_unknown_role_names_the_roles(make: Callable[..., Case]):
         ("text_to_text", "t2tt"),
         ("unity", "s2st"),
         ("unity, autoregressive", "s2st"),
+        ("unity, from text", "t2tt"),
+        ("unity, from text", "t2st"),
+        ("unity, from text", "s2st"),
+        ("unity, as published", "s2st"),
         ("unit_vocoder", "u2s"),
     ],
 )
@@ -192,16 +204,16 @@ def test_a_padded_batch_is_served_as_each_row_alone(name: str, mode: str, make: 
     task = case.task.eval()
     options = SearchOptions(beam_size=2, max_length=12)
     needs = task.serving_needs() if mode != "u2s" else task.needs
-    batch = case.batch([0, 1, 2, 3], needs)
+    batch = case.batch([0, 1, 2, 3], needs, mode)
     assert len(set(next(p for p in (batch.speech, batch.source, batch.units) if p is not None).lengths.tolist())) > 1
     together = task.predict(batch, task=mode, options=options)
     for place, row in enumerate(together):
-        (alone,) = task.predict(case.batch([place], needs), task=mode, options=options)
+        (alone,) = task.predict(case.batch([place], needs, mode), task=mode, options=options)
         assert (row.id, row.task, row.tgt_lang, row.text) == (alone.id, mode, "eng", alone.text)
         assert row.units == alone.units
         if row.score is not None:
             assert row.score == pytest.approx(alone.score, abs=1e-4)
-        assert (row.audio is None) == (mode not in ("s2st", "u2s"))
+        assert (row.audio is None) == (mode not in ("s2st", "t2st", "u2s"))
         if row.audio is not None:
             torch.testing.assert_close(row.audio, alone.audio, atol=1e-4, rtol=0)
 
@@ -317,6 +329,35 @@ def test_validation_divides_sums_once(make: Callable[..., Case]):
         losses, statistics = case.task.measure(case.batch(slice(0, 6)))
     assert metrics["valid/text"] == pytest.approx(float(losses["text"].mean), rel=1e-5)
     assert metrics["valid/accuracy"] == pytest.approx(float(statistics["accuracy"].mean), rel=1e-5)
+
+
+def test_a_text_encoder_brings_two_more_tasks(make: Callable[..., Case]):
+    task = make(*CASES["unity, from text"]).task
+    assert task.modes == {"s2st", "s2tt", "asr", "t2st", "t2tt"}
+    assert task.serving_needs() == {"speech", "source"}
+    without = make(*CASES["unity"]).task
+    assert without.modes == {"s2st", "s2tt", "asr"}
+    assert without.serving_needs() == {"speech"}
+    case = make(*CASES["unity, from text"])
+    batch = case.batch([0, 1], case.task.serving_needs())
+    assert batch.source is None  # its rows are spoken
+    with pytest.raises(UserError, match="t2st reads text, but the batch has none"):
+        case.task.eval().predict(batch, task="t2st")
+
+
+def test_languages_of_the_second_pass_are_named_and_told(make: Callable[..., Case]):
+    case = make(*CASES["unity, as published"])
+    task = case.task.eval()
+    batch = case.batch()
+    english = task.losses(batch)["t2u_unit"].total
+    spanish = task.losses(replace(batch, tgt_lang=("spa",) * 4))["t2u_unit"].total
+    assert english != spanish
+    with pytest.raises(UserError, match=r"no speech output in fra \(task\.t2u_languages\): this run speaks eng, spa"):
+        task.predict(replace(batch, tgt_lang=("fra",) * 4), task="s2st")
+    with pytest.raises(UserError, match=r"t2u_languages names 1, but t2u\.num_languages is 2"):
+        make(*CASES["unity, as published"][:-1], "task.t2u_languages=[eng]")
+    with pytest.raises(UserError, match=r"reads speech with speech_encoder and adaptor, or text"):
+        make("speech_to_speech_unity", "text_seq2seq.num_encoder_layers=0", "task.speech_encoder=null")
 
 
 # Checkpoints

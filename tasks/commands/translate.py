@@ -213,6 +213,9 @@ class Translator:
         if self.reads_text and self.source is None:
             raise UserError(f"--task {mode} needs --from: the language of the text")
         task.tokenizer.prefix(to, self.source, mode)  # one that must know what is spoken says so now
+        spoken = getattr(task, "spoken_languages", None) if self.speaks else None
+        if spoken is not None and to not in spoken:
+            raise UserError(f"--to {to}: this run speaks {', '.join(spoken)}; for text in {to} use --task {mode[:2]}tt")
         if self.speaks and out is None:
             raise UserError(f"--task {mode} needs --out: the folder for the audio")
         self.out = Path(out) if out is not None else None
