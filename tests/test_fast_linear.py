@@ -193,3 +193,96 @@ def test_not_where_it_does_not_pay(monkeypatch):
 
     monkeypatch.setattr(linear, "_reordered", refuse)
     assert pack_for_inference(model) == 0
+
+
+# Fast paths of training: gradients as those of the plain way.
+
+
+@pytest.mark.parametrize("activation", ["relu", "gelu", "silu"])
+def test_feed_forward_computes_its_activation_again(activation):
+    from voxzoo.components.layers.transformer import FeedForward
+
+    torch.manual_seed(0)
+    layer = FeedForward(6, 10, activation).double()
+    x = torch.randn(2, 3, 6, dtype=torch.float64, requires_grad=True)
+    plain = layer.outer(layer.activation(layer.inner(x)))
+    leaves = [x, *layer.parameters()]
+    want = torch.autograd.grad(plain.square().sum(), leaves)
+    got = torch.autograd.grad(layer(x).square().sum(), leaves)
+    torch.testing.assert_close(layer(x), plain)
+    for one, other in zip(got, want, strict=True):
+        torch.testing.assert_close(one, other)
+    layer.requires_grad_(False)
+    torch.testing.assert_close(torch.autograd.grad(layer(x).square().sum(), x)[0], want[0])
+
+
+@pytest.mark.parametrize("projected", [True, False])
+def test_a_large_table_is_looked_up_with_a_sparse_gradient_that_ends_dense(projected, monkeypatch):
+    from voxzoo.components.layers import transformer
+
+    torch.manual_seed(0)
+    table = torch.nn.Embedding(9, 4, padding_idx=1)
+    tokens, states = torch.tensor([[1, 4, 4], [7, 1, 4]]), torch.randn(3, 4)
+
+    def gradient() -> torch.Tensor:
+        table.weight.grad = None
+        for _ in range(2):  # accumulation
+            loss = transformer.look_up(table, tokens).square().sum()
+            (loss + (states @ table.weight.T).square().sum() if projected else loss).backward()
+        assert table.weight.grad is not None
+        return table.weight.grad
+
+    want = gradient()
+    monkeypatch.setattr(transformer, "_LARGE", 1)
+    assert torch.autograd.grad(transformer.look_up(table, tokens).sum(), table.weight)[0].is_sparse
+    got = gradient()
+    assert got.layout == torch.strided
+    torch.testing.assert_close(got, want)
+    copy.deepcopy(table)
+    assert transformer.look_up(table.requires_grad_(False), tokens).requires_grad is False
+
+
+@pytest.mark.parametrize("scores", [1, 40, 200, 10**6])
+@pytest.mark.parametrize("dropped", [0.0, 0.3])
+@pytest.mark.parametrize("padded", [False, True])
+def test_blocked_attention_has_the_gradients_of_the_plain_one(scores, dropped, padded, monkeypatch):
+    from voxzoo.components.layers import relative_attention
+    from voxzoo.components.layers.dropout import dropout
+    from voxzoo.components.layers.relative_attention import RelativeSelfAttention, positions
+
+    torch.manual_seed(0)
+    monkeypatch.setattr(relative_attention, "_SCORES", scores)
+    layer = RelativeSelfAttention(6, 2, left=3, right=1, dropout=dropped).double().train()
+    x = torch.randn(3, 21, 6, dtype=torch.float64, requires_grad=True)
+    table = positions("relative_key", 21, x, 3, 1)
+    assert table is not None
+    mask = torch.arange(21) < torch.tensor([21, 2, 9])[:, None]
+    mask = mask[:, None, None] if padded else None
+    leaves = [x, *layer.parameters()]
+
+    def plain() -> torch.Tensor:
+        query, key, value = layer.qkv(x).unflatten(-1, (3, 2, 3)).permute(2, 0, 3, 1, 4)
+        near = layer.distance[table]
+        weights = (query @ key.transpose(-1, -2) + torch.einsum("bhid,ijd->bhij", query, near)) * 3**-0.5
+        weights = weights if mask is None else weights.masked_fill(~mask, -torch.inf)
+        return layer.out((weights.softmax(-1) @ value).transpose(1, 2).flatten(2))
+
+    if dropped:
+        # The same random numbers in both directions: a derivative by differences.
+        torch.manual_seed(1)
+        loss = layer(x, mask, table).square().sum()
+        grad = torch.autograd.grad(loss, x)[0]
+        step = torch.randn_like(x) * 1e-6
+        sides = []
+        for sign in (1, -1):
+            torch.manual_seed(1)
+            with torch.no_grad():
+                sides.append(layer(x + sign * step, mask, table).square().sum())
+        torch.testing.assert_close((grad * step).sum(), (sides[0] - sides[1]) / 2, rtol=1e-5, atol=1e-10)
+        assert dropout(torch.ones(100), dropped, True).eq(0).any()
+        return
+    torch.testing.assert_close(layer(x, mask, table), plain())
+    want = torch.autograd.grad(plain().square().sum(), leaves)
+    got = torch.autograd.grad(layer(x, mask, table).square().sum(), leaves)
+    for one, other in zip(got, want, strict=True):
+        torch.testing.assert_close(one, other)

@@ -262,7 +262,8 @@ class _BlockedAttention(torch.autograd.Function):
         dropped: float,
     ) -> Tensor:
         """(B, H, T, d) three times, (B, H, T, W), mask (B, 1, 1, T) or None -> (B, H, T, d)."""
-        context = torch.empty_like(query)
+        # The heads of a frame side by side, as the output projection reads them.
+        context = torch.empty_like(query.transpose(1, 2), memory_format=torch.contiguous_format).transpose(1, 2)
         ctx.blocks, ctx.left, ctx.dropped = _blocks(query, mask), left, dropped
         ctx.random = torch.get_rng_state() if dropped else None
         for block in ctx.blocks:

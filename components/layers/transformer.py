@@ -18,10 +18,11 @@ from torch import Tensor, nn
 from ..roles import DecoderState
 from ..types import Padded
 from .attention import MultiHeadAttention
-from .linear import activated, project
+from .linear import activated, after, project
 from .positions import LearnedPositions, SinusoidalPositions
 
 Activation = Literal["relu", "gelu", "silu"]
+_LARGE = 2**24  # elements of a table from which `look_up` counts
 _ACTIVATIONS = {"relu": F.relu, "gelu": F.gelu, "silu": F.silu}
 
 
@@ -42,6 +43,8 @@ class FeedForward(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., D) -> (..., D)."""
+        if torch.is_grad_enabled() and not (self.training and self.inner_dropout.p):
+            return after(self.activation, self.outer, self.inner(x))
         return self.outer(self.inner_dropout(activated(self.inner, x, self.activation)))
 
 
@@ -213,7 +216,29 @@ class TokenEmbedding(nn.Module):
 
     def forward(self, tokens: Tensor, offset: int = 0) -> Tensor:
         """(B, S) ids of steps offset .. offset + S - 1 -> (B, S, D)."""
-        return self.positions(self.embedding(tokens) * self.scale, offset)
+        return self.positions(look_up(self.embedding, tokens) * self.scale, offset)
+
+
+def look_up(embedding: nn.Embedding, tokens: Tensor) -> Tensor:
+    """`embedding(tokens)`. The gradient of a large table names the rows it is for, and is dense once it is stored.
+
+    The output layer's gradient of a tied matrix is dense and arrives first; a dense one of the lookup would be another
+    matrix, nearly all zero, to fill and add.
+    """
+    weight = embedding.weight
+    if not (torch.is_grad_enabled() and weight.requires_grad and weight.is_leaf and weight.numel() >= _LARGE):
+        return embedding(tokens)
+    if type(weight) is not nn.Parameter or weight.is_meta:
+        return embedding(tokens)
+    if not hasattr(weight, "_stored_dense"):
+        weight.register_post_accumulate_grad_hook(_store_dense)
+        weight._stored_dense = True  # pyright: ignore[reportAttributeAccessIssue]
+    return F.embedding(tokens, weight, embedding.padding_idx, sparse=True)
+
+
+def _store_dense(weight: Tensor) -> None:
+    if weight.grad is not None and weight.grad.is_sparse:  # nothing else gave a gradient
+        weight.grad = weight.grad.to_dense()
 
 
 class DecoderCache(DecoderState):

@@ -18,8 +18,8 @@ from ..types import Loss, Padded
 
 _CHUNK_LOGITS = 2**27
 """Logits of a chunk unless the caller says otherwise: 512 MiB in float32, 524 rows of 256k words."""
-_CHUNK_PROJECTED = 2**25
-"""The same where chunks cost nothing but their number: 128 MiB."""
+_CHUNK_PROJECTED = 2**24
+"""The same where chunks cost nothing but their number: 64 MiB."""
 
 
 def token_loss(
@@ -47,7 +47,7 @@ def token_loss(
         labels: (B, S) int64.
         mask: (B, S) bool, True where a label counts.
         label_smoothing: s, in 0..1.
-        chunk_rows: rows per chunk; None: as many as make 2^27 logits, with `weight` 2^25.
+        chunk_rows: rows per chunk; None: as many as make 2^27 logits, with `weight` 2^24.
         weight: (V, D) where `project(x)` is `x @ weight.T` and nothing else. Each chunk's gradients are then made while
             its logits are there, so that nothing is computed twice and no logits wait for the backward pass.
 
@@ -206,12 +206,11 @@ def _through(
         del scores, logits
         if by_rows is not None:
             by_rows[start : start + chunk] = F.linear(gradient, weight.t())
-        if not for_weight:
-            continue
-        if by_weight is None:
+        if for_weight and by_weight is None:
             by_weight = (gradient.t() @ some).to(weight.dtype)
-        elif gradient.dtype == some.dtype == weight.dtype:
+        elif by_weight is not None and gradient.dtype == some.dtype == weight.dtype:
             by_weight.addmm_(gradient.t(), some)
-        else:
+        elif by_weight is not None:
             by_weight += gradient.t() @ some
+        del gradient  # before the next chunk's logits come
     return total, correct, (by_rows, by_weight)
