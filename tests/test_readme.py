@@ -6,11 +6,21 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
+from voxzoo.components.converters.compat import markdown
 from voxzoo.configs import check, compose
+from voxzoo.configs.targets import ALLOWED
 from voxzoo.tasks.cli import main
+from voxzoo.tasks.run import build_task, load_pretrained
 
 README = (Path(__file__).resolve().parent.parent / "README.md").read_text()
-BLOCKS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+
+
+def block(words: str, kind: str = "python") -> str:
+    """The one code block with these words in it."""
+    (found,) = [text for text in re.findall(rf"```{kind}\n(.*?)```", README, re.DOTALL) if words in text]
+    return found
+
+
 TINY = [
     *("data=tiny", "frontend=tiny", "speech_encoder=tiny", "adaptor=tiny", "text_seq2seq=tiny", "tokenizer=tiny"),
     *("trainer.max_steps=2", "trainer.val_check_interval=2", "frontend.stack=2", "tokenizer.vocab_size=200"),
@@ -20,7 +30,7 @@ TINY = [
 
 def test_parts_from_python():
     names: dict = {}
-    exec(BLOCKS[0], names)
+    exec(block("build(config.speech_encoder)"), names)
     assert type(names["encoder"]).__name__ == "ConformerEncoder"
     assert names["adaptor"].input_dim == names["encoder"].output_dim
 
@@ -29,7 +39,7 @@ def test_parts_from_python():
 def test_train_and_predict_from_python(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("VOXZOO_CACHE", str(tmp_path / "cache"))
-    training, prediction = BLOCKS[1:]
+    training, prediction = block("import train"), block("load_run(")
     quickstart = '["experiment=quickstart", "t2u=none"]'
     assert quickstart in training
     # The same lines on tiny parts.
@@ -57,3 +67,48 @@ def test_every_override_in_the_parts_table_exists():
         role = row[0].strip("` ") if row[0].strip() else role
         for choice in re.findall(r"`(\w+)`", row[1]):
             assert check(compose([f"{role}={choice}"])) == []
+
+
+def test_the_table_of_switches_is_the_one_the_code_has():
+    assert markdown() in README
+
+
+@pytest.fixture
+def published(tmp_path: Path) -> Path:
+    """A small w2v-BERT, NLLB and Whisper under the names that the README uses."""
+    transformers = pytest.importorskip("transformers")
+    sizes = {"hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 20}
+    transformers.Wav2Vec2BertModel(transformers.Wav2Vec2BertConfig(**sizes)).save_pretrained(tmp_path / "w2v-bert-2.0")
+    stacks = {f"{stack}_{key}": value for stack in ("encoder", "decoder") for key, value in
+              {"layers": 2, "attention_heads": 2, "ffn_dim": 20}.items()}  # fmt: skip
+    nllb = transformers.M2M100Config(d_model=16, vocab_size=300, scale_embedding=True, **stacks)
+    transformers.M2M100ForConditionalGeneration(nllb).save_pretrained(tmp_path / "nllb-200-distilled-600M")
+    whisper = transformers.WhisperConfig(d_model=16, max_source_positions=1500, num_mel_bins=80, **stacks)
+    transformers.WhisperForConditionalGeneration(whisper).save_pretrained(tmp_path / "whisper-base")
+    return tmp_path
+
+
+def test_parts_of_different_models_in_one_config(published: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(published)
+    folder = published / "my_configs" / "experiment"
+    folder.mkdir(parents=True)
+    (folder / "mixed.yaml").write_text(block("my_configs/experiment/mixed.yaml", "yaml"))
+    # These folders hold no tokenizer.
+    words = [
+        "experiment=mixed",
+        "tokenizer=tiny",
+        "tokenizer.vocab_size=300",
+        "data.train=t.jsonl",
+        "data.batch_size=2",
+    ]
+    config = compose(words, config_dirs=["my_configs"])
+    assert [str(fault) for fault in check(config)] == []
+    assert (config.adaptor.input_dim, config.adaptor.output_dim) == (24, 16)
+    task = build_task(config, {}, ALLOWED)
+    assert [line.partition(":")[0] for line in load_pretrained(task, config)] == ["speech_encoder", "text_seq2seq"]
+
+
+def test_published_models_from_python(published: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(published)
+    exec(block("from_transformers("), {})
+    assert (published / "again" / "model.safetensors").exists()

@@ -1,6 +1,6 @@
 """Where transformers, the original code and voxzoo differ over the same weights, one switch a row.
 
-`python -m voxzoo.components.converters.compat` prints the table of the README.
+`python -m voxzoo.components.converters` prints the table of the README.
 """
 
 from __future__ import annotations
@@ -317,7 +317,3 @@ def _shown(value: Any) -> str:
     if isinstance(value, bool):
         return str(value).lower()
     return f"{value:g}" if isinstance(value, float) else str(value)
-
-
-if __name__ == "__main__":
-    print(markdown(), end="")
