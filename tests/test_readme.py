@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 import soundfile
 from voxzoo.components.converters.compat import markdown
-from voxzoo.configs import check, compose
-from voxzoo.configs.targets import ALLOWED
+from voxzoo.components.converters.published import load_part
+from voxzoo.configs import build, check, compose
 from voxzoo.tasks.cli import main
-from voxzoo.tasks.run import build_task, load_pretrained
+from voxzoo.tasks.shapes import trace
 
 README = (Path(__file__).resolve().parent.parent / "README.md").read_text()
 
@@ -104,8 +104,11 @@ def test_parts_of_different_models_in_one_config(published: Path, monkeypatch: p
     config = compose(words, config_dirs=["my_configs"])
     assert [str(fault) for fault in check(config)] == []
     assert (config.adaptor.input_dim, config.adaptor.output_dim) == (24, 16)
-    task = build_task(config, {}, ALLOWED)
-    assert [line.partition(":")[0] for line in load_pretrained(task, config)] == ["speech_encoder", "text_seq2seq"]
+    assert [row.part for row in trace(config)] == ["speech_encoder", "adaptor", "text_seq2seq", "(heads)"]
+    for role in ("speech_encoder", "text_seq2seq"):
+        loaded = load_part(build(config[role]), role, config[role].pretrained)
+        assert loaded.state
+        assert not loaded.missing
 
 
 def test_published_models_from_python(published: Path, monkeypatch: pytest.MonkeyPatch):
