@@ -86,6 +86,8 @@ class Wav2Vec2Bert(Family):
         refuse_unless(encoder, "causal_conv", True)
         refuse_unless(encoder, "conv_norm", "layer")
         refuse_unless(encoder, "final_norm", False)
+        if adaptor is None:
+            refuse_unless(encoder, "intermediate_ffn", False)  # transformers has it before an adapter only
         names = {ours: theirs for theirs, ours in _POSITIONS.items()}
         settings = {
             "architectures": ["Wav2Vec2BertModel"],
