@@ -333,6 +333,30 @@ def test_loss_and_every_gradient_of_a_training_step(make, name: str, single: boo
     assert sum(float(value.abs().sum()) > 0 for value in theirs.values()) > 0.9 * len(theirs)
 
 
+def test_batch_norm_counts_padding_in_as_there(make):
+    """The one thing that differs in training mode without dropout; imported models have `padding_in_norm`."""
+    from copy import deepcopy
+
+    pair, speech = make("v1 a"), make("v1 a").speech(37, 50, 23)
+    peer, encoder = deepcopy(pair.peer.speech_encoder).train(), deepcopy(pair.ours.speech_encoder).train()
+    adaptor = deepcopy(pair.ours.adaptor).train()
+    theirs = peer(speech.data, attention_mask=speech.mask.long()).last_hidden_state
+    ours = adaptor(encoder(speech)).states
+    same(ours, theirs)
+    theirs.square().masked_fill(~ours.mask[..., None], 0).sum().backward()
+    ours.data.square().masked_fill(~ours.mask[..., None], 0).sum().backward()
+    found = {f"speech_encoder.{key}": value.grad for key, value in encoder.named_parameters()}
+    for key, value in family(pair).key_map(pair.ours.nodes).save(found).items():
+        wanted = dict(peer.named_parameters())[key.removeprefix("speech_encoder.")].grad
+        torch.testing.assert_close(value, wanted, atol=2e-4, rtol=1e-3, msg=key)
+    state = {f"speech_encoder.{key}": value for key, value in encoder.named_buffers()}
+    for key, value in family(pair).key_map(pair.ours.nodes).save(state).items():
+        wanted = peer.state_dict()[key.removeprefix("speech_encoder.")]
+        torch.testing.assert_close(value, wanted, atol=1e-5, rtol=1e-4, msg=key)
+    encoder.layers[0].conv.padding_in_norm = False
+    assert not torch.allclose(adaptor(encoder(speech)).states.data[1], theirs[1], atol=1e-4)
+
+
 def family(pair: Pair) -> Any:
     from voxzoo.components.converters.published import family_of
 
@@ -651,3 +675,61 @@ def test_published_sizes(size: str):
     assert round(total / 1e6, 1) == millions
     written = family.key_map(described).save(state)
     assert {key: value.shape for key, value in written.items()} == expected
+
+
+# A run
+
+
+@pytest.mark.parametrize("name", ["v1 a", "v2 a"])
+def test_a_folder_becomes_a_run_that_serves_the_five_tasks(make, name: str, tmp_path: Path, tokenizer_model: Path):
+    from voxzoo.tasks import load_run
+    from voxzoo.tasks.commands.translate import Translator
+    from voxzoo.tasks.published import export_run, write_run
+
+    pair = make(name)
+    tokenizer = pair.task.tokenizer
+    assert isinstance(tokenizer, SentencePieceTokenizer)
+    folder = tmp_path / "in"
+    to_transformers(pair.ours, folder)
+    from voxzoo.components.converters.tokenizers import export_tokenizer_files
+
+    export_tokenizer_files(tokenizer, folder)
+    model = from_transformers(folder)
+    assert model.tokenizer.languages == tuple(LANGUAGES)
+    write_run(model, tmp_path / "run")
+    task = load_run(tmp_path / "run").task
+    assert task.modes == {"s2st", "s2tt", "asr", "t2st", "t2tt"}
+    assert task.spoken_languages == ("deu", "eng")
+    for mode in sorted(task.modes):
+        translator = Translator(task, mode, "eng", "spa" if mode != "asr" else None, out=tmp_path)
+        text = pair.batch("eng", source=pair.text(5, 3))
+        speech = pair.batch("eng", speech=pair.speech(30, 41))
+        batch = text if translator.reads_text else speech
+        for one, other in zip(task.predict(batch, task=mode), pair.task.predict(batch, task=mode), strict=True):
+            assert (one.text, one.units, one.score) == (other.text, other.units, other.score)
+            assert (one.audio is not None) == translator.speaks
+    with pytest.raises(UserError, match="--to spa: this run speaks deu, eng; for text in spa use --task s2tt"):
+        Translator(task, "s2st", "spa", "eng", out=tmp_path)
+    out, model_type = export_run(tmp_path / "run", tmp_path / "out")
+    assert model_type == pair.ours.model_type
+    again, info = type(pair.peer).from_pretrained(out, output_loading_info=True)
+    assert not any(info.values())
+    assert all(torch.equal(again.state_dict()[key], value) for key, value in pair.peer.state_dict().items())
+
+
+@pytest.mark.parametrize("name", ["v1 b", "v2 c"])
+def test_a_model_that_was_not_imported_is_exported_with_all_files(make, name: str, tmp_path: Path):
+    pair = make(name)
+    model = PublishedModel(pair.ours.model_type, pair.ours.nodes, {})
+    for role, part in pair.ours.parts().items():
+        model.add_module(role, part)
+    model.tokenizer = pair.task.tokenizer
+    to_transformers(model, tmp_path / "out")
+    again = type(pair.peer).from_pretrained(tmp_path / "out").eval()
+    batch = pair.batch("eng", speech=pair.speech(41))
+    want, got = peer_speech(pair, batch, 1), peer_speech(replace(pair, peer=again), batch, 1)
+    assert torch.equal(want.sequences, got.sequences)
+    assert torch.equal(want.waveform, got.waveform)
+    content = json.loads((tmp_path / "out/preprocessor_config.json").read_text())
+    assert content["num_mel_bins"] * content["stride"] == pair.width
+    assert from_transformers(tmp_path / "out").tokenizer.lang_id("eng") == pair.task.tokenizer.lang_id("eng")
