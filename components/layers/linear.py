@@ -114,11 +114,16 @@ def after(activation: Callable[[Tensor], Tensor], layer: nn.Module, x: Tensor) -
         not plain
         or activation not in _BACKWARD
         or not (torch.is_grad_enabled() and x.requires_grad)
-        or torch.is_autocast_enabled(x.device.type)
+        or _autocasts(x.device.type)
     ):
         return layer(activation(x))
     assert isinstance(layer, nn.Linear)
     return _After.apply(x, layer.weight, layer.bias, activation)
+
+
+def _autocasts(kind: str) -> bool:
+    """Whether autocast is on for a kind of device; the meta device has none."""
+    return torch.amp.autocast_mode.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
 
 
 class _After(torch.autograd.Function):
