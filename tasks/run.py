@@ -178,16 +178,29 @@ def load_pretrained(task: Task, config: DictConfig) -> list[str]:
     Raises:
         UserError: a folder that is none, or weights of another shape than the part.
     """
-    lines = []
     parts = task.parts()
-    for role, source in pretrained_sources(config).items():
-        if role not in parts:
-            continue  # front end and tokenizer have no weights
-        loaded = load_part(parts[role], role, source)
-        new = f"new: {few(loaded.missing)}" if loaded.missing else "nothing is new"
-        left = f"left there: {few(loaded.beyond)}" if loaded.beyond else "nothing of it is left"
-        lines.append(f"{role}: {len(loaded.state)} tensors from {source}; {new}; {left}")
+    # Front end and tokenizer have no weights.
+    sources = {role: source for role, source in pretrained_sources(config).items() if role in parts}
+    lines = [_load_published(role, parts[role], role, source) for role, source in sources.items()]
+    if "unit_extractor" in parts:
+        lines += load_pretrained_encoder(parts["unit_extractor"], config)
     return lines
+
+
+def load_pretrained_encoder(extractor: Any, config: DictConfig) -> list[str]:
+    """The same for the encoder of a unit extractor, which is no role of its own: `unit_extractor.encoder.pretrained`,
+    which is that of `speech_encoder` where the one is made as the other."""
+    source = OmegaConf.select(config, f"unit_extractor.encoder.{KEY}")
+    if source is None:
+        return []
+    return [_load_published("unit_extractor.encoder", extractor.encoder, "speech_encoder", str(source))]
+
+
+def _load_published(name: str, part: torch.nn.Module, role: str, source: str) -> str:
+    loaded = load_part(part, role, source)
+    new = f"new: {few(loaded.missing)}" if loaded.missing else "nothing is new"
+    left = f"left there: {few(loaded.beyond)}" if loaded.beyond else "nothing of it is left"
+    return f"{name}: {len(loaded.state)} tensors from {source}; {new}; {left}"
 
 
 def load_parts(task: Task, sources: dict[str, str], run_dir: Path) -> list[str]:

@@ -32,7 +32,8 @@ class KMeansUnits(UnitExtractor):
         features: what is clustered.
         encoder: the speech encoder, for `features="encoder"`; it is frozen.
         frontend: what turns samples into what `encoder` reads; None where it reads raw samples.
-        layer: take the output of this one of `encoder.layers`, counted from 1; None takes the encoder's output.
+        layer: take the output of this one of `encoder.layers`, counted from 1; None takes the encoder's output. An
+            encoder with a `layer` of its own (Wav2Vec2Encoder) gets this one and computes nothing behind it.
         normalise: `global` subtracts the mean of each feature and divides all by one deviation, `feature` divides
             each by its own, `none` leaves them.
         sample_rate: Hz of the speech.
@@ -95,6 +96,8 @@ class KMeansUnits(UnitExtractor):
         else:
             if layer is not None:
                 _layer(encoder, layer)
+                if hasattr(encoder, "layer"):
+                    setattr(encoder, "layer", layer)  # noqa: B010 - not every encoder has it
             encoder.requires_grad_(False).eval()
             self.mel = None
             # Over many seconds, so that the frames lost at the edges of an encoder without padding do not count.
@@ -148,7 +151,7 @@ class KMeansUnits(UnitExtractor):
             else:
                 frontend = self.frontend
                 inputs = Padded.from_list([frontend(row.float().cpu()) for row in speech.unpad()]).to(speech.device)
-        if self.layer is None:
+        if self.layer is None or hasattr(self.encoder, "layer"):
             return self.encoder(inputs)
         caught: list[Any] = []
         handle = _layer(self.encoder, self.layer).register_forward_hook(lambda *call: caught.append(call[-1]))

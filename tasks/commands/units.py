@@ -22,7 +22,7 @@ from ...configs.check import require_valid
 from ...configs.compose import compose
 from ...configs.targets import allow_list
 from ...datamodules.manifest import read_manifest
-from ..run import load_run
+from ..run import load_pretrained_encoder, load_run
 from ..units import (
     BATCH_SECONDS,
     card_of,
@@ -131,6 +131,9 @@ def _new_extractor(args: argparse.Namespace) -> tuple[Any, dict[str, Any]]:
     extractor = build(config, allowed=allow_list(composed))
     if source is not None:
         extractor.encoder.load_state_dict(source.task.speech_encoder.state_dict())  # pyright: ignore
+    else:
+        for line in load_pretrained_encoder(extractor, composed):
+            print(line, file=sys.stderr)
     return extractor.eval(), {str(key): value for key, value in config.items()}
 
 
