@@ -35,6 +35,9 @@ class Letters:
     languages = ("spa", "eng", "cmn")
     pad_id = 0
 
+    def knows(self, lang):
+        return lang in self.languages
+
     def source(self, text, lang):
         return [1, *[ord(letter) for letter in text], 3]
 

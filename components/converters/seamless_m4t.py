@@ -275,7 +275,9 @@ class SeamlessM4T(Family):
         ]
         # Tables of positions, in files of older versions.
         left = [r".*embed_(char_)?positions\.weights"]
-        return KeyMap(rules, left) if tie else _Untied(rules, left)
+        # The aligner of UnitY2 makes durations to train on; published weights have none.
+        only_ours = [r"t2u\.aligner\..*"]
+        return KeyMap(rules, left, only_ours=only_ours) if tie else _Untied(rules, left, only_ours=only_ours)
 
     def t2u_rules(self) -> list[Rule]:
         return [

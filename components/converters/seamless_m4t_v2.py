@@ -77,7 +77,7 @@ class SeamlessM4Tv2(SeamlessM4T):
         return character_t2u.t2u_rules("t2u_model.")
 
     def t2u_settings(self, settings: dict[str, Any], nodes: Nodes) -> None:
-        expect(nodes, "t2u", "UnitY2T2U", kernel_size=7, aligner=False)
+        expect(nodes, "t2u", "UnitY2T2U", kernel_size=7)
         write(settings, nodes, "t2u", _T2U)
         settings.update(
             t2u_decoder_attention_heads=nodes["t2u"]["num_heads"],
