@@ -55,7 +55,7 @@ def run(args: argparse.Namespace) -> dict:
         if value is not None and value < 1:
             raise UserError(f"{flag} {value}: expected at least 1")
     quiet_libraries()
-    loaded = load_run(args.run, device=args.device)
+    loaded = load_run(args.run, device=args.device, pack=True)
     folder = Path(args.run) if Path(args.run).is_dir() else loaded.folder
     answer = {"status": "ok", "run": str(args.run), "checkpoint": str(getattr(loaded, "checkpoint", ""))}
     answer |= evaluate(

@@ -88,7 +88,7 @@ def run(args: argparse.Namespace) -> dict:
         if value is not None and value < least:
             raise UserError(f"{flag} {value}: expected at least {least}")
     quiet_libraries()
-    task = load_run(args.run, device=args.device).task
+    task = load_run(args.run, device=args.device, pack=True).task
     translator = Translator(task, args.task, args.to, args.source, args.batch_size, args.beam, args.segment, args.out)
     items = list(read_inputs(args.inputs, translator.reads_text, translator.out))
     if not items:
