@@ -266,9 +266,9 @@ class _Sampler(threading.Thread):
 def randomise(module: nn.Module, seed: int = 0, gain: float = 1.0) -> nn.Module:
     """Random weights of the size that keeps activations near 1, norms and biases included.
 
-    Freshly built models have norms of exactly 1 and biases of exactly 0, behind which a wrong place would hide. The last
-    norm of a decoder gets weights of either sign: where embedding and output layer are one matrix, each token would
-    predict itself otherwise, and all searches would find the same.
+    Freshly built models have norms of exactly 1 and biases of exactly 0, behind which a wrong place would hide. The
+    last norm of a decoder gets weights of either sign: where embedding and output layer are one matrix, each token
+    would predict itself otherwise, and all searches would find the same.
     """
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
