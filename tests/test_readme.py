@@ -63,7 +63,7 @@ def test_the_shown_faults_are_what_check_says(capsys: pytest.CaptureFixture):
 def test_every_override_in_the_parts_table_exists():
     section = README.partition("## Parts")[2].partition("##")[0]
     role = ""
-    for row in re.findall(r"^\| (.*?) \|(.*?)\|", section, re.MULTILINE):
+    for row in re.findall(r"^\|([^|]*)\|([^|]*)\|", section, re.MULTILINE):
         role = row[0].strip("` ") if row[0].strip() else role
         for choice in re.findall(r"`(\w+)`", row[1]):
             assert check(compose([f"{role}={choice}"])) == []

@@ -250,6 +250,11 @@ TABLE: tuple[Difference, ...] = (
         shown=("labels that count", "labels that count, per batch", "target length - 1, per batch"),
     ),
     Difference(
+        "`speech_encoder.leak_padding` of HuBERT and wav2vec 2.0", "", (), None, None, None, "the first norm, or all "
+        "of the encoder, sees padding. Import follows the folder's `return_attention_mask`; `compat` leaves it",
+        shown=("none", "all (base), none (large)", "not compared"),
+    ),
+    Difference(
         "eager attention of the v2 encoder", "", (), None, None, None, "adds its boolean mask instead of masking: "
         "padding takes part. Equal to voxzoo for single utterances, and with SDPA",
         shown=("masked", "not masked", "masked"),
