@@ -29,8 +29,8 @@ class Fbank(Frontend):
         num_mel_bins: filters per frame.
         stack: frames per step (1: 10 ms steps, 2: 20 ms, 4: 40 ms).
         standardise: mean 0 and variance 1 per utterance and bin.
-        variance_floor: added to the variance before the root: 1e-7 in transformers, which turns silence into zeros; 0 in
-            the original code, where silence is NaN.
+        variance_floor: added to the variance before the root: 1e-7 in transformers, which turns silence into zeros; 0
+            in the original code, where silence is NaN.
         low_freq, high_freq: Hz, edges of the filter bank; `high_freq` None is half the sample rate.
         output_dim: must be num_mel_bins x stack where given; a place for configs to interpolate widths from.
     """
