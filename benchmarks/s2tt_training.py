@@ -79,8 +79,8 @@ def _optimiser(parameters: Any) -> torch.optim.Optimizer:
 
 
 def _update(parameters: Any, optimiser: torch.optim.Optimizer, loss: torch.Tensor) -> tuple[float, float]:
-    """Clip and step; the loss, and the norm of all gradients in hundreds. A ReLU whose input is 0 to rounding passes its
-    gradient on one side and not on the other, and float32 sums of 65 million squares differ by their order: norms agree
+    """Clip and step; the loss, and the norm of all gradients in hundreds. A ReLU whose input is 0 to rounding passes
+    its gradient on one side and not on the other, and float32 sums of 65 million squares differ by order: norms agree
     to some 1e-3 where losses agree to 1e-6. The parity tests compare each gradient."""
     norm = torch.nn.utils.clip_grad_norm_(parameters, 1.0)
     optimiser.step()
