@@ -195,12 +195,11 @@ def test_speech_is_translated_to_wav_files(run: Path, tmp_path: Path, capfd: pyt
 
 
 def test_the_same_command_again_is_done_at_once(
-    run: Path, tiny: list[str], root: Path, capfd: pytest.CaptureFixture[str]
+    run: Path, tiny: list[str], root: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ):
     before = {path: path.stat().st_mtime_ns for path in run.rglob("*") if path.is_file() and path.suffix != ".lock"}
-    begin = time.monotonic()
+    monkeypatch.setattr(subprocess, "Popen", None)  # no stage is started only to find that it is done
     assert main([*command(tiny, root, "whole"), "--json"]) == 0
-    assert time.monotonic() - begin < 5  # four processes that import torch take longer
     found, said = capfd.readouterr()
     assert list(json.loads(found)["stages"]) == STAGES
     assert said.count("already trained") == 4
