@@ -216,30 +216,40 @@ def test_feed_forward_computes_its_activation_again(activation):
     torch.testing.assert_close(torch.autograd.grad(layer(x).square().sum(), x)[0], want[0])
 
 
-@pytest.mark.parametrize("projected", [True, False])
-def test_a_large_table_is_looked_up_with_a_sparse_gradient_that_ends_dense(projected, monkeypatch):
+@pytest.mark.parametrize("used", ["both", "lookup", "weight", "project"])
+def test_gradients_of_a_large_tied_table_are_joined(used, monkeypatch):
     from voxzoo.components.layers import transformer
+    from voxzoo.components.losses.cross_entropy import token_loss
 
-    torch.manual_seed(0)
-    table = torch.nn.Embedding(9, 4, padding_idx=1)
-    tokens, states = torch.tensor([[1, 4, 4], [7, 1, 4]]), torch.randn(3, 4)
+    model = _decoder().train()
+    tokens = Padded(torch.tensor([[3, 4, 4, 0], [7, 3, 4, 5], [9, 9, 9, 9]]), torch.tensor([3, 4, 4]))
 
-    def gradient() -> torch.Tensor:
-        table.weight.grad = None
+    def gradients() -> list[torch.Tensor]:
+        model.zero_grad()
         for _ in range(2):  # accumulation
-            loss = transformer.look_up(table, tokens).square().sum()
-            (loss + (states @ table.weight.T).square().sum() if projected else loss).backward()
-        assert table.weight.grad is not None
-        return table.weight.grad
+            states = model.decode(_memory(), tokens)
+            if used == "lookup":
+                loss = states.data.square().sum()
+            elif used == "project":
+                loss = model.project(states.data).square().mean()
+            else:
+                if used == "weight":
+                    states = states.with_data(states.data.detach())
+                weight = model.output_weight
+                loss = token_loss(model.project, states, tokens.data, mask=tokens.mask, weight=weight)[0].mean
+            loss.backward()
+        copy.deepcopy(model), pickle.dumps(model)
+        return [p.grad.clone() for p in model.parameters() if p.grad is not None]
 
-    want = gradient()
+    want = gradients()
     monkeypatch.setattr(transformer, "_LARGE", 1)
-    assert torch.autograd.grad(transformer.look_up(table, tokens).sum(), table.weight)[0].is_sparse
-    got = gradient()
-    assert got.layout == torch.strided
-    torch.testing.assert_close(got, want)
-    copy.deepcopy(table)
-    assert transformer.look_up(table.requires_grad_(False), tokens).requires_grad is False
+    got = gradients()
+    assert len(got) == len(want)
+    for one, other in zip(got, want, strict=True):
+        torch.testing.assert_close(one, other)
+    model.requires_grad_(False)
+    model.decode(_memory(), tokens)
+    assert model.output_weight is model.decoder.embed.embedding.weight
 
 
 @pytest.mark.parametrize("scores", [1, 40, 200, 10**6])

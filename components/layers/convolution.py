@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .dropout import Dropout
+from .linear import after
 
 ConvNorm = Literal["layer", "batch"]
 
@@ -130,4 +131,4 @@ class ConvModule(nn.Module):
             x = self.depthwise_norm(x, None if self.padding_in_norm else mask)
         else:
             x = self.depthwise_norm(x)
-        return self.dropout(self.pointwise2(F.silu(x)))
+        return self.dropout(after(F.silu, self.pointwise2, x))
