@@ -31,9 +31,9 @@ def build(node: Any, *, allowed: tuple[str, ...] = ALLOWED, **given: Any) -> Any
     return _build(node, allowed, given)
 
 
-def _is_note(key: str) -> bool:
-    """Keys that say how to build or what to load, and are no arguments."""
-    return key.startswith("_") or key == KEY
+def _is_note(key: str, path: str) -> bool:
+    """Keys that say how to build or, of our parts, what to load, and are no arguments."""
+    return key.startswith("_") or (key == KEY and path.startswith("voxzoo."))
 
 
 def _build(node: Any, allowed: tuple[str, ...], given: dict[str, Any]) -> Any:
@@ -43,7 +43,7 @@ def _build(node: Any, allowed: tuple[str, ...], given: dict[str, Any]) -> Any:
         path = node["_target_"]
         if path is None:
             return None
-        arguments = {k: _build(v, allowed, {}) for k, v in node.items() if not _is_note(k) and k not in given}
+        arguments = {k: _build(v, allowed, {}) for k, v in node.items() if not _is_note(k, path) and k not in given}
         try:
             target = locate(path, allowed)
             if node.get("_partial_"):

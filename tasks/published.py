@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,11 @@ def write_run(model: PublishedModel, folder: Path) -> DictConfig:
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UserError(f"{folder}: exists and is not empty; give the run another name, nothing is overwritten")
     config = run_config(model, folder)
+    if "tokenizer" in config.task and model.tokenizer is None:
+        raise UserError(
+            f"this {model.model_type} model came without a tokenizer that voxzoo reads: expected "
+            "sentencepiece.bpe.model or tokenizer.json beside config.json"
+        )
     require_valid(config)
     assets = {f"{FILES}{name}": content for name, content in model.files.items()}
     if model.tokenizer is not None:
@@ -52,10 +58,18 @@ def write_run(model: PublishedModel, folder: Path) -> DictConfig:
         "state_dict": state,
         "voxzoo": {"config": OmegaConf.to_container(config, resolve=True), "assets": assets},
     }
-    write_atomically(folder / "config.yaml", lambda file: file.write(to_yaml(config).encode()))
-    write_atomically(folder / "checkpoints" / _CHECKPOINT, lambda file: torch.save(content, file))
-    ranking = json.dumps({_CHECKPOINT: 0.0}).encode()
-    write_atomically(folder / "checkpoints" / "best.json", lambda file: file.write(ranking))
+    part = folder.with_name(f".{folder.name}.part")
+    shutil.rmtree(part, ignore_errors=True)
+    try:
+        write_atomically(part / "config.yaml", lambda file: file.write(to_yaml(config).encode()))
+        write_atomically(part / "checkpoints" / _CHECKPOINT, lambda file: torch.save(content, file))
+        ranking = json.dumps({_CHECKPOINT: 0.0}).encode()
+        write_atomically(part / "checkpoints" / "best.json", lambda file: file.write(ranking))
+        if folder.exists():
+            folder.rmdir()
+        part.rename(folder)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
     return config
 
 
@@ -69,8 +83,9 @@ def run_config(model: PublishedModel, folder: Path) -> DictConfig:
         for path in sorted((Path(__file__).resolve().parent.parent / "configs" / "task").glob("*.yaml"))
         if f"voxzoo.tasks.{target}\n" in path.read_text()
     )
-    config = compose([f"task={choice}", "data=manifest", f"name={folder.name}", f"root={folder.parent}"])
+    config = compose([f"task={choice}", "data=manifest"])
     OmegaConf.set_struct(config, False)
+    config.name, config.root = folder.name, str(folder.parent)
     for role in ROLES:
         config[role] = nodes.get(role, {"_target_": None})
     config.task = OmegaConf.merge(config.task, task)

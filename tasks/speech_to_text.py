@@ -119,7 +119,8 @@ class SpeechToText(Task):
 
     def encode_speech(self, speech: Padded) -> Padded:
         """(B, T, F) features -> (B, T', D) memory of the text decoder."""
-        return self.adaptor(self.speech_encoder(speech)).states
+        dtype = next((p.dtype for p in self.speech_encoder.parameters()), speech.data.dtype)
+        return self.adaptor(self.speech_encoder(speech.to(dtype))).states  # of weights in half precision too
 
     @torch.inference_mode()
     def predict(

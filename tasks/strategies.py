@@ -28,23 +28,19 @@ class FSDP2(ModelParallelStrategy):
 
     Parameters, gradients and optimizer states are cut over the processes. Each layer of a part is a unit that is
     gathered when it is used; everything else (norms, heads, embeddings that may be tied to output layers) is one unit.
+    Checkpoints are one file, as other strategies write it: a run may go on under any of them.
 
     Args:
-        save_distributed_checkpoint: every process writes its own shards, into a folder. False: one file, as other
-            strategies write it, so that a run may go on under any of them.
         reshard_after_forward: free a layer's gathered weights between its forward and backward pass.
         process_group_backend: nccl or gloo; None: what fits the device.
     """
 
     def __init__(
         self,
-        save_distributed_checkpoint: bool = False,
         reshard_after_forward: bool = True,
         process_group_backend: str | None = None,
     ) -> None:
-        super().__init__(
-            save_distributed_checkpoint=save_distributed_checkpoint, process_group_backend=process_group_backend
-        )
+        super().__init__(save_distributed_checkpoint=False, process_group_backend=process_group_backend)
         self.reshard_after_forward = reshard_after_forward
 
     def setup_environment(self) -> None:
@@ -53,10 +49,8 @@ class FSDP2(ModelParallelStrategy):
         super().setup_environment()
 
     def load_checkpoint(self, checkpoint_path: Any, weights_only: bool | None = True) -> dict[str, Any]:
-        """Weights and optimizer states of a file that any strategy wrote, cut up for this one; or of shards."""
+        """Weights and optimizer states of a file that any strategy wrote, cut up for this one."""
         path = Path(self.broadcast(checkpoint_path))
-        if path.is_dir():
-            return super().load_checkpoint(path, weights_only)
         assert self.model is not None
         checkpoint = read_checkpoint(path)
         _load_raw_module_state(checkpoint.pop("state_dict"), self.model, strict=True)

@@ -152,8 +152,9 @@ def build_for_training(config: DictConfig, folder: Path) -> Task:
     """Build the task, load `init`, apply `freeze`, attach optimizer and schedule."""
     allowed = allow_list(config)
     task = build_task(config, {}, allowed)
-    for line in load_pretrained(task, config):
-        say(f"pretrained {line}")
+    if not (folder / "checkpoints" / "last.ckpt").exists():  # a run that goes on has all weights of its own
+        for line in load_pretrained(task, config):
+            say(f"pretrained {line}")
     for line in load_parts(task, dict(config.init), folder):
         say(f"init {line}")
     task.freeze_parts([str(role) for role, frozen in config.freeze.items() if frozen])

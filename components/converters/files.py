@@ -21,13 +21,14 @@ SHARD_BYTES = 5_000_000_000
 _SINGLE = "model.safetensors"
 _INDEX = "model.safetensors.index.json"
 _PICKLE = "pytorch_model.bin"
+_PICKLE_INDEX = "pytorch_model.bin.index.json"
 
 
 def published_folder(source: str | Path) -> Path:
     """The folder that a SOURCE means: a local one, or that of a hub name (`facebook/w2v-bert-2.0`).
 
     A hub name is looked up with `huggingface_hub`, in its cache first; only JSON, tokenizer and safetensors files
-    are fetched.
+    are fetched, and `pytorch_model*.bin` where there are no safetensors.
 
     Raises:
         UserError: no such folder, or the name cannot be fetched.
@@ -46,9 +47,12 @@ def published_folder(source: str | Path) -> Path:
         raise UserError(
             f"{source}: no such folder; to fetch it as a hub name install huggingface_hub (pip install voxzoo[hub])"
         ) from None
-    wanted = ["*.json", "*.safetensors", "*.model", "*.txt"]
+    wanted = ["*.json", "*.model", "*.txt"]
     try:
-        return Path(snapshot_download(name, allow_patterns=wanted))
+        folder = Path(snapshot_download(name, allow_patterns=[*wanted, "model*.safetensors"]))
+        if not any(folder.glob("*.safetensors")):
+            folder = Path(snapshot_download(name, allow_patterns=[*wanted, "pytorch_model*.bin"]))
+        return folder
     except Exception as error:
         reason = " ".join(str(error).split())[:200]
         raise UserError(f"{source}: no such folder, and the hub gave none ({type(error).__name__}: {reason})") from None
@@ -74,7 +78,8 @@ def read_json(path: Path) -> dict[str, Any]:
 class Weights(Mapping[str, Tensor]):
     """Tensors of a folder by published key, each read from disk when it is asked for.
 
-    `model.safetensors`, its shards, or `pytorch_model.bin` (read with `weights_only=True`: tensors and nothing else).
+    `model.safetensors`, its shards, or `pytorch_model.bin` and its (read with `weights_only=True`: tensors and nothing
+    else).
 
     Raises:
         UserError: no weights, a shard that is missing, a truncated file, or a pickle that holds more than tensors.
@@ -86,16 +91,8 @@ class Weights(Mapping[str, Tensor]):
         self._open: dict[Path, Any] = {}
         self._plain: dict[str, Tensor] = {}
         if (folder / _INDEX).exists():
-            index = read_json(folder / _INDEX).get("weight_map")
-            if not isinstance(index, dict):
-                raise UserError(f"{folder / _INDEX}: expected a `weight_map`")
-            for key, name in index.items():
-                if not isinstance(name, str) or Path(name).name != name:
-                    raise UserError(f"{folder / _INDEX}: {key} is in {name!r}; expected the name of a file beside it")
-                self._where[key] = folder / name
+            self._where = _shards(folder / _INDEX)
             for path in sorted(set(self._where.values())):
-                if not path.exists():
-                    raise UserError(f"{path}: missing; {folder / _INDEX} says that it holds weights")
                 held = set(self._file(path).keys())
                 absent = [key for key, where in self._where.items() if where == path and key not in held]
                 if absent:
@@ -103,9 +100,11 @@ class Weights(Mapping[str, Tensor]):
         elif (folder / _SINGLE).exists():
             path = folder / _SINGLE
             self._where = dict.fromkeys(self._file(path).keys(), path)
-        elif (folder / _PICKLE).exists():
-            content = read_pickle(folder / _PICKLE)
-            self._plain = {key: value for key, value in content.items() if isinstance(value, Tensor)}
+        elif (folder / _PICKLE).exists() or (folder / _PICKLE_INDEX).exists():
+            single = (folder / _PICKLE).exists()
+            for path in [folder / _PICKLE] if single else sorted(set(_shards(folder / _PICKLE_INDEX).values())):
+                content = read_pickle(path)
+                self._plain.update({key: value for key, value in content.items() if isinstance(value, Tensor)})
         else:
             raise UserError(f"{folder}: no weights; expected {_SINGLE} or {_INDEX}")
 
@@ -125,6 +124,21 @@ class Weights(Mapping[str, Tensor]):
 
     def __len__(self) -> int:
         return len(self._plain or self._where)
+
+
+def _shards(index: Path) -> dict[str, Path]:
+    """Published key -> the file beside an index that holds it."""
+    found = read_json(index).get("weight_map")
+    if not isinstance(found, dict):
+        raise UserError(f"{index}: expected a `weight_map`")
+    where = {}
+    for key, name in found.items():
+        if not isinstance(name, str) or Path(name).name != name:
+            raise UserError(f"{index}: {key} is in {name!r}; expected the name of a file beside it")
+        where[key] = index.with_name(name)
+        if not where[key].exists():
+            raise UserError(f"{where[key]}: missing; {index} says that it holds weights")
+    return where
 
 
 class _Nothing:
@@ -154,12 +168,13 @@ def read_pickle(path: Path, settings: Sequence[str] = ()) -> dict[str, Any]:
         harmless = [(defaultdict if name == "collections.defaultdict" else _Nothing, name) for name in names]
         with torch.serialization.safe_globals(harmless):  # pyright: ignore[reportArgumentType]
             content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, OSError) as error:
-        if isinstance(error, pickle.UnpicklingError):
+    except Exception as error:  # what a damaged pickle raises depends on where it is damaged
+        if isinstance(error, pickle.UnpicklingError) and "nsupported" in str(error):
             raise UserError(
                 f"{path}: refused, the pickle holds more than tensors and may run code; ask for a safetensors file"
             ) from None
-        raise UserError(f"{path}: damaged, or not written by torch.save ({str(error).splitlines()[0]})") from None
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        raise UserError(f"{path}: damaged, or not written by torch.save ({reason[:120]})") from None
     if not isinstance(content, dict):
         raise UserError(f"{path}: expected tensors by name; it holds a {type(content).__name__}")
     return content

@@ -132,7 +132,11 @@ class KeyMap:
                     loaded.beyond.append(ours)
                 continue
             rules[ours] = rule
-            sources.setdefault(ours, {})[place] = key
+            places = sources.setdefault(ours, {})
+            if place in places:  # two names of one tensor
+                loaded.unused.append(key)
+                continue
+            places[place] = key
         for ours, places in sources.items():
             rule = rules[ours]
             if rule.how != "tied" and len(places) < len(rule.theirs):
@@ -182,7 +186,11 @@ class KeyMap:
 
     def _join(self, rule: Rule, values: list[Tensor], places: Mapping[int, str]) -> Tensor:
         if rule.how == "stack":
-            return torch.cat(values)
+            try:
+                return torch.cat(values)
+            except RuntimeError:
+                shapes = ", ".join(f"{places[place]} {tuple(v.shape)}" for place, v in zip(sorted(places), values))
+                raise UserError(f"{shapes}: expected to fit below each other, for {rule.ours}") from None
         if rule.how == "squeeze":
             return values[0].squeeze(-1)
         for value, key in zip(values[1:], [places[p] for p in sorted(places)][1:], strict=True):

@@ -63,7 +63,7 @@ class PublishedModel(nn.Module):
         nodes: config node of each role.
         files: name -> content of the small files beside its weights, as uint8; they go out again on export.
         tokenizer, frontend: or None.
-        report: published keys that nothing here takes.
+        left: published keys that nothing here takes.
     """
 
     def __init__(self, model_type: str, nodes: Nodes, files: Mapping[str, Tensor]) -> None:
@@ -151,6 +151,11 @@ def load_part(part: nn.Module, role: str, source: str | Path) -> Loaded:
     expected = {f"{role}.{key}": value.shape for key, value in part.state_dict().items()}
     loaded = family.key_map(nodes).load(Weights(folder), expected)
     loaded.beyond = [key for key in loaded.beyond if key.startswith(f"{role}.")]
+    if loaded.unused:
+        raise UserError(
+            f"{role}.pretrained={source}: {len(loaded.unused)} keys that this model type does not have: "
+            f"{few(loaded.unused)}"
+        )
     if not loaded.state:
         raise UserError(f"{role}.pretrained={source}: its weights hold nothing for {type(part).__name__}")
     part.load_state_dict({key.removeprefix(f"{role}."): value for key, value in loaded.state.items()}, strict=False)
@@ -195,11 +200,14 @@ def to_transformers(model: Any, path: str | Path, *, model_type: str | None = No
     Raises:
         UserError: no layout named, parts that it has no place for, or a folder that holds something.
     """
-    target = Path(path)
+    target = Path(path).absolute()
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise UserError(f"{target}: exists and is not empty; give another folder, nothing is overwritten")
     nodes: Nodes = model.nodes if isinstance(model, PublishedModel) else _nodes_of(model)
     files: dict[str, Tensor] = getattr(model, "files", {})
+    for name in files:  # out of a checkpoint, which may come from anywhere
+        if Path(name).name != name or Path(name).suffix not in _CARRIED_SUFFIXES:
+            raise UserError(f"export: refused to write a file named {name!r} that the checkpoint carries")
     model_type = model_type or getattr(model, "model_type", None) or getattr(model, "config", {}).get("model_type")
     if model_type is None:
         raise UserError(f"say which published layout to write: {', '.join(sorted(_FAMILIES))}")
@@ -216,6 +224,7 @@ def to_transformers(model: Any, path: str | Path, *, model_type: str | None = No
         if not files and getattr(model, "tokenizer", None) is not None:
             family.export_tokenizer(model.tokenizer, nodes, part_folder)
         old = json.loads(files["config.json"].numpy().tobytes()) if "config.json" in files else {}
+        tensors = _in_dtype(tensors, old.get("dtype") or old.get("torch_dtype"))
         dtype = next(
             (str(v.dtype).removeprefix("torch.") for v in tensors.values() if v.is_floating_point()), "float32"
         )
@@ -229,6 +238,16 @@ def to_transformers(model: Any, path: str | Path, *, model_type: str | None = No
     finally:
         shutil.rmtree(part_folder, ignore_errors=True)
     return target
+
+
+def _in_dtype(tensors: dict[str, Tensor], name: Any) -> dict[str, Tensor]:
+    """Tensors in the dtype that a folder was published in, where that loses nothing: what was not trained since."""
+    dtype = {"float16": torch.float16, "bfloat16": torch.bfloat16}.get(str(name))
+    if dtype is None:
+        return tensors
+    cast = {key: value.to(dtype) if value.is_floating_point() else value for key, value in tensors.items()}
+    same = all(torch.equal(cast[key].to(value.dtype), value) for key, value in tensors.items())
+    return cast if same else tensors
 
 
 def _nodes_of(task: Any) -> Nodes:

@@ -162,7 +162,10 @@ def choose_rows(
     if not wanted and model.modes == {"u2s"} and task is None:
         wanted = {"s2st": "u2s"}
     if not wanted:
-        raise UserError(f"the data asks for {', '.join(asked)}, but this run can do {', '.join(sorted(model.modes))}")
+        raise UserError(
+            f"the data asks for {', '.join(asked)}, but this run can do "
+            + (", ".join(sorted(model.modes)) or "no task, it is a part alone")
+        )
     items = data.loader(split, tasks=tuple(wanted), needs=model.serving_needs(), batch_size=1).dataset.items
     first = {row.id for row in data.rows(split)[:limit]}
     rows = [replace(item, task=wanted[item.task]) for item in items if item.id in first]
