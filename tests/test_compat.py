@@ -109,7 +109,19 @@ def test_other_parts_and_other_families_are_left_alone():
     assert {role: changed[role] for role in ("adaptor", "text_seq2seq", "t2u", "vocoder")} == {
         role: nodes[role] for role in ("adaptor", "text_seq2seq", "t2u", "vocoder")
     }
+    search = changed["task"].pop("search")
     assert changed["task"] == {**nodes["task"], "loss_on_lang_token": True, "label_smoothing": 0.0}
+    # transformers has one limit, and no forced eos behind it, for NLLB too; Whisper has no other behaviour.
+    assert {key: found for key, found in search.items() if key != "_target_"} == {
+        "force_eos": False, "max_length_a": 0.0, "max_length_b": 256,
+    }  # fmt: skip
+    whisper = {**nodes, "text_seq2seq": {**nodes["text_seq2seq"], "key_bias": False}}
+    assert "search" not in apply_compat(whisper, "transformers")["task"]
+    fast = {"tokenizer": {"_target_": "voxzoo.components.SentencePieceTokenizer", "model": "a/tokenizer.json",
+                          "normaliser": "transformers"}}  # fmt: skip
+    assert apply_compat(fast, "fairseq2") == fast
+    fast["tokenizer"]["model"] = "a/sentencepiece.bpe.model"
+    assert apply_compat(fast, "fairseq2")["tokenizer"]["normaliser"] == "sentencepiece"
     with pytest.raises(ValueError, match="compat must be transformers or fairseq2; got 'fairseq'"):
         apply_compat(nodes, "fairseq")  # pyright: ignore[reportArgumentType]
 

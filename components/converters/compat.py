@@ -78,6 +78,21 @@ def _is_m4t(nodes: Nodes) -> bool:
     return (nodes.get("text_seq2seq") or {}).get("pad_id", 0) == 0
 
 
+def _sentencepiece_model(nodes: Nodes) -> bool:
+    """Not a tokenizer.json, which has transformers' preparation alone."""
+    return not str(nodes["tokenizer"].get("model") or "").endswith(".json")
+
+
+def _reads_limits(nodes: Nodes) -> bool:
+    """All but Whisper, whose keys have no bias: there is no original code of fairseq's to differ from."""
+    return (nodes.get("text_seq2seq") or {}).get("key_bias", True)
+
+
+def _longest(nodes: Nodes) -> int:
+    """The one limit of transformers: 256 for SeamlessM4T, as `search.max_length`, and else what that is."""
+    return 256 if _is_m4t(nodes) else (nodes["task"].get("search") or {}).get("max_length", 256)
+
+
 def _never(nodes: Nodes) -> bool:
     return False
 
@@ -107,6 +122,7 @@ TABLE: tuple[Difference, ...] = (
     Difference(
         "tokenizer", "normaliser", ("SentencePieceTokenizer",), "sentencepiece", "transformers", "sentencepiece",
         "how text is prepared: white space at its end, control characters, letters with several marks",
+        when=_sentencepiece_model,
     ),
     # Speech encoder and adaptor
     Difference(
@@ -169,12 +185,18 @@ TABLE: tuple[Difference, ...] = (
         "stop once as many hypotheses as beams have ended, or once no running one can be better", when=_is_m4t,
     ),
     Difference(
-        "task", "search.force_eos", _TASKS, True, False, True, "the last token the limit allows is eos", when=_is_m4t,
+        "task", "search.force_eos", _TASKS, True, False, True, "the last token the limit allows is eos",
+        when=_reads_limits,
     ),
     Difference("task", "search.min_length", _TASKS, 1, 0, 1, "tokens before eos may come", when=_is_m4t),
     Difference("task", "search.max_length", _TASKS, 256, 256, 1024, "most tokens", when=_is_m4t),
-    Difference("task", "search.max_length_a", _TASKS, 1.0, 0.0, 1.0, "limit of a x source steps + b: a", when=_is_m4t),
-    Difference("task", "search.max_length_b", _TASKS, 200, 256, 200, "and b", when=_is_m4t),
+    Difference(
+        "task", "search.max_length_a", _TASKS, 1.0, 0.0, 1.0, "limit of a x source steps + b: a", when=_reads_limits,
+    ),
+    Difference(
+        "task", "search.max_length_b", _TASKS, 200, _longest, 200, "and b", when=_reads_limits,
+        shown=("200", "as `search.max_length`", "200"),
+    ),
     # Second pass
     Difference(
         "task", "t2u_input", ("SpeechToSpeechUnitY",), "pieces", "all", "all",

@@ -134,6 +134,7 @@ def _search(settings: dict[str, Any], folder: Path | None) -> dict[str, Any]:
     path = None if folder is None else folder / "generation_config.json"
     found = {**settings, **(read_json(path) if path is not None and path.exists() else {})}
     beams = found.get("num_beams") or 1
+    longest = (found.get("max_new_tokens") or (found.get("max_length") or _LONGEST) - 1) - 1
     return {
         "_target_": "voxzoo.components.search.SearchOptions",
         "method": "beam" if beams > 1 else "greedy",
@@ -143,7 +144,10 @@ def _search(settings: dict[str, Any], folder: Path | None) -> dict[str, Any]:
         "early_stopping": found.get("early_stopping") is True,
         "no_repeat_ngram": found.get("no_repeat_ngram_size") or 0,
         "min_length": max((found.get("min_new_tokens") or (found.get("min_length") or 0) - 1) - 1, 0),
-        "max_length": (found.get("max_new_tokens") or (found.get("max_length") or _LONGEST) - 1) - 1,
+        "max_length": longest,
+        "max_length_a": 0.0,
+        "max_length_b": longest,
+        "force_eos": False,
     }
 
 

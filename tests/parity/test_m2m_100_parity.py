@@ -4,10 +4,10 @@ import json
 
 import pytest
 import torch
-from test_text_parity import ForceEos, randomise
+from test_text_parity import randomise
 from voxzoo.components import SentencePieceTokenizer, TransformerSeq2Seq
 from voxzoo.components.converters import describe, from_transformers, to_transformers
-from voxzoo.components.converters.m2m_100 import FAMILY
+from voxzoo.components.converters.m2m_100 import FAMILY, _search
 from voxzoo.components.converters.published import PublishedModel
 from voxzoo.components.converters.tokenizers import export_tokenizer_files
 from voxzoo.components.errors import UserError
@@ -123,11 +123,13 @@ SEARCHES = {
 }
 
 
+@pytest.mark.parametrize("limit", [24, 5])  # the second cuts most rows
 @pytest.mark.parametrize("search", SEARCHES)
-def test_generated_ids_behind_a_forced_language(peer, imported, search):
+def test_generated_ids_behind_a_forced_language(peer, imported, search, limit):
     theirs, options = SEARCHES[search]
     source = batch(peer, 7, 1, 12, 5, 9)
-    lang, limit = peer.config.vocab_size - 4, 24
+    lang = peer.config.vocab_size - 4
+    limits = _search({"max_new_tokens": limit + 1}, None)  # the language counts
     config = transformers.GenerationConfig(
         pad_token_id=PAD, eos_token_id=EOS, bos_token_id=0, decoder_start_token_id=EOS, forced_bos_token_id=lang,
         max_new_tokens=limit + 1, suppress_tokens=[PAD], min_new_tokens=0, **theirs,
@@ -137,16 +139,18 @@ def test_generated_ids_behind_a_forced_language(peer, imported, search):
         input_ids=source.data,
         attention_mask=source.mask.long(),
         generation_config=config,
-        logits_processor=transformers.LogitsProcessorList([ForceEos(limit + 2, EOS)]),
     ).tolist()
     ours = imported.text_seq2seq
-    choice = SearchOptions(max_length=limit, min_length=0, score="after_start", **options)
+    named = {key: limits[key] for key in ("max_length", "max_length_a", "max_length_b", "force_eos")}
+    choice = SearchOptions(**named, min_length=0, score="after_start", **options)
     with torch.no_grad():
         found = generate(ours, ours.encode(source), torch.tensor([[EOS, lang]] * 5), choice, EOS, PAD, 3)
     for row, hypotheses in zip(want, found, strict=True):
         assert row[:2] == [EOS, lang]
         end = row.index(EOS, 2) if EOS in row[2:] else len(row)
         assert hypotheses[0].tokens.tolist() == row[2:end]
+    if limit < 24:
+        assert any(EOS not in row[2:] for row in want)
 
 
 def test_there_and_back_is_bit_equal(peer, imported, tmp_path):
@@ -209,7 +213,7 @@ def test_search_settings_of_the_folder(tmp_path):
     assert describe(tmp_path)["task"]["search"] == {
         "_target_": "voxzoo.components.search.SearchOptions", "method": "greedy", "beam_size": 1,
         "length_penalty": 1.0, "score": "after_start", "early_stopping": False, "no_repeat_ngram": 0,
-        "min_length": 0, "max_length": 198,
+        "min_length": 0, "max_length": 198, "max_length_a": 0.0, "max_length_b": 198, "force_eos": False,
     }  # fmt: skip
     generation = {"num_beams": 4, "early_stopping": True, "length_penalty": 0.5, "max_new_tokens": 30}
     (tmp_path / "generation_config.json").write_text(json.dumps(generation))
@@ -245,10 +249,10 @@ def test_text_to_text_as_the_pipeline_gives_it(tokenizer, tmp_path):
     assert torch.equal(source.mask.long(), inputs.attention_mask)
     rows = peer.generate(
         **inputs, forced_bos_token_id=theirs.convert_tokens_to_ids("zho_Hant"), num_beams=5, max_new_tokens=21,
-        suppress_tokens=[PAD], logits_processor=transformers.LogitsProcessorList([ForceEos(22, EOS)]),
+        suppress_tokens=[PAD],
     )  # fmt: skip
     want = theirs.batch_decode(rows, skip_special_tokens=True)
-    options = SearchOptions(max_length=20, min_length=0, score="after_start", early_stopping=False)
+    options = SearchOptions(max_length=20, min_length=0, score="after_start", early_stopping=False, force_eos=False)
     prefix = torch.tensor([model.tokenizer.prefix("zho_Hant", "eng", "t2tt")] * 3)
     with torch.no_grad():
         found = generate(
@@ -271,7 +275,6 @@ def test_a_run_of_an_imported_model(tokenizer, tmp_path):
         **theirs(text, return_tensors="pt"),
         forced_bos_token_id=theirs.convert_tokens_to_ids("spa_Latn"),
         suppress_tokens=[PAD],
-        logits_processor=transformers.LogitsProcessorList([ForceEos(30, EOS)]),
     )[0]
     write_run(from_transformers(published), tmp_path / "run")
     published.rename(tmp_path / "gone")
@@ -324,12 +327,15 @@ def test_a_model_that_was_not_imported_goes_out(tokenizer, tmp_path):
         forced_bos_token_id=tokenizer.lang_id("eng"),
         max_new_tokens=16,
         suppress_tokens=[PAD],
-        logits_processor=transformers.LogitsProcessorList([ForceEos(17, EOS)]),
     )
     memory = model.text_seq2seq.encode(Padded(call.input_ids, torch.tensor([call.input_ids.shape[1]])))
-    options = SearchOptions(max_length=15, min_length=0, score="after_start")
+    options = SearchOptions(max_length=15, min_length=0, score="after_start", force_eos=False)
     found = generate(model.text_seq2seq, memory, torch.tensor([tokenizer.prefix("eng")]), options, EOS, PAD, 3)
-    assert rows[0].tolist() == [*tokenizer.prefix("eng"), *found[0][0].tokens.tolist(), EOS]
+    assert rows[0].tolist() == [
+        *tokenizer.prefix("eng"),
+        *found[0][0].tokens.tolist(),
+        *([EOS] if found[0][0].ended else []),
+    ]
     for change, match in (
         ({"num_encoder_layers": 0}, "text_seq2seq with an encoder"),
         ({"tie_output": False}, "tie_output=False"),
