@@ -73,6 +73,7 @@ def test_gradient_of_distances_is_that_of_a_gather() -> None:
     for steps, left, right in ((9, 3, 2), (9, 20, 20), (5, 0, 0), (1, 2, 2), (6, 5, 0), (7, 0, 3)):
         index = positions("relative_key", steps, torch.empty(1, steps, 2), left, right)
         assert index is not None
+        index = index.flip(0)
         scores = torch.randn(2, 3, steps, left + right + 1, dtype=torch.float64, requires_grad=True)
         weight = torch.randn(2, 3, steps, steps, dtype=torch.float64)
         (got,) = torch.autograd.grad((_Spread.apply(scores, index, None, left, right) * weight).sum(), scores)

@@ -37,8 +37,8 @@ class WhisperLogMel(Frontend):
     def __init__(self, num_mel_bins: int = 80, pad_seconds: float | None = 30.0, output_dim: int | None = None) -> None:
         if num_mel_bins < 1:
             raise ValueError(f"num_mel_bins must be at least 1; got {num_mel_bins}")
-        if pad_seconds is not None and pad_seconds * _RATE < _HOP:
-            raise ValueError(f"pad_seconds must be at least 0.01, or null for no padding; got {pad_seconds}")
+        if pad_seconds is not None and pad_seconds * _RATE <= _WINDOW // 2:
+            raise ValueError(f"pad_seconds must be at least 0.02, or null for no padding; got {pad_seconds}")
         if output_dim is not None and output_dim != num_mel_bins:
             raise ValueError(f"output_dim must be num_mel_bins={num_mel_bins}; got {output_dim}. Leave it out")
         self.num_mel_bins = num_mel_bins
@@ -64,8 +64,10 @@ class WhisperLogMel(Frontend):
         # Reflection needs more samples than it reflects; zeros beyond a short clip change its frames little.
         target = _WINDOW // 2 + 1 if self.pad_seconds is None else self._padded
         samples = pad(samples, (0, max(target - len(samples), 0)))
-        if self._window is None or self._filters is None:
-            self._window, self._filters = torch.hann_window(_WINDOW), _filters(self.num_mel_bins)
+        if self._window is None or self._filters is None or self._window.device != samples.device:
+            with torch.inference_mode(False):
+                self._window = torch.hann_window(_WINDOW, device=samples.device)
+                self._filters = _filters(self.num_mel_bins).to(samples.device)
         spectrum = torch.stft(samples, _WINDOW, _HOP, window=self._window, return_complex=True)
         power = spectrum[:, :steps].abs() ** 2
         bands = (self._filters @ power).clamp(min=_FLOOR).log10()

@@ -21,6 +21,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from .precision import autocast_dtype
+
 # Rows of the two trials: a step of decoding, and a short utterance. The second only while it takes milliseconds.
 _FEW, _MANY, _MOST_PRODUCTS = 8, 256, 2**31
 # Packed at neither number of rows slower than this, and at one of them faster than that.
@@ -41,11 +43,12 @@ class _Packed:
     version: int
     address: int
 
+    def is_of(self, weight: Tensor) -> bool:
+        return weight is self.source and weight._version == self.version and weight.data_ptr() == self.address
+
     def fits(self, weight: Tensor, x: Tensor) -> bool:
         return (
-            weight is self.source
-            and weight._version == self.version
-            and weight.data_ptr() == self.address
+            self.is_of(weight)
             and x.dtype == weight.dtype
             and x.dim() > 1
             and x.numel() > 0
@@ -98,10 +101,10 @@ def project(layer: nn.Linear | nn.Embedding, x: Tensor) -> Tensor:
 def activated(layer: nn.Module, x: Tensor, activation: Callable[[Tensor], Tensor]) -> Tensor:
     """`activation(layer(x))` for an elementwise activation: in one pass where the layer is packed, and without a second
     tensor where nothing needs the first."""
-    if isinstance(layer, PackedLinear) and activation in _FUSED and not layer._forward_hooks:
+    if isinstance(layer, PackedLinear) and activation in _FUSED and not _hooked(layer):
         return _product(layer, x, activation)
     y = layer(x)
-    if type(layer) is nn.Linear and not layer._forward_hooks and not torch.is_grad_enabled():
+    if type(layer) is nn.Linear and not _hooked(layer) and not torch.is_grad_enabled():
         return _IN_PLACE.get(activation, activation)(y)
     return activation(y)
 
@@ -109,21 +112,21 @@ def activated(layer: nn.Module, x: Tensor, activation: Callable[[Tensor], Tensor
 def after(activation: Callable[[Tensor], Tensor], layer: nn.Module, x: Tensor) -> Tensor:
     """`layer(activation(x))`. For the backward pass it keeps x and computes the activation again, where the usual way
     keeps both: half the memory of a wide feed-forward layer for one cheap pass."""
-    plain = type(layer) is nn.Linear and not layer._forward_hooks and not layer._forward_pre_hooks
+    plain = type(layer) is nn.Linear and not _hooked(layer)
     if (
         not plain
         or activation not in _BACKWARD
         or not (torch.is_grad_enabled() and x.requires_grad)
-        or _autocasts(x.device.type)
+        or autocast_dtype(x.device.type) is not None
     ):
         return layer(activation(x))
     assert isinstance(layer, nn.Linear)
     return _After.apply(x, layer.weight, layer.bias, activation)
 
 
-def _autocasts(kind: str) -> bool:
-    """Whether autocast is on for a kind of device; the meta device has none."""
-    return torch.amp.autocast_mode.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
+def _hooked(layer: nn.Module) -> bool:
+    """Whether someone listens to the calls of a layer: then it is called."""
+    return bool(layer._forward_hooks or layer._forward_pre_hooks)
 
 
 class _After(torch.autograd.Function):
@@ -139,9 +142,9 @@ class _After(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
         x, weight = ctx.saved_tensors
-        grad = grads[0].flatten(0, -2)
+        grad = grads[0].reshape(-1, grads[0].shape[-1])
         for_x, for_weight, for_bias, _ = ctx.needs_input_grad
-        by_weight = grad.t() @ ctx.activation(x).flatten(0, -2) if for_weight else None
+        by_weight = grad.t() @ ctx.activation(x).reshape(-1, x.shape[-1]) if for_weight else None
         by_x = _BACKWARD[ctx.activation]((grad @ weight).view_as(x), x) if for_x else None
         return by_x, by_weight, grad.sum(0) if for_bias else None, None
 
@@ -164,7 +167,7 @@ def pack_for_inference(module: nn.Module, memory: int | None = None) -> int:
 
     Each distinct shape is timed once on the way in, with the threads that torch has now. Only layers on the CPU, in
     evaluation mode. Results stay the same to rounding. `train()`, `to()` and a changed weight take a layer back to the
-    plain way; `unpack` does so for all.
+    plain way; `unpack` does so for all. Writing through `weight.data` goes unnoticed: unpack first.
 
     Args:
         module: a part, a task or any module. An embedding that a module also uses as output layer is found by that
@@ -176,6 +179,9 @@ def pack_for_inference(module: nn.Module, memory: int | None = None) -> int:
     """
     if not torch.backends.mkldnn.is_available():
         return 0
+    for layer in module.modules():  # what was packed before may stand for weights that are gone
+        if isinstance(layer, _Packable) and (layer._packed is None or not layer._packed.is_of(layer.weight)):
+            _restore(layer)
     left = _free_memory() // 2 if memory is None else memory
     faster: dict[Any, bool] = {}
     count = 0

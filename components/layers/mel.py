@@ -8,12 +8,11 @@ Letters: B batch, T frames, N samples, F mel bins.
 
 from __future__ import annotations
 
-from contextlib import nullcontext
-
 import torch
 from torch import Tensor, nn
 from torchaudio.functional import melscale_fbanks
 
+from .precision import without_autocast
 from .stft import STFT
 
 
@@ -89,5 +88,4 @@ class LogMel(nn.Module):
 
 def full_precision(data: Tensor):
     """Autocast off for the device of `data`: spectra span more decades than bfloat16 has digits."""
-    kind = data.device.type
-    return torch.autocast(kind, enabled=False) if torch.amp.autocast_mode.is_autocast_available(kind) else nullcontext()
+    return without_autocast(data.device.type)

@@ -125,7 +125,8 @@ class RelativeSelfAttention(MultiHeadAttention):
             bias = bias.contiguous() if mask is None else bias.masked_fill(~mask, float("-inf"))
         else:
             by_distance = spread @ distances.transpose(-1, -2)
-            bias = _Spread.apply(by_distance, table[start : start + rows], mask, self.left, self.right)
+            index = table[steps - start - rows : steps - start].flip(0)
+            bias = _Spread.apply(by_distance, index, mask, self.left, self.right)
         if query.device.type == "cpu" and torch.is_grad_enabled():
             # With a bias that needs a gradient the fused kernel falls back to this arithmetic with more copies.
             flat = [part.reshape(-1, *part.shape[2:]) for part in (bias, query, key, value)]
@@ -139,14 +140,15 @@ def positions(position: Position, steps: int, like: Tensor, left: int = 64, righ
     """What the layers share for inputs of `steps` frames, on the device of `like` (B, T, D).
 
     Returns:
-        `relative_key`: (T, T) int64, which of the W distance vectors query i meets at key j. `relative`: (2T-1, D)
-        sinusoids of the distances T-1 (far left) to -(T-1), in the dtype of `like`. `none`: None.
+        `relative_key`: (T, T) int64, which of the W distance vectors query T-1-i meets at key j: a view of 2T-1
+        numbers. `relative`: (2T-1, D) sinusoids of the distances T-1 (far left) to -(T-1), in the dtype of `like`.
+        `none`: None.
     """
     if position == "none":
         return None
     if position == "relative_key":
-        frames = torch.arange(steps, device=like.device)
-        return (frames[None] - frames[:, None]).clamp(-left, right) + left
+        distances = torch.arange(1 - steps, steps, device=like.device).clamp(-left, right) + left
+        return distances.unfold(0, steps, 1)
     dim = like.shape[-1]
     distance = torch.arange(steps - 1, -steps, -1, device=like.device, dtype=torch.float32)
     rate = torch.exp(torch.arange(0, dim, 2, device=like.device, dtype=torch.float32) * (-math.log(10000.0) / dim))

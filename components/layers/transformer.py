@@ -9,12 +9,11 @@ head dim.
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 
 from ..roles import DecoderState
 from ..types import Padded
@@ -23,7 +22,6 @@ from .linear import activated, after, project
 from .positions import LearnedPositions, SinusoidalPositions
 
 Activation = Literal["relu", "gelu", "silu"]
-_LARGE = 2**24  # elements of a table from which its gradients are worth joining
 _ACTIVATIONS = {"relu": F.relu, "gelu": F.gelu, "silu": F.silu}
 
 
@@ -206,7 +204,6 @@ class TokenEmbedding(nn.Module):
         if not 0 <= pad_id < vocab_size:
             raise ValueError(f"pad_id must lie in 0..{vocab_size - 1} (vocab_size={vocab_size}); got {pad_id}")
         self.embedding = nn.Embedding(vocab_size, dim, padding_idx=pad_id)
-        self._again: Tensor | None = None
         self.scale = dim**0.5 if scale else 1.0
         self.positions = (
             SinusoidalPositions(dim, position_start) if max_positions is None else LearnedPositions(dim, max_positions)
@@ -218,54 +215,7 @@ class TokenEmbedding(nn.Module):
 
     def forward(self, tokens: Tensor, offset: int = 0) -> Tensor:
         """(B, S) ids of steps offset .. offset + S - 1 -> (B, S, D)."""
-        return self.positions(self._look_up(tokens) * self.scale, offset)
-
-    def matrix(self) -> Tensor:
-        """(V, D) for an output layer. Behind a `forward` that learns, once, it is the table that `_LookUp` gave: do
-        nothing with it but a product."""
-        table, self._again = self._again, None
-        return self.embedding.weight if table is None or not torch.is_grad_enabled() else table
-
-    def _look_up(self, tokens: Tensor) -> Tensor:
-        weight = self.embedding.weight
-        self._again = None
-        if not (torch.is_grad_enabled() and weight.requires_grad and weight.numel() >= _LARGE) or weight.is_meta:
-            return self.embedding(tokens)
-        rows, self._again = _LookUp.apply(weight, tokens, self.embedding.padding_idx)
-        return rows
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_again": None}
-
-
-class _LookUp(torch.autograd.Function):
-    """(V, D) table and ids -> rows, and the table again.
-
-    Who uses that second table as output layer gives its gradient back through here, where the rows' is added in place:
-    one dense matrix, instead of two and their sum.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, table: Tensor, tokens: Tensor, padding: int | None) -> tuple[Tensor, Tensor]:
-        ctx.save_for_backward(tokens)
-        ctx.padding, ctx.shape = padding, table.shape
-        ctx.set_materialize_grads(False)
-        return F.embedding(tokens, table, padding), table.view_as(table)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, None, None]:  # pyright: ignore[reportIncompatibleMethodOverride]
-        (tokens,), (rows, table) = ctx.saved_tensors, grads
-        if rows is None:
-            return table, None, None
-        tokens, rows = tokens.flatten(), rows.flatten(0, -2)
-        if ctx.padding is not None:
-            rows = rows.masked_fill((tokens == ctx.padding)[:, None], 0)
-        if table is None:
-            table = rows.new_zeros(ctx.shape)
-        elif not ctx.needs_input_grad[0]:
-            return None, None, None
-        return table.index_add_(0, tokens, rows.to(table.dtype)), None, None
+        return self.positions(self.embedding(tokens) * self.scale, offset)
 
 
 class DecoderCache(DecoderState):
@@ -414,8 +364,8 @@ class TransformerDecoder(nn.Module):
 
     @property
     def output_weight(self) -> Tensor:
-        """(V, D): `project(x)` is `x @ output_weight.T`. To be read once for each `forward`."""
-        return self.embed.matrix() if self.output is None else self.output.weight
+        """(V, D): `project(x)` is `x @ output_weight.T`."""
+        return self.embed.embedding.weight if self.output is None else self.output.weight
 
     @property
     def tied_output(self) -> nn.Embedding | None:

@@ -14,12 +14,13 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
+from ..layers.precision import autocast_dtype, without_autocast
 from ..types import Loss, Padded
 
 _CHUNK_LOGITS = 2**27
 """Logits of a chunk unless the caller says otherwise: 512 MiB in float32, 524 rows of 256k words."""
-_CHUNK_PROJECTED, _CHUNK_PROJECTED_CPU = 2**25, 2**23
-"""The same where chunks cost little but their number: 128 MiB, and 32 MiB on a CPU."""
+_CHUNK_PROJECTED_CPU = 2**23
+"""On a CPU, where the output layer is inside and chunks cost nothing but their number: 32 MiB."""
 
 
 def token_loss(
@@ -47,7 +48,7 @@ def token_loss(
         labels: (B, S) int64.
         mask: (B, S) bool, True where a label counts.
         label_smoothing: s, in 0..1.
-        chunk_rows: rows per chunk; None: as many as make 2^27 logits, with `weight` 2^25 (2^23 on a CPU).
+        chunk_rows: rows per chunk; None: as many as make 2^27 logits, with `weight` on a CPU 2^23.
         weight: (V, D) where `project(x)` is `x @ weight.T` and nothing else. Each chunk's gradients are then made while
             its logits are there, so that nothing is computed twice and no logits wait for the backward pass.
 
@@ -76,6 +77,8 @@ def token_loss(
     else:
         rows, targets = states.data[mask], labels[mask]
     if weight is not None:
+        if not torch.is_grad_enabled():  # a custom function is not told
+            rows, weight = rows.detach(), weight.detach()
         total, correct = _ProjectedCrossEntropy.apply(
             rows, weight, targets, label_smoothing, smoothing == "fairseq", chunk_rows
         )
@@ -149,7 +152,7 @@ class _ProjectedCrossEntropy(torch.autograd.Function):
         ctx, rows: Tensor, weight: Tensor, labels: Tensor, label_smoothing: float, fairseq: bool, chunk: int | None
     ) -> tuple[Tensor, Tensor]:
         ctx.factors = _factors(label_smoothing, weight.shape[0], fairseq)
-        logits = _CHUNK_PROJECTED_CPU if rows.device.type == "cpu" else _CHUNK_PROJECTED
+        logits = _CHUNK_PROJECTED_CPU if rows.device.type == "cpu" else _CHUNK_LOGITS
         ctx.chunk = chunk or max(logits // weight.shape[0], 1)
         total, correct, ctx.gradients = _through(
             rows, weight, labels, ctx.factors, ctx.chunk, *ctx.needs_input_grad[:2]
@@ -179,39 +182,42 @@ def _through(
 ) -> tuple[Tensor, Tensor, tuple[Tensor | None, Tensor | None]]:
     """Summed loss, number of correct labels, and the gradients of rows and weight that are asked for."""
     a, b = factors
-    size = weight.shape[0]
+    size, kind = weight.shape[0], rows.device.type
+    dtype = autocast_dtype(kind) or weight.dtype
+    if dtype == torch.float16:
+        dtype = torch.float32  # probabilities of a large vocabulary are below what half precision has
     total = torch.zeros((), device=rows.device)
     correct = torch.zeros((), device=rows.device)
     by_rows = torch.empty_like(rows) if for_rows else None
-    by_weight = torch.zeros_like(weight) if for_weight and not len(rows) else None
-    for start in range(0, len(rows), chunk):
-        some, index = rows[start : start + chunk], labels[start : start + chunk, None]
-        logits = F.linear(some, weight)
-        scores = logits.float()
-        highest, best = scores.max(dim=-1, keepdim=True)
-        correct += (best == index).sum()
-        scores.sub_(highest)
-        chosen = scores.gather(1, index).sum()
-        everything = scores.sum() if b > 0 else None
-        norm = scores.exp_().sum(dim=-1, keepdim=True)
-        log_norm = norm.log().sum()
-        total += a * (log_norm - chosen)
-        if everything is not None:
-            total += b * (size * log_norm - everything)
-        if not (for_rows or for_weight):
-            continue
-        scores.div_(norm).scatter_add_(1, index, torch.full_like(index, -a, dtype=torch.float32))
-        if b > 0:
-            scores.sub_(b)
-        gradient = scores.to(logits.dtype)
-        del scores, logits
-        if by_rows is not None:
-            by_rows[start : start + chunk] = F.linear(gradient, weight.t())
-        if for_weight and by_weight is None:
-            by_weight = (gradient.t() @ some).to(weight.dtype)
-        elif by_weight is not None and gradient.dtype == some.dtype == weight.dtype:
-            by_weight.addmm_(gradient.t(), some)
-        elif by_weight is not None:
-            by_weight += gradient.t() @ some
-        del gradient  # before the next chunk's logits come
-    return total, correct, (by_rows, by_weight)
+    # Chunks add up in float32, whatever they are computed in.
+    by_weight = torch.zeros_like(weight, dtype=torch.float32) if for_weight else None
+    with without_autocast(kind):
+        low = weight.to(dtype)  # cast once, not in each chunk
+        for start in range(0, len(rows), chunk):
+            some, index = rows[start : start + chunk].to(dtype), labels[start : start + chunk, None]
+            scores = F.linear(some, low).float()
+            highest, best = scores.max(dim=-1, keepdim=True)
+            correct += (best == index).sum()
+            scores.sub_(highest)
+            chosen = scores.gather(1, index).sum()
+            everything = scores.sum() if b > 0 else None
+            norm = scores.exp_().sum(dim=-1, keepdim=True)
+            log_norm = norm.log().sum()
+            total += a * (log_norm - chosen)
+            if everything is not None:
+                total += b * (size * log_norm - everything)
+            if not (for_rows or for_weight):
+                continue
+            scores.div_(norm).scatter_add_(1, index, torch.full_like(index, -a, dtype=torch.float32))
+            if b > 0:
+                scores.sub_(b)
+            gradient = scores.to(dtype)
+            del scores
+            if by_rows is not None:
+                by_rows[start : start + chunk] = F.linear(gradient, low.t())
+            if by_weight is not None and dtype == torch.float32:
+                by_weight.addmm_(gradient.t(), some)
+            elif by_weight is not None:
+                by_weight += gradient.t() @ some
+            del gradient  # before the next chunk's logits come
+    return total, correct, (by_rows, None if by_weight is None else by_weight.to(weight.dtype))

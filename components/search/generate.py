@@ -279,13 +279,13 @@ class _Search:
         size = self.options.no_repeat_ngram
         if size and self.tokens.shape[1] >= size:
             self._block_ngrams(logits, size)
+        ends = logits[:, self.eos_id].clone()
         if generated < self.options.min_length:
             logits[:, self.eos_id] = -torch.inf
         if self.options.force_eos and bool(at_limit.any()):
             rows = at_limit.repeat_interleave(self.beams).nonzero()[:, 0].to(self.device)
-            eos = logits[rows, self.eos_id]
             logits[rows] = -torch.inf
-            logits[rows, self.eos_id] = eos
+            logits[rows, self.eos_id] = ends[rows]  # also before min_length, where a decoder has no more positions
         return logits, normaliser
 
     def _block_ngrams(self, logits: Tensor, size: int) -> None:
