@@ -351,6 +351,33 @@ def test_files_beside_the_weights_are_read(tmp_path: Path):
         describe(tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("told", "vocab_size", "message"),
+    [
+        ({"no_timestamps_token_id": PIECES + 10}, V, r"<\|notimestamps\|> is 339 there, but .* says 340"),
+        ({"lang_to_id": {"<|en|>": PIECES + 2, "<|es|>": PIECES + 3}}, V, r"<\|es\|> is 334 there, but .* says 333"),
+        ({"lang_to_id": {"<|de|>": PIECES + 3}}, V, r"<\|de\|> is no token there, but .* says 333"),
+        ({"task_to_id": {"translate": PIECES + 8}}, V, r"<\|translate\|> is 337 there, but .* says 338"),
+        ({}, 300, "the tokenizer has 340 ids .* vocab_size is 300"),
+        ({}, 340 + 1502, "the tokenizer has 340 ids .* vocab_size is 1842"),
+    ],
+)
+def test_the_tokenizer_of_another_whisper_is_refused(tmp_path: Path, told: dict, vocab_size: int, message: str):
+    write_tokenizer(tmp_path / "tokenizer.json")
+    (tmp_path / "config.json").write_text(json.dumps(config(vocab_size=vocab_size)))
+    (tmp_path / "generation_config.json").write_text(json.dumps(told))
+    with pytest.raises(UserError, match=message):
+        describe(tmp_path)
+    write_tokenizer(tmp_path / "tokenizer.json", [*SPECIALS, "0.00"])
+    (tmp_path / "config.json").write_text(json.dumps(config(vocab_size=PIECES + 12)))
+    (tmp_path / "generation_config.json").unlink()
+    with pytest.raises(UserError, match="the tokenizer has 341 ids, but the model's vocab_size is 342"):
+        describe(tmp_path)
+    (tmp_path / "tokenizer.json").write_text('{"model": {"vocab": []}}')
+    with pytest.raises(UserError, match=r"is no tokenizer\.json of Whisper"):
+        describe(tmp_path)
+
+
 def test_a_frozen_encoder_under_new_parts_trains_from_yaml_alone(tiny: list[str], tmp_path: Path):
     transformers = pytest.importorskip("transformers")
     settings = config(d_model=12, encoder_ffn_dim=20, max_source_positions=400, decoder_start_token_id=PIECES + 1)

@@ -17,7 +17,7 @@ class Hubert(Wav2Vec2):
         refuse_unless(settings, "conv_pos_batch_norm", False)
 
     def own_settings(self, encoder: dict[str, Any]) -> dict[str, Any]:
-        return {"feat_proj_layer_norm": encoder.get("input_norm", True)}
+        return {"feat_proj_layer_norm": encoder["input_norm"]}
 
 
 FAMILY = Hubert()

@@ -8,15 +8,13 @@ from typing import Any
 
 from ..errors import UserError
 from .family import Family, Nodes
-from .files import read_json
 from .keymap import KeyMap
-from .settings import refuse_unless, value
+from .settings import expect, parts_of, read_json_if, refuse_unless, value
 from .tokenizers import export_tokenizer_files, tokenizer_node
 from .transformer import decoder_rules, embedding_rules, encoder_rules
 
 _ACTIVATIONS = {"relu": "relu", "gelu": "gelu", "silu": "silu", "swish": "silu"}
 _LONGEST = 200  # tokens of an output, language token included, where no file says it: that of NLLB-200
-_ROLES = ("text_seq2seq", "tokenizer", "frontend", "task")
 _EMBEDDINGS = ("model.shared.weight", "model.encoder.embed_tokens.weight", "model.decoder.embed_tokens.weight")
 
 
@@ -72,31 +70,29 @@ class M2M100(Family):
         return KeyMap(rules, left=[r"model\.(encoder|decoder)\.embed_positions\.weights?"])
 
     def settings(self, nodes: Nodes) -> dict[str, Any]:
-        model = nodes.get("text_seq2seq", {})
-        others = [role for role, node in nodes.items() if role not in _ROLES and node.get("_target_")]
-        if others or not model or not model.get("num_encoder_layers", 6):
-            there = f"; this model has {', '.join(others)}" if others else ""
-            raise UserError(f"the m2m_100 layout holds a text_seq2seq with an encoder and no other part{there}")
-        for key, expected in (("tie_embeddings", True), ("tie_output", True), ("key_bias", True)):
-            refuse_unless(model, key, expected)
-        refuse_unless(model, "max_positions", None)
-        pad = model.get("pad_id", 0)
-        refuse_unless(model, "position_start", pad + 1)
+        nodes = parts_of(nodes, "m2m_100", ("text_seq2seq",))
+        fixed = {"tie_embeddings": True, "tie_output": True, "key_bias": True, "max_positions": None}
+        expect(nodes, "text_seq2seq", "TransformerSeq2Seq", **fixed)
+        model = nodes["text_seq2seq"]
+        if not model["num_encoder_layers"]:
+            raise UserError("text_seq2seq.num_encoder_layers=0: the m2m_100 layout has a text_seq2seq with an encoder")
+        pad = model["pad_id"]
+        expect(nodes, "text_seq2seq", "TransformerSeq2Seq", position_start=pad + 1)
         tokenizer = nodes.get("tokenizer", {})
         settings = {
             "architectures": ["M2M100ForConditionalGeneration"],
             "vocab_size": model["vocab_size"],
-            "d_model": model.get("dim", 512),
-            "encoder_layers": model.get("num_encoder_layers", 6),
-            "decoder_layers": model.get("num_decoder_layers", 6),
-            "scale_embedding": model.get("scale_embeddings", True),
-            "activation_function": model.get("activation", "relu"),
+            "d_model": model["dim"],
+            "encoder_layers": model["num_encoder_layers"],
+            "decoder_layers": model["num_decoder_layers"],
+            "scale_embedding": model["scale_embeddings"],
+            "activation_function": model["activation"],
             "tie_word_embeddings": True,
             "pad_token_id": pad,
         }
         for side in ("encoder", "decoder"):
-            settings[f"{side}_attention_heads"] = model.get("num_heads", 8)
-            settings[f"{side}_ffn_dim"] = model.get("ffn_dim", 2048)
+            settings[f"{side}_attention_heads"] = model["num_heads"]
+            settings[f"{side}_ffn_dim"] = model["ffn_dim"]
         # Generation begins with eos, also in the layout of SeamlessM4T.
         bos, eos = (0, 2) if tokenizer.get("layout", "nllb" if pad else "seamless_m4t") == "nllb" else (2, 3)
         settings.update(bos_token_id=bos, eos_token_id=eos, decoder_start_token_id=eos)
@@ -131,8 +127,7 @@ def _refuse_two(settings: dict[str, Any], encoder: str, decoder: str) -> None:
 
 def _search(settings: dict[str, Any], folder: Path | None) -> dict[str, Any]:
     """How the folder says to generate. Their lengths count the start token and the language, ours neither."""
-    path = None if folder is None else folder / "generation_config.json"
-    found = {**settings, **(read_json(path) if path is not None and path.exists() else {})}
+    found = {**settings, **read_json_if(folder, "generation_config.json")}
     beams = found.get("num_beams") or 1
     longest = (found.get("max_new_tokens") or (found.get("max_length") or _LONGEST) - 1) - 1
     return {

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,15 +9,14 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
-from ... import components
 from ..errors import UserError
 from . import transformer
 from .code_hifi_gan import vocoder_rules
 from .conformer import adaptor_rules, encoder_rules
 from .family import Family, Nodes
-from .files import Weights, read_json
+from .files import Weights
 from .keymap import KeyMap, Rule
-from .settings import fbank, refuse_unless, value
+from .settings import expect, fbank, parts_of, read_json_if, refuse_unless, value
 from .tokenizers import export_tokenizer_files, generation_entries, tokenizer_node
 
 Fields = dict[str, str]
@@ -99,7 +97,7 @@ class SeamlessM4T(Family):
 
     def nodes(self, settings: dict[str, Any], folder: Path | None = None) -> Nodes:
         self.refuse(settings)
-        generation = _json(folder, "generation_config.json")
+        generation = read_json_if(folder, "generation_config.json")
         keys = _keys(folder)
         has = {role: keys is None or any(key.startswith(prefix) for key in keys) for role, prefix in _PARTS.items()}
         has_encoder = keys is None or any(key.startswith("text_encoder.layers.") for key in keys)
@@ -291,9 +289,7 @@ class SeamlessM4T(Family):
     def settings(self, nodes: Nodes) -> dict[str, Any]:
         """See `Family.settings`. What differs between implementations over the same weights (`compat`) has no place in
         the layout: transformers has its own value for it."""
-        nodes = {role: _with_defaults(node) for role, node in nodes.items() if node.get("_target_")}
-        if "text_seq2seq" not in nodes:
-            raise UserError(f"a {self.name} model needs a text_seq2seq")
+        nodes = parts_of(nodes, self.name, ("text_seq2seq", *_PARTS))
         expect(nodes, "text_seq2seq", "TransformerSeq2Seq", bias=True, tie_embeddings=True, pad_id=0)
         settings: dict[str, Any] = {}
         text = nodes["text_seq2seq"]
@@ -318,8 +314,6 @@ class SeamlessM4T(Family):
         return settings
 
     def _speech_settings(self, settings: dict[str, Any], nodes: Nodes) -> None:
-        if "adaptor" not in nodes:
-            raise UserError(f"a {self.name} model needs an adaptor behind its speech_encoder")
         fixed = {key: found for key, found in self.convolution({}).items() if key in ("causal_conv", "conv_norm")}
         expect(nodes, "speech_encoder", "ConformerEncoder", final_norm=True, intermediate_ffn=True, **fixed)
         expect(nodes, "adaptor", "ConformerAdaptor", final_norm=True)
@@ -392,26 +386,6 @@ class SeamlessM4T(Family):
         return f"{self.name}For{'Speech' if reads else 'Text'}To{'Speech' if writes else 'Text'}"
 
 
-def _with_defaults(node: dict[str, Any]) -> dict[str, Any]:
-    """A node with every argument of its class, so that what a config left out is there."""
-    part = getattr(components, str(node["_target_"]).rpartition(".")[2], None)
-    if part is None:
-        return dict(node)
-    signature = inspect.signature(part).parameters
-    given = {name: entry.default for name, entry in signature.items() if entry.default is not entry.empty}
-    return {**given, **node}
-
-
-def expect(nodes: Nodes, role: str, target: str, **fixed: Any) -> None:
-    """Refuse another class, or another value where the layout has only one."""
-    found = str(nodes[role]["_target_"]).rpartition(".")[2]
-    if found != target:
-        raise UserError(f"{role}: the published layout has a {target} there; got {found}")
-    for key, expected in fixed.items():
-        if nodes[role].get(key, expected) != expected:
-            raise UserError(f"{role}.{key}={nodes[role][key]!r}: the published layout has only {expected!r}")
-
-
 def write(settings: dict[str, Any], nodes: Nodes, role: str, fields: Fields) -> None:
     """Put the values of a node where config.json has them; parts that share a key must agree."""
     for ours, theirs in fields.items():
@@ -453,10 +427,6 @@ class _Untied(KeyMap):
 
 def _dump(path: Path, content: dict[str, Any]) -> None:
     path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-
-
-def _json(folder: Path | None, name: str) -> dict[str, Any]:
-    return read_json(folder / name) if folder is not None and (folder / name).exists() else {}
 
 
 def _keys(folder: Path | None) -> set[str] | None:

@@ -7,8 +7,8 @@ from typing import Any, ClassVar
 from . import character_t2u
 from .family import Nodes
 from .keymap import Rule
-from .seamless_m4t import Fields, SeamlessM4T, dropouts, expect, read, write
-from .settings import refuse_unless, value
+from .seamless_m4t import Fields, SeamlessM4T, dropouts, read, write
+from .settings import expect, refuse_unless, value
 
 _T2U: Fields = {
     "input_dim": "hidden_size",

@@ -1,12 +1,23 @@
-"""Reading config.json and preprocessor_config.json: values that must be there, values no part has."""
+"""Between config.json and nodes: files that may be there, values that must be, values and parts no layout has."""
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from ... import components
 from ..errors import UserError
+from .family import Nodes
 from .files import read_json
+
+_BESIDE = ("frontend", "tokenizer", "task")  # roles whose files stand beside the weights, in every layout
+
+
+def read_json_if(folder: Path | None, name: str) -> dict[str, Any]:
+    """A JSON object of a folder; empty where there is no such file."""
+    return read_json(folder / name) if folder is not None and (folder / name).exists() else {}
 
 
 def value(settings: dict[str, Any], key: str) -> Any:
@@ -32,8 +43,7 @@ def refuse_unless(settings: dict[str, Any], key: str, expected: Any) -> None:
 
 def fbank(folder: Path | None) -> dict[str, Any]:
     """The front end of SeamlessM4T and w2v-BERT 2.0, from preprocessor_config.json where there is one."""
-    path = None if folder is None else folder / "preprocessor_config.json"
-    found = read_json(path) if path is not None and path.exists() else {}
+    found = read_json_if(folder, "preprocessor_config.json")
     bins, stack = found.get("num_mel_bins", found.get("feature_size", 80)), found.get("stride", 2)
     return {
         "_target_": "voxzoo.components.Fbank",
@@ -43,3 +53,52 @@ def fbank(folder: Path | None) -> dict[str, Any]:
         "standardise": True,
         "output_dim": bins * stack,
     }
+
+
+def parts_of(nodes: Nodes, layout: str, roles: Iterable[str]) -> Nodes:
+    """The nodes that are parts, each with every argument of its class: what a config left out is there. A `NoAdaptor`
+    between equal widths holds nothing and is none.
+
+    Args:
+        nodes: role -> config node.
+        layout: model type, for the message.
+        roles: those that the layout has weights for.
+
+    Raises:
+        UserError: a part that the layout has no place for.
+    """
+    found = {role: _with_defaults(node) for role, node in nodes.items() if node.get("_target_")}
+    adaptor = found.get("adaptor", {})
+    if _name(adaptor) == "NoAdaptor" and adaptor.get("input_dim") == adaptor.get("output_dim"):
+        del found["adaptor"]
+    places = [*roles]
+    others = [f"{_name(node)} as {role}" for role, node in found.items() if role not in (*places, *_BESIDE)]
+    if others:
+        raise UserError(
+            f"the {layout} layout holds {', '.join(places)} and no other part; this model has {', '.join(others)}"
+        )
+    return found
+
+
+def expect(nodes: Nodes, role: str, target: str, **fixed: Any) -> None:
+    """Refuse a missing part, another class, or another value where the layout has only one."""
+    if role not in nodes:
+        raise UserError(f"{role}: the published layout has a {target} there; this model has no {role}")
+    if _name(nodes[role]) != target:
+        raise UserError(f"{role}: the published layout has a {target} there; got {_name(nodes[role])}")
+    for key, expected in fixed.items():
+        if nodes[role].get(key, expected) != expected:
+            raise UserError(f"{role}.{key}={nodes[role][key]!r}: the published layout has only {expected!r}")
+
+
+def _name(node: dict[str, Any]) -> str:
+    return str(node.get("_target_") or "").rpartition(".")[2]
+
+
+def _with_defaults(node: dict[str, Any]) -> dict[str, Any]:
+    part = getattr(components, _name(node), None)
+    if part is None:
+        return dict(node)
+    signature = inspect.signature(part).parameters
+    given = {name: entry.default for name, entry in signature.items() if entry.default is not entry.empty}
+    return {**given, **node}

@@ -13,7 +13,7 @@ from typing import Any
 from ..errors import UserError
 from ..tokenizer import SentencePieceTokenizer
 from ..tokenizer.pieces import Layout, SentencePieces, first_added, read_fast
-from .files import read_json
+from .settings import read_json_if
 
 _MODEL, _FAST, _CONFIG = "sentencepiece.bpe.model", "tokenizer.json", "tokenizer_config.json"
 _CLASSES: dict[Layout, str] = {"nllb": "NllbTokenizer", "seamless_m4t": "SeamlessM4TTokenizer"}
@@ -35,7 +35,19 @@ def tokenizer_node(folder: Path | None, settings: dict[str, Any]) -> dict[str, A
     path = next((folder / name for name in (_MODEL, _FAST) if folder is not None and (folder / name).exists()), None)
     if folder is None or path is None:
         return {}
-    config, generation = (_json(folder / name) for name in (_CONFIG, "generation_config.json"))
+    try:
+        return _node(folder, path, settings)
+    except UserError:
+        raise
+    except (ValueError, TypeError, KeyError, AttributeError, IndexError, OverflowError) as error:
+        raise UserError(
+            f"{path}, or a tokenizer file beside it, is not in the form of transformers "
+            f"({type(error).__name__}: {error}): fetch the files again"
+        ) from None
+
+
+def _node(folder: Path, path: Path, settings: dict[str, Any]) -> dict[str, Any]:
+    config, generation = (read_json_if(folder, name) for name in (_CONFIG, "generation_config.json"))
     layout = _layout(str(config.get("tokenizer_class") or ""), settings)
     if layout is None:
         return {}
@@ -44,10 +56,11 @@ def tokenizer_node(folder: Path | None, settings: dict[str, Any]) -> dict[str, A
         first = 1 + SentencePieces(path.read_bytes(), layout, "sentencepiece", str(path)).size
     else:
         first = first_added(fast)
-    added = _added(folder, config, fast, layout, first)
+    given = settings.get("vocab_size")
+    added = _added(folder, config, fast, layout, first, None if given is None else int(given))
     _check_languages(generation, added, layout, first, folder)
-    vocab_size = int(settings.get("vocab_size") or first + len(added))
     rows = first + len(added)
+    vocab_size = rows if given is None else int(given)
     if not rows <= vocab_size <= rows + _SPARE:
         raise UserError(
             f"{path}: the tokenizer has {rows} ids ({first} pieces and specials, {len(added)} languages and controls), "
@@ -133,21 +146,29 @@ def _layout(name: str, settings: dict[str, Any]) -> Layout | None:
     )
 
 
-def _added(folder: Path, config: dict[str, Any], fast: dict[str, Any], layout: Layout, first: int) -> list[str]:
+def _added(
+    folder: Path, config: dict[str, Any], fast: dict[str, Any], layout: Layout, first: int, vocab_size: int | None
+) -> list[str]:
     """Tokens behind the pieces, in order, as `SentencePieceTokenizer.languages` writes them."""
     found = {int(token["id"]): str(token["content"]) for token in fast.get("added_tokens") or []}
     found.update({int(number): _content(token) for number, token in (config.get("added_tokens_decoder") or {}).items()})
-    found.update({int(number): name for name, number in _json(folder / "added_tokens.json").items()})
+    found.update({int(number): name for name, number in read_json_if(folder, "added_tokens.json").items()})
     found = {number: name for number, name in found.items() if number >= first}
     if not found:
         # Before ids were written down, these tokens stood behind the pieces in the order of the list.
-        special = {**_json(folder / "special_tokens_map.json"), **config}
+        special = {**read_json_if(folder, "special_tokens_map.json"), **config}
         listed = special.get("additional_special_tokens") or special.get("extra_special_tokens") or []
         names = [_content(token) for token in listed]
         if layout == "nllb" and names and "<mask>" not in names:
             names.append("<mask>")
         found = dict(enumerate(names, start=first))
     end = max(found, default=first - 1) + 1
+    if end > (first + len(found) + _SPARE if vocab_size is None else max(vocab_size, first + len(found)) + _SPARE):
+        raise UserError(
+            f"{folder}: {found[end - 1]} has the id {end - 1} in the tokenizer's files, behind {first} pieces and "
+            f"specials and {len(found) - 1} other tokens; the model's vocab_size is {vocab_size or 'not given'}: they "
+            "do not belong together"
+        )
     return [_name(found.get(number), number, layout) for number in range(first, end)]
 
 
@@ -180,7 +201,3 @@ def _check_languages(generation: dict[str, Any], added: list[str], layout: Layou
                 f"{folder}: generation_config.json says that {name} is {number}, but in the tokenizer it is "
                 f"{ids.get(name, 'no language')}: the files are of different models"
             )
-
-
-def _json(path: Path) -> dict[str, Any]:
-    return read_json(path) if path.exists() else {}

@@ -7,10 +7,9 @@ from typing import Any
 
 from ..errors import UserError
 from .family import Family, Nodes
-from .files import read_json
 from .keymap import KeyMap, same, stack, within
 from .masking import masked, span_masking, span_masking_settings
-from .settings import refuse_unless, value
+from .settings import expect, parts_of, read_json_if, refuse_unless, value
 
 _ATTENTION = [
     stack("qkv.weight", "q_proj.weight", "k_proj.weight", "v_proj.weight"),
@@ -60,7 +59,7 @@ class Wav2Vec2(Family):
         norm = settings.get("feat_extract_norm", "group")
         if norm not in ("group", "layer"):
             raise UserError(f"feat_extract_norm={norm!r}: expected group or layer")
-        reader = _preprocessor(folder)
+        reader = read_json_if(folder, "preprocessor_config.json")
         encoder = {
             "_target_": "voxzoo.components.Wav2Vec2Encoder",
             "dim": value(settings, "hidden_size"),
@@ -113,9 +112,10 @@ class Wav2Vec2(Family):
         return KeyMap(within("speech_encoder.", "", _RULES), left=_LEFT, rename=_RENAME)
 
     def settings(self, nodes: Nodes) -> dict[str, Any]:
+        nodes = parts_of(nodes, self.model_types[0], ("speech_encoder",))
+        expect(nodes, "speech_encoder", "Wav2Vec2Encoder")
         encoder = nodes["speech_encoder"]
-        defaults = {"conv_dims": [512] * 7, "conv_kernels": [10, 3, 3, 3, 3, 2, 2], "conv_strides": [5, *[2] * 6]}
-        convs = {key: list(encoder.get(key, default)) for key, default in defaults.items()}
+        convs = {key: list(encoder[key]) for key in ("conv_dims", "conv_kernels", "conv_strides")}
         return {
             "architectures": [self.architecture],
             "hidden_size": encoder["dim"],
@@ -126,12 +126,12 @@ class Wav2Vec2(Family):
             "conv_kernel": convs["conv_kernels"],
             "conv_stride": convs["conv_strides"],
             "num_feat_extract_layers": len(convs["conv_dims"]),
-            "conv_bias": encoder.get("conv_bias", False),
-            "feat_extract_norm": encoder.get("conv_norm", "group"),
-            "do_stable_layer_norm": encoder.get("norm_first", False),
-            "num_conv_pos_embeddings": encoder.get("position_kernel", 128),
-            "num_conv_pos_embedding_groups": encoder.get("position_groups", 16),
-            "hidden_act": encoder.get("activation", "gelu"),
+            "conv_bias": encoder["conv_bias"],
+            "feat_extract_norm": encoder["conv_norm"],
+            "do_stable_layer_norm": encoder["norm_first"],
+            "num_conv_pos_embeddings": encoder["position_kernel"],
+            "num_conv_pos_embedding_groups": encoder["position_groups"],
+            "hidden_act": encoder["activation"],
             **span_masking_settings(encoder),
             **self.own_settings(encoder),
         }
@@ -140,11 +140,6 @@ class Wav2Vec2(Family):
         """What config.json of this model type alone has."""
         refuse_unless(encoder, "input_norm", True)
         return {}
-
-
-def _preprocessor(folder: Path | None) -> dict[str, Any]:
-    path = None if folder is None else folder / "preprocessor_config.json"
-    return read_json(path) if path is not None and path.exists() else {}
 
 
 def _leak(norm: str, reader: dict[str, Any]) -> str:

@@ -10,7 +10,7 @@ from .conformer import adaptor_rules, encoder_rules
 from .family import Family, Nodes
 from .keymap import KeyMap
 from .masking import masked, span_masking, span_masking_settings
-from .settings import fbank, refuse_unless, value
+from .settings import expect, fbank, parts_of, refuse_unless, value
 
 _POSITIONS = {"relative_key": "relative_key", "relative": "relative", None: "none"}
 
@@ -82,12 +82,14 @@ class Wav2Vec2Bert(Family):
         return KeyMap(rules, left=[r"(lm_head|projector|classifier)\..*"], rename=[(r"^wav2vec2_bert\.", "")])
 
     def settings(self, nodes: Nodes) -> dict[str, Any]:
+        nodes = parts_of(nodes, "wav2vec2-bert", ("speech_encoder", "adaptor"))
+        fixed = {"causal_conv": True, "conv_norm": "layer", "final_norm": False}
+        expect(nodes, "speech_encoder", "ConformerEncoder", **fixed)
         encoder, adaptor = nodes["speech_encoder"], nodes.get("adaptor")
-        refuse_unless(encoder, "causal_conv", True)
-        refuse_unless(encoder, "conv_norm", "layer")
-        refuse_unless(encoder, "final_norm", False)
         if adaptor is None:
-            refuse_unless(encoder, "intermediate_ffn", False)  # transformers has it before an adapter only
+            expect(nodes, "speech_encoder", "ConformerEncoder", intermediate_ffn=False)  # it comes with an adapter only
+        else:
+            expect(nodes, "adaptor", "ConformerAdaptor", final_norm=False)
         names = {ours: theirs for theirs, ours in _POSITIONS.items()}
         settings = {
             "architectures": ["Wav2Vec2BertModel"],
@@ -96,11 +98,11 @@ class Wav2Vec2Bert(Family):
             "num_hidden_layers": encoder["num_layers"],
             "num_attention_heads": encoder["num_heads"],
             "intermediate_size": encoder["ffn_dim"],
-            "conv_depthwise_kernel_size": encoder.get("kernel_size", 31),
-            "position_embeddings_type": names[encoder.get("position", "relative_key")],
-            "left_max_position_embeddings": encoder.get("left_context", 64),
-            "right_max_position_embeddings": encoder.get("right_context", 8),
-            "use_intermediate_ffn_before_adapter": encoder.get("intermediate_ffn", False),
+            "conv_depthwise_kernel_size": encoder["kernel_size"],
+            "position_embeddings_type": names[encoder["position"] or "none"],
+            "left_max_position_embeddings": encoder["left_context"],
+            "right_max_position_embeddings": encoder["right_context"],
+            "use_intermediate_ffn_before_adapter": encoder["intermediate_ffn"],
             "add_adapter": adaptor is not None,
         }
         settings.update(span_masking_settings(encoder))

@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import UserError
+from ..tokenizer.whisper import token_ids
 from .family import Family, Nodes
-from .files import read_json
 from .keymap import KeyMap, same, stack, within
-from .settings import refuse_unless, value
+from .settings import expect, parts_of, read_json_if, refuse_unless, value
 from .transformer import decoder_rules, embedding_rules, encoder_rules
 
 _ENCODER, _DECODER = "speech_encoder.transformer.layers.*.", "text_seq2seq.decoder.layers.*."
@@ -19,7 +19,7 @@ _KEYLESS = [
     stack("bias", "q_proj.bias", "v_proj.bias"),
 ]
 _KEYLESS_MEMORY = [stack("product.weight", "k_proj.weight", "v_proj.weight"), same("bias", "v_proj.bias")]
-_ROLES = {"speech_encoder": "WhisperEncoder", "text_seq2seq": "TransformerSeq2Seq"}
+_TIMESTAMPS = 1501  # from 0 to 30 seconds, in steps of 0.02
 _MULTILINGUAL = 51865  # rows of the smallest multilingual vocabulary; the English-only one has a row less
 
 
@@ -32,11 +32,11 @@ class Whisper(Family):
         refuse_unless(settings, "tie_word_embeddings", True)
         dim, vocab_size = value(settings, "d_model"), value(settings, "vocab_size")
         positions = settings.get("max_target_positions", 448)
-        generation = {**settings, **_beside(folder, "generation_config.json")}
+        generation = {**settings, **read_json_if(folder, "generation_config.json")}
         dropouts = {key: settings.get(key) or 0.0 for key in ("dropout", "attention_dropout", "activation_dropout")}
         multilingual = generation.get("is_multilingual", vocab_size >= _MULTILINGUAL)
         nodes: Nodes = {
-            "frontend": _frontend(settings, _beside(folder, "preprocessor_config.json")),
+            "frontend": _frontend(settings, read_json_if(folder, "preprocessor_config.json")),
             "speech_encoder": {
                 "_target_": "voxzoo.components.WhisperEncoder",
                 "input_dim": value(settings, "num_mel_bins"),
@@ -75,6 +75,7 @@ class Whisper(Family):
         }
         path = None if folder is None else folder / "tokenizer.json"
         if path is not None and path.exists():
+            _refuse_others(path, generation, vocab_size)
             nodes["tokenizer"] = {
                 "_target_": "voxzoo.components.WhisperTokenizer",
                 "model": str(path),
@@ -106,39 +107,34 @@ class Whisper(Family):
         return KeyMap(rules, rename=[(r"^(encoder|decoder)\.", r"model.\1.")])  # WhisperModel has no prefix
 
     def settings(self, nodes: Nodes) -> dict[str, Any]:
-        for role, name in _ROLES.items():
-            found = str(nodes.get(role, {}).get("_target_")).rpartition(".")[2]
-            if found != name:
-                raise UserError(f"the whisper layout needs a {name} as {role}; this model has {found}")
+        nodes = parts_of(nodes, "whisper", ("speech_encoder", "text_seq2seq"))
+        fixed = {"num_encoder_layers": 0, "activation": "gelu", "scale_embeddings": False, "key_bias": False,
+                 "tie_output": True}  # fmt: skip
+        expect(nodes, "speech_encoder", "WhisperEncoder")
+        expect(nodes, "text_seq2seq", "TransformerSeq2Seq", **fixed)
         encoder, decoder = nodes["speech_encoder"], nodes["text_seq2seq"]
-        for key, expected in (
-            ("num_encoder_layers", 0),
-            ("activation", "gelu"),
-            ("scale_embeddings", False),
-            ("key_bias", False),
-        ):
-            if decoder.get(key) != expected:
-                raise UserError(f"text_seq2seq.{key}={decoder.get(key)}: the whisper layout has {expected}")
-        refuse_unless(decoder, "tie_output", True)
-        dims = {encoder.get("dim", 512), decoder.get("dim", 512)}
-        adaptor = nodes.get("adaptor", {})
-        if len(dims) > 1 or not str(adaptor.get("_target_", "NoAdaptor")).endswith("NoAdaptor"):
-            raise UserError("the whisper layout has no place for an adaptor, nor for two widths: adaptor=none")
+        if encoder["dim"] != decoder["dim"]:
+            raise UserError(
+                f"speech_encoder.dim={encoder['dim']}, text_seq2seq.dim={decoder['dim']}: the whisper layout has one "
+                "width for both"
+            )
+        if decoder["max_positions"] is None:
+            raise UserError("text_seq2seq.max_positions=None: the whisper layout has a table of positions (448)")
         return {
             "architectures": ["WhisperForConditionalGeneration"],
-            "num_mel_bins": encoder.get("input_dim", 80),
-            "d_model": dims.pop(),
-            "encoder_layers": encoder.get("num_layers", 6),
-            "num_hidden_layers": encoder.get("num_layers", 6),
-            "encoder_attention_heads": encoder.get("num_heads", 8),
-            "encoder_ffn_dim": encoder.get("ffn_dim", 2048),
-            "max_source_positions": encoder.get("max_positions", 1500),
+            "num_mel_bins": encoder["input_dim"],
+            "d_model": decoder["dim"],
+            "encoder_layers": encoder["num_layers"],
+            "num_hidden_layers": encoder["num_layers"],
+            "encoder_attention_heads": encoder["num_heads"],
+            "encoder_ffn_dim": encoder["ffn_dim"],
+            "max_source_positions": encoder["max_positions"],
             "vocab_size": decoder["vocab_size"],
-            "decoder_layers": decoder.get("num_decoder_layers", 6),
-            "decoder_attention_heads": decoder.get("num_heads", 8),
-            "decoder_ffn_dim": decoder.get("ffn_dim", 2048),
-            "max_target_positions": decoder.get("max_positions"),
-            "pad_token_id": decoder.get("pad_id", 0),
+            "decoder_layers": decoder["num_decoder_layers"],
+            "decoder_attention_heads": decoder["num_heads"],
+            "decoder_ffn_dim": decoder["ffn_dim"],
+            "max_target_positions": decoder["max_positions"],
+            "pad_token_id": decoder["pad_id"],
             "activation_function": "gelu",
             "scale_embedding": False,
             "tie_word_embeddings": True,
@@ -179,9 +175,28 @@ class Whisper(Family):
         _write(folder / "preprocessor_config.json", preprocessor)
 
 
-def _beside(folder: Path | None, name: str) -> dict[str, Any]:
-    """A JSON file of the folder, where it is there."""
-    return read_json(folder / name) if folder is not None and (folder / name).exists() else {}
+def _refuse_others(path: Path, generation: dict[str, Any], vocab_size: int) -> None:
+    """Refuse the tokenizer of another Whisper: with a language more or less, all controls have other ids."""
+    ids = token_ids(path)
+    told = {
+        "<|notimestamps|>": generation.get("no_timestamps_token_id"),
+        **(generation.get("lang_to_id") or {}),
+        **{f"<|{task}|>": number for task, number in (generation.get("task_to_id") or {}).items()},
+    }
+    for token, number in told.items():
+        if number is not None and ids.get(token) != number:
+            raise UserError(
+                f"{path}: {token} is {ids.get(token, 'no token')} there, but generation_config.json says {number}: the "
+                "files are of different models"
+            )
+    rows = max(ids.values(), default=-1) + 1
+    # Older files leave out the timestamps, which come last.
+    spare = 0 if "<|0.00|>" in ids else _TIMESTAMPS
+    if not rows <= vocab_size <= rows + spare:
+        raise UserError(
+            f"{path}: the tokenizer has {rows} ids{' and room for timestamps' if spare else ''}, but the model's "
+            f"vocab_size is {vocab_size}: they do not belong together"
+        )
 
 
 def _write(path: Path, content: dict[str, Any]) -> None:

@@ -142,11 +142,18 @@ def read_fast(data: bytes, where: str) -> dict[str, Any]:
     """
     try:
         content = json.loads(data)
-        if content["model"]["type"] != "BPE" or not isinstance(content["model"]["vocab"], dict):
+        vocab = content["model"]["vocab"]
+        if content["model"]["type"] != "BPE" or not isinstance(vocab, dict):
             raise ValueError(f"its model is {content['model']['type']}")
-    except (ValueError, KeyError, TypeError) as error:
+        if not vocab or not all(type(number) is int and number >= 0 for number in vocab.values()):
+            raise ValueError("its vocab must be pieces and their ids, whole numbers; at least one")
+        for token in content.get("added_tokens") or []:
+            if type(token["id"]) is not int or not isinstance(token["content"], str):
+                raise ValueError(f"among its added_tokens is {token}; expected an id and a content")
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(
-            f"tokenizer.model={where}: expected a tokenizer.json with byte-pair encoding ({error})"
+            f"tokenizer.model={where}: expected a tokenizer.json with byte-pair encoding "
+            f"({type(error).__name__}: {error})"
         ) from None
     return content
 

@@ -4,6 +4,7 @@ piece."""
 from __future__ import annotations
 
 import importlib
+import json
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -180,6 +181,21 @@ class WhisperTokenizer(Tokenizer):
             characters = sorted({character for text in self._texts() for character in text})
             self._alphabet = {character: number for number, character in enumerate(characters, start=2)}
         return self._alphabet
+
+
+def token_ids(path: Path) -> dict[str, int]:
+    """Token -> id of a tokenizer.json, read without the library.
+
+    Raises:
+        UserError: it is none.
+    """
+    try:
+        content = json.loads(path.read_bytes())
+        ids = {str(token): int(number) for token, number in content["model"]["vocab"].items()}
+        ids.update({str(token["content"]): int(token["id"]) for token in content.get("added_tokens") or ()})
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{path} is no tokenizer.json of Whisper ({type(error).__name__}: {error})") from None
+    return ids
 
 
 def _read(data: bytes, where: str) -> Any:

@@ -302,10 +302,11 @@ def test_a_tokenizer_of_another_model_is_refused(tokenizer, tmp_path):
 
 def test_a_model_that_was_not_imported_goes_out(tokenizer, tmp_path):
     torch.manual_seed(0)
-    node = {"vocab_size": 98, "dim": 24, "num_heads": 3, "ffn_dim": 44, "num_encoder_layers": 2,
+    sizes = {"vocab_size": 98, "dim": 24, "num_heads": 3, "ffn_dim": 44, "num_encoder_layers": 2,
             "num_decoder_layers": 1, "pad_id": 1}  # fmt: skip
+    node = {"_target_": "voxzoo.components.TransformerSeq2Seq", **sizes}
     model = PublishedModel("m2m_100", {"text_seq2seq": node}, {})
-    model.add_module("text_seq2seq", TransformerSeq2Seq(**node).eval())
+    model.add_module("text_seq2seq", TransformerSeq2Seq(**sizes).eval())
     model.tokenizer = tokenizer
     to_transformers(model, tmp_path / "out")
     peer, report = transformers.M2M100ForConditionalGeneration.from_pretrained(
@@ -338,6 +339,7 @@ def test_a_model_that_was_not_imported_goes_out(tokenizer, tmp_path):
     ]
     for change, match in (
         ({"num_encoder_layers": 0}, "text_seq2seq with an encoder"),
+        ({"_target_": "voxzoo.components.ConvAdaptor"}, "has a TransformerSeq2Seq there; got ConvAdaptor"),
         ({"tie_output": False}, "tie_output=False"),
         ({"key_bias": False}, "key_bias=False"),
         ({"position_start": 1}, "position_start=1"),
@@ -346,7 +348,10 @@ def test_a_model_that_was_not_imported_goes_out(tokenizer, tmp_path):
         with pytest.raises(UserError, match=match):
             to_transformers(model, tmp_path / "other")
     model.nodes = {"text_seq2seq": node, "adaptor": {"_target_": "voxzoo.components.ConvAdaptor"}}
-    with pytest.raises(UserError, match="no other part; this model has adaptor"):
+    with pytest.raises(UserError, match="no other part; this model has ConvAdaptor as adaptor"):
+        to_transformers(model, tmp_path / "other")
+    model.nodes = {}
+    with pytest.raises(UserError, match="this model has no text_seq2seq"):
         to_transformers(model, tmp_path / "other")
     assert not (tmp_path / "other").exists()
 

@@ -293,6 +293,43 @@ def test_damaged_files(tmp_path, model):
         from_folder(tmp_path)
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"model": {"type": "BPE", "vocab": {}, "merges": []}},
+        {"model": {"type": "BPE", "vocab": {"a": "0"}, "merges": []}},
+        {"model": []},
+        {"added_tokens": [{"content": "a"}]},
+        {"added_tokens": {"a": 1}},
+        {"added_tokens": [{"id": "1", "content": "a"}]},
+    ],
+)
+def test_a_malformed_tokenizer_json_is_one_line(tmp_path, change):
+    fast = {"model": {"type": "BPE", "vocab": {"a": 0}, "merges": []}, **change}
+    (tmp_path / "tokenizer.json").write_text(json.dumps(fast))
+    with pytest.raises(UserError, match=r"tokenizer\.json: expected a tokenizer\.json with byte-pair encoding \(\w+: "):
+        from_folder(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "match"),
+    [
+        ("tokenizer_config.json", {"added_tokens_decoder": ["a"]}, "not in the form of transformers"),
+        ("tokenizer_config.json", {"added_tokens_decoder": {"one": "a"}}, "not in the form of transformers"),
+        ("added_tokens.json", {"a": "many"}, "not in the form of transformers"),
+        ("added_tokens.json", {"a": None}, "not in the form of transformers"),
+        ("generation_config.json", {"text_decoder_lang_to_code_id": [1]}, "not in the form of transformers"),
+        ("added_tokens.json", {"<a>": 3_000_000}, "<a> has the id 3000000 .* vocab_size is"),
+    ],
+)
+def test_malformed_files_beside_it_are_one_line(tmp_path, model, name, content, match):
+    export_tokenizer_files(SentencePieceTokenizer(str(model), M4T, V), tmp_path)
+    (tmp_path / name).write_text(json.dumps(content))
+    for settings in ({"vocab_size": V}, {}):
+        with pytest.raises(UserError, match=match):
+            tokenizer_node(tmp_path, {"model_type": "seamless_m4t", **settings})
+
+
 def test_folders_without_a_tokenizer(tmp_path):
     assert tokenizer_node(None, {}) == {}
     assert tokenizer_node(tmp_path, {"vocab_size": 10}) == {}
