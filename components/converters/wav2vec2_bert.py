@@ -55,12 +55,7 @@ class Wav2Vec2Bert(Family):
         if settings.get("add_adapter"):
             refuse_unless(settings, "adapter_act", "relu")
             kernel, stride = settings.get("adapter_kernel_size", 3), settings.get("adapter_stride", 2)
-            if kernel // 2 != stride // 2:
-                # The published code pads by one half and counts lengths with the other.
-                raise UserError(
-                    f"adapter_kernel_size={kernel} with adapter_stride={stride}: expected the same when halved, "
-                    "as 3 and 2 are; for others the published code's lengths do not fit its states"
-                )
+            _refuse_halves(kernel, stride)
             nodes["adaptor"] = {
                 "_target_": "voxzoo.components.ConformerAdaptor",
                 "input_dim": dim,
@@ -89,7 +84,9 @@ class Wav2Vec2Bert(Family):
         if adaptor is None:
             expect(nodes, "speech_encoder", "ConformerEncoder", intermediate_ffn=False)  # it comes with an adapter only
         else:
-            expect(nodes, "adaptor", "ConformerAdaptor", final_norm=False)
+            shared = {"input_dim": encoder["dim"], "num_heads": encoder["num_heads"], "ffn_dim": encoder["ffn_dim"]}
+            expect(nodes, "adaptor", "ConformerAdaptor", final_norm=False, **shared)
+            _refuse_halves(adaptor["kernel_size"], adaptor["stride"])
         names = {ours: theirs for theirs, ours in _POSITIONS.items()}
         settings = {
             "architectures": ["Wav2Vec2BertModel"],
@@ -114,6 +111,15 @@ class Wav2Vec2Bert(Family):
                 num_adapter_layers=adaptor["num_layers"],
             )
         return settings
+
+
+def _refuse_halves(kernel: int, stride: int) -> None:
+    """The published code pads by one half and counts lengths with the other."""
+    if kernel // 2 != stride // 2:
+        raise UserError(
+            f"adapter_kernel_size={kernel} with adapter_stride={stride}: expected the same when halved, "
+            "as 3 and 2 are; for others the published code's lengths do not fit its states"
+        )
 
 
 FAMILY = Wav2Vec2Bert()

@@ -108,7 +108,11 @@ class FastPieces(Pieces):
         content = read_fast(data, where)
         self.size = first_added(content) - 1
         self.data = data
-        self._normalise = _Normalise(layout, _fast_charsmap(content))
+        try:
+            self._normalise = _Normalise(layout, _fast_charsmap(content))
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            reason = f"{type(error).__name__}: {error}"
+            raise UserError(f"tokenizer.model={where}: its normalizer cannot be read ({reason})") from None
         model = {**content["model"], "unk_token": "<unk>", "fuse_unk": True, "byte_fallback": False, "dropout": None}
         bare = {"version": content.get("version", "1.0"), "added_tokens": [], "model": model}
         try:

@@ -293,6 +293,16 @@ def test_a_run_of_an_imported_model(tokenizer, tmp_path):
         assert (tmp_path / "out" / path.name).read_bytes() == path.read_bytes(), path.name
 
 
+def test_a_folder_with_tokenizer_json_alone_takes_either_behaviour(tokenizer, tmp_path):
+    peer_of(**{**SHAPES["deep"], "vocab_size": 98}).save_pretrained(tmp_path)
+    export_tokenizer_files(tokenizer, tmp_path)
+    transformers.AutoTokenizer.from_pretrained(tmp_path).save_pretrained(tmp_path)
+    (tmp_path / "sentencepiece.bpe.model").unlink()
+    ours, other = (from_transformers(tmp_path, compat=compat) for compat in ("transformers", "fairseq2"))
+    assert other.tokenizer.source(TEXTS[3], "spa") == ours.tokenizer.source(TEXTS[3], "spa")
+    assert (ours.nodes["task"]["search"]["force_eos"], other.nodes["task"]["search"]["force_eos"]) == (False, True)
+
+
 def test_a_tokenizer_of_another_model_is_refused(tokenizer, tmp_path):
     peer_of(**{**SHAPES["deep"], "vocab_size": 90}).save_pretrained(tmp_path)
     export_tokenizer_files(tokenizer, tmp_path)

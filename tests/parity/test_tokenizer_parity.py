@@ -311,6 +311,15 @@ def test_a_malformed_tokenizer_json_is_one_line(tmp_path, change):
         from_folder(tmp_path)
 
 
+@pytest.mark.parametrize("normaliser", [{"normalizers": ["a"]}, {"type": "Precompiled"}, [1]])
+def test_a_malformed_normalizer_is_one_line(tmp_path, normaliser):
+    vocab = {name: number for number, name in enumerate(["<s>", "<pad>", "</s>", "<unk>", "a"])}
+    fast = {"model": {"type": "BPE", "vocab": vocab, "merges": []}, "normalizer": normaliser}
+    (tmp_path / "tokenizer.json").write_text(json.dumps(fast))
+    with pytest.raises(UserError, match=r"tokenizer\.json: its normalizer cannot be read \(\w+: "):
+        SentencePieceTokenizer(str(tmp_path / "tokenizer.json"), [], 10, normaliser="transformers")
+
+
 @pytest.mark.parametrize(
     ("name", "content", "match"),
     [
