@@ -340,7 +340,6 @@ def test_a_text_encoder_brings_two_more_tasks(make: Callable[..., Case]):
     assert without.serving_needs() == {"speech"}
     case = make(*CASES["unity, from text"])
     batch = case.batch([0, 1], case.task.serving_needs())
-    assert batch.source is None  # its rows are spoken
     with pytest.raises(UserError, match="t2st reads text, but the batch has none"):
         case.task.eval().predict(batch, task="t2st")
 
