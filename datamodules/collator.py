@@ -88,8 +88,9 @@ class Collator:
             fields["transcript"] = self._ids([self._tokenizer.encode(item.src_text) for item in utterances])
         # For a model that reads both, speech may be in a language that its tokenizer does not have.
         of_speech = "speech" in self.needs and not any(item.task.startswith("t2") for item in utterances)
-        readable = all(self._tokenizer.knows(item.src_lang) for item in utterances) if of_speech else True
-        if "source" in self.needs and readable:
+        if "source" in self.needs and (
+            not of_speech or all(self._tokenizer.knows(item.src_lang) for item in utterances)
+        ):
             fields["source"] = self._ids([self._tokenizer.source(item.src_text, item.src_lang) for item in utterances])
         if "target" in self.needs:
             fields["target"] = self._ids(

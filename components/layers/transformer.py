@@ -22,6 +22,7 @@ from .linear import activated, after, project
 from .positions import LearnedPositions, SinusoidalPositions
 
 Activation = Literal["relu", "gelu", "silu"]
+_LARGE = 2**24  # elements of a table whose gradient is worth waiting for
 _ACTIVATIONS = {"relu": F.relu, "gelu": F.gelu, "silu": F.silu}
 
 
@@ -215,7 +216,20 @@ class TokenEmbedding(nn.Module):
 
     def forward(self, tokens: Tensor, offset: int = 0) -> Tensor:
         """(B, S) ids of steps offset .. offset + S - 1 -> (B, S, D)."""
-        return self.positions(self.embedding(tokens) * self.scale, offset)
+        rows = self.embedding(tokens)
+        if rows.requires_grad and self.embedding.weight.numel() >= _LARGE:
+            _postpone(rows)
+        return self.positions(rows * self.scale, offset)
+
+
+def _postpone(rows: Tensor) -> None:
+    """Let the backward pass come to the lookup last. It gives a matrix as large as the table: behind the encoder's
+    layers it comes when what these kept is gone, and not on top of it. Not among processes, where that matrix would
+    then be the last to travel."""
+    alone = not (torch.distributed.is_available() and torch.distributed.is_initialized())
+    place = getattr(rows.grad_fn, "_set_sequence_nr", None)  # not of torch's public interface
+    if alone and place is not None:
+        place(0)
 
 
 class DecoderCache(DecoderState):
