@@ -441,8 +441,8 @@ def ids_of(pair: Pair, batch: Batch, mode: str, options: SearchOptions) -> list[
 
 
 @pytest.fixture(scope="module")
-def spoken() -> dict[str, set[int]]:
-    """Model -> units that it spoke."""
+def spoken() -> dict[str, list[set[int]]]:
+    """Model -> units that it spoke, one set for each test."""
     return {}
 
 
@@ -511,11 +511,12 @@ def test_units_and_waveforms(make, spoken, monkeypatch, name: str, mode: str, si
         assert prediction.audio is not None
         assert len(prediction.audio) == length
         torch.testing.assert_close(prediction.audio, wave.flatten()[:length], atol=1e-5, rtol=1e-4)
-    spoken.setdefault(name, set()).update(unit for p in got for unit in p.units or [])
+    spoken.setdefault(name, []).append({unit for p in got for unit in p.units or []})
 
 
 def test_many_units_were_spoken(spoken):
-    assert all(len(units) > 3 for units in spoken.values()), spoken
+    # Where the tests of a file are dealt to several workers, a model's are not all here.
+    assert all(len(set().union(*units)) > 3 for units in spoken.values() if len(units) == 6), spoken
 
 
 @pytest.mark.parametrize("name", ["v1 b", "v2 b"])
