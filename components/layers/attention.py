@@ -5,11 +5,13 @@ Letters: B batch, T query steps, S key steps, D model dim, H heads, d head dim (
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from .lora import LoRALinear
 
 
 class KeylessBias(nn.Module):
@@ -41,6 +43,8 @@ class KeylessBias(nn.Module):
             bias = torch.cat([self.bias[: self.dim], bias])
         if type(self.product) is nn.Linear:
             return F.linear(x, self.weight, bias)
+        if isinstance(self.product, LoRALinear):
+            return self.product(x, bias)
         return self.product(x).add_(bias)  # packed for inference, see layers/linear.py
 
 
@@ -57,6 +61,9 @@ class MultiHeadAttention(nn.Module):
         memory_dim: width of the memory; None for self-attention.
         key_bias: a bias of the keys, where there are biases (Whisper has none).
     """
+
+    fused: ClassVar = {"qkv": ("q", "k", "v"), "kv": ("k", "v")}
+    """What stands one below the other in a projection (read by layers/lora.py)."""
 
     def __init__(
         self,

@@ -21,6 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from .lora import LoRALinear
 from .precision import autocast_dtype
 
 # Rows of the two trials: a step of decoding, and a short utterance. The second only while it takes milliseconds.
@@ -95,6 +96,8 @@ _PACKED = {nn.Linear: PackedLinear, nn.Embedding: PackedEmbedding}
 
 def project(layer: nn.Linear | nn.Embedding, x: Tensor) -> Tensor:
     """(..., I) times the `weight` (O, I) of a linear layer or embedding, plus its bias -> (..., O)."""
+    if isinstance(layer, LoRALinear):
+        return layer(x)
     return _product(layer, x) if isinstance(layer, _Packable) else _plain(layer, x)
 
 

@@ -19,6 +19,7 @@ from ..roles import DecoderState
 from ..types import Padded
 from .attention import MultiHeadAttention
 from .linear import activated, after, project
+from .lora import matrix_of
 from .positions import LearnedPositions, SinusoidalPositions
 
 Activation = Literal["relu", "gelu", "silu"]
@@ -379,7 +380,7 @@ class TransformerDecoder(nn.Module):
     @property
     def output_weight(self) -> Tensor:
         """(V, D): `project(x)` is `x @ output_weight.T`."""
-        return self.embed.embedding.weight if self.output is None else self.output.weight
+        return matrix_of(self.embed.embedding if self.output is None else self.output)
 
     @property
     def tied_output(self) -> nn.Embedding | None:
