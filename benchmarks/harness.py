@@ -170,8 +170,11 @@ def difference(one: Any, other: Any, exact: bool = True) -> float:
     return 0.0 if type(one) is type(other) and one == other else math.inf
 
 
-def measure(path: str, case: Case, options: Options) -> Result:
+def measure(path: str, case: Case, options: Options, memory: dict[str, float] | None = None) -> Result:
     """Compare, then time in turns, then look at memory.
+
+    Args:
+        memory: side -> bytes, where another process has measured it.
 
     Raises:
         Unequal: the outputs differ by more than the case's tolerance.
@@ -189,7 +192,9 @@ def measure(path: str, case: Case, options: Options) -> Result:
         for side in SIDES if number % 2 == 0 else SIDES[::-1]:
             turn[side] = _clocked(sides[side], options.device)
         result.rounds.append(turn)
-    if case.memory:
+    if memory is not None:
+        result.memory = memory
+    elif case.memory:
         for side in SIDES:
             result.memory[side] = float(peak_growth(sides[side], options.device))
     return result
@@ -231,7 +236,8 @@ def peak_growth(run: Callable[[], Any], device: str = "cpu") -> int:
         try:
             return _resident_growth(run)
         finally:
-            libc.mallopt(_MMAP_THRESHOLD, 32 * 1024 * 1024)  # where glibc's own adjustment ends
+            # Back to where glibc's own adjustment ends, or to what this process was started with.
+            libc.mallopt(_MMAP_THRESHOLD, int(os.environ.get("MALLOC_MMAP_THRESHOLD_", 32 * 1024 * 1024)))
     return _resident_growth(run)
 
 
@@ -377,21 +383,30 @@ def _short(value: float) -> str:
     return f"{value:.0f}" if value >= 100 else f"{value:.3g}"
 
 
+def quiet(options: Options) -> None:
+    """Threads, and no bars and advice of transformers."""
+    from transformers.utils import logging
+
+    torch.set_num_threads(options.threads)
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+
+
 def run(path: str, cases: Callable[[Options], Iterator[Case]], options: Options) -> list[dict[str, Any]]:
     """All cases of a path; says each as soon as it is known.
 
     Raises:
         Unequal: see `measure`.
     """
-    from transformers.utils import logging
+    from .memory import measure_apart
 
-    torch.set_num_threads(options.threads)
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
+    quiet(options)
     results = []
     clock = clock_of(options)
+    apart = options.device == "cpu" and sys.platform == "linux" and not options.quick
+    memory = measure_apart(path, options) if apart else {}
     for case in cases(options):
-        result = measure(path, case, options).as_dict()
+        result = measure(path, case, options, memory.get(case.name)).as_dict()
         results.append(result)
         ratio = result["ratio"][clock]
         print(

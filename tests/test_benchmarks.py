@@ -6,6 +6,7 @@ import dataclasses
 import importlib
 import json
 import math
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -133,6 +134,35 @@ def test_rounds_are_interleaved_and_alternate():
 )
 def test_difference(one, other, expected):
     assert difference(one, other) == expected
+
+
+@pytest.mark.slow
+def test_memory_is_measured_by_a_process_of_its_own(monkeypatch):
+    from benchmarks import memory
+
+    monkeypatch.chdir(ROOT)
+    found = memory.measure_apart("text_beam", QUICK)
+    assert all(growth[side] >= 0 for growth in found.values() for side in harness.SIDES)
+    monkeypatch.setattr(memory, "measure_apart", lambda path, options: {"x": {"peer": 8.0, "ours": 2.0}})
+    case = Case("x", _count([], "peer", 1.0), _count([], "ours", 1.0), 1.0)
+    (result,) = harness.run("path", lambda options: iter([case]), Options(threads=1, rounds=1))
+    assert result["memory_ratio"] == 0.25
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_holes_of_the_heap_are_not_counted_where_blocks_are_mapped():
+    """What ran before leaves nothing behind: the peak of a run is what was alive at one time."""
+    code = (
+        "import torch; from benchmarks.harness import peak_growth\n"
+        "kept = []\n"
+        "for _ in range(40): torch.ones(2_000_000); kept.append(torch.ones(60_000))\n"
+        "print(peak_growth(lambda: [torch.ones(2_000_000) for _ in range(2)][:0]))"
+    )
+    environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "131072"}
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, text=True, check=True
+    )
+    assert 15e6 < int(done.stdout) < 19e6
 
 
 def test_peak_growth_sees_what_was_freed_again():
