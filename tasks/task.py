@@ -18,10 +18,12 @@ from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 
 from ..components.errors import UserError, few
+from ..components.layers.lora import hold_statistics
 from ..components.roles import Frontend, Tokenizer
 from ..components.search import SearchOptions
 from ..components.types import Batch, Loss, Prediction
 from .checkpoints import misfit
+from .running_statistics import RunningStatistics
 from .strategies import FSDP2, shard
 
 FILES = "published/"
@@ -139,7 +141,10 @@ class Task(LightningModule, ABC):
             self._window_started = time.perf_counter()
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        norms = RunningStatistics(self) if self.trainer.world_size > 1 else None
         losses, statistics = self.measure(batch)
+        if norms is not None:
+            norms.merge(self.all_gather)  # pyright: ignore[reportArgumentType]
         primary = next(iter(losses.values()))
         count = primary.count.detach().float()
         self._count = count if self._count is None else self._count + count
