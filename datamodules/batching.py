@@ -4,6 +4,9 @@ Batches are planned for all ranks at once. Utterances are sorted into cells of n
 their cell, and cut into batches under the budgets; the batches are shuffled and dealt to the ranks in turn. Cells keep
 the number of batches the same in every epoch.
 
+Where the number of ranks changes in the middle of an epoch, what is left of the plan of the ranks before is dealt to
+the new ones, so that every utterance is taken once in the epoch.
+
 Letters: N items, W world size.
 """
 
@@ -11,6 +14,8 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch.distributed
@@ -23,6 +28,23 @@ _SHORTEST, _GROWTH = 0.1, 1.04
 
 Item = tuple[int, int]
 """(epoch, index): the epoch travels with the index, because workers may outlive an epoch."""
+
+
+@dataclass(frozen=True)
+class Takeover:
+    """How an epoch came to the ranks that work on it, where they did not begin it as it was planned.
+
+    Attributes:
+        epoch: the epoch.
+        taken: (W, batches each rank took) of the ranks before, in order.
+        carried: items of earlier epochs that are taken in this one, before all others: too few to go round at its end.
+        begin: what the present ranks count as done before their first batch.
+    """
+
+    epoch: int
+    taken: tuple[tuple[int, int], ...] = ()
+    carried: tuple[Item, ...] = ()
+    begin: int = 0
 
 
 class BatchSampler(Sampler[list[Item]]):
@@ -104,7 +126,8 @@ class BatchSampler(Sampler[list[Item]]):
         self._keys = (text, length, group)
         order = np.lexsort(self._keys)
         self._bounds = _cut(length[order], text[order], group[order], batch_seconds, batch_tokens, batch_size)
-        self._counts: dict[int, int] = {}
+        self._counts: dict[tuple[int, Takeover | None], int] = {}
+        self._takeover: Takeover | None = None
 
     @property
     def rank(self) -> int:
@@ -122,25 +145,120 @@ class BatchSampler(Sampler[list[Item]]):
         """Begin `epoch` at its first batch."""
         self.seek(epoch, 0)
 
-    def seek(self, epoch: int, batches_done: int) -> None:
-        """Let the next iterator begin at batch `batches_done` (of this rank) of `epoch`; skipping costs nothing."""
+    def seek(self, epoch: int, batches_done: int, world_size: int | None = None) -> None:
+        """Let the next iterator begin at batch `batches_done` (of this rank) of `epoch`; skipping costs nothing.
+
+        Args:
+            epoch: where to.
+            batches_done: where to.
+            world_size: of the ranks that ended the epoch before; None: the present ones.
+        """
+        if self._takeover is not None and self._takeover.epoch != epoch:
+            self._takeover = self._next_takeover(epoch, world_size or self.world_size)
         self.epoch, self.start = epoch, batches_done
 
     def plan(self, epoch: int) -> list[list[int]]:
         """All batches of an epoch over all ranks: rank r of W takes every W-th, from the r-th on."""
-        if self.shuffle:
-            # RandomState: its stream is frozen over numpy releases, so a resumed run sees the same order.
-            rng = np.random.RandomState([self.seed & 0xFFFFFFFF, epoch])
-            order = np.lexsort((rng.random_sample(len(self._keys[0])), *self._keys))
-            batches = [order[begin:end].tolist() for begin, end in self._bounds]
-            batches = [batches[place] for place in rng.permutation(len(batches))]
-        else:
-            order = np.lexsort(self._keys)
-            batches = [order[begin:end][::-1].tolist() for begin, end in self._bounds][::-1]
-        return self._to_multiple(batches, self.world_size)
+        return self._to_multiple(self._cut_batches(epoch), self.world_size)
 
-    def _to_multiple(self, batches: list[list[int]], count: int) -> list[list[int]]:
-        """Split (or join) from the end until `count` divides the number of batches."""
+    def _cut_batches(self, epoch: int) -> list[list[int]]:
+        """The batches of an epoch, before they are dealt."""
+        if not self.shuffle:
+            order = np.lexsort(self._keys)
+            return [order[begin:end][::-1].tolist() for begin, end in self._bounds][::-1]
+        # RandomState: its stream is frozen over numpy releases, so a resumed run sees the same order.
+        rng = np.random.RandomState([self.seed & 0xFFFFFFFF, epoch])
+        order = np.lexsort((rng.random_sample(len(self._keys[0])), *self._keys))
+        batches = [order[begin:end].tolist() for begin, end in self._bounds]
+        return [batches[place] for place in rng.permutation(len(batches))]
+
+    # Another number of ranks in the middle of an epoch
+
+    def _rest(self, takeover: Takeover, world_size: int) -> tuple[list[list[int]], list[int]]:
+        """What the ranks before left of an epoch, dealt to `world_size` ranks; and items too few to go round.
+
+        Carried items are numbered from N on.
+        """
+        total = len(self._keys[0])
+        batches = [[total + place] for place in range(len(takeover.carried))] + self._cut_batches(takeover.epoch)
+        ranks = [*takeover.taken, (world_size, 0)]
+        spare: list[int] = []
+        for place, (count, done) in enumerate(ranks):
+            # The first ranks planned the epoch as a whole; a rest may be too small to be dealt.
+            batches = self._to_multiple(batches, count, spare if place else None, takeover.carried)[count * done :]
+            if place + 1 < len(ranks):
+                batches += [[index] for index in spare]
+                spare = []
+        return batches, spare
+
+    def take_over(self, epoch: int, world_size: int, done: int, begin: int) -> int:
+        """Deal what is left of `epoch` to the present ranks.
+
+        Args:
+            epoch: the epoch.
+            world_size: the number of ranks before.
+            done: batches of the epoch that each of them had done, as they counted.
+            begin: what the present ranks shall count as done.
+
+        Returns:
+            Batches that are left for each of the present ranks; 0 where there are fewer utterances than ranks, which
+            are taken in the next epoch.
+        """
+        before = self._takeover or Takeover(epoch)
+        taken = (*before.taken, (world_size, done - before.begin))
+        self._takeover = Takeover(epoch, taken, before.carried, begin)
+        return len(self) - begin
+
+    def _next_takeover(self, epoch: int, world_size: int) -> Takeover | None:
+        """Of the epoch after one that was taken over: what was too little to go round comes along."""
+        before = self._takeover
+        if before is None or epoch != before.epoch + 1 or not before.taken:
+            return None
+        _, spare = self._rest(before, world_size)
+        items = tuple(self._item(before, index) for index in spare)
+        return Takeover(epoch, carried=items) if items else None
+
+    def _item(self, takeover: Takeover, index: int) -> Item:
+        total = len(self._keys[0])
+        return (takeover.epoch, index) if index < total else takeover.carried[index - total]
+
+    def state_dict(self, epoch: int) -> dict[str, Any]:
+        """The plan, and how `epoch` came to the present ranks."""
+        state: dict[str, Any] = {"seed": self.seed, "world_size": self.world_size, "plan": self.fingerprint}
+        known = self._takeover
+        if known is not None and known.epoch == epoch:
+            state["takeover"] = {
+                "epoch": epoch,
+                "taken": [list(pair) for pair in known.taken],
+                "carried": [list(item) for item in known.carried],
+                "begin": known.begin,
+            }
+        return state
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take the epoch of a `state_dict` over as the ranks that wrote it had it."""
+        known = state.get("takeover")
+        self._takeover = None
+        if known is not None:
+            taken = tuple((int(count), int(done)) for count, done in known["taken"])
+            carried = tuple((int(epoch), int(index)) for epoch, index in known["carried"])
+            self._takeover = Takeover(int(known["epoch"]), taken, carried, int(known["begin"]))
+
+    def _to_multiple(
+        self,
+        batches: list[list[int]],
+        count: int,
+        spare: list[int] | None = None,
+        carried: Sequence[Item] = (),
+    ) -> list[list[int]]:
+        """Split (or join) from the end until `count` divides the number of batches.
+
+        Args:
+            batches: changed in place.
+            count: ranks.
+            spare: gets the items that cannot be dealt in equal counts; None refuses them.
+            carried: what the items from N on are.
+        """
         place = len(batches) - 1
         while len(batches) % count and place >= 0:
             size = len(batches[place])
@@ -149,25 +267,35 @@ class BatchSampler(Sampler[list[Item]]):
                 batches[place] = batches[place][: size // 2]
             place -= 1
         if len(batches) % count and any(len(batch) > 1 for batch in batches):
-            return self._to_multiple(batches, count)
-        group = self._keys[2]
+            return self._to_multiple(batches, count, spare, carried)
+        total, groups = len(self._keys[0]), self._keys[2]
+
+        def group(batch: list[int]) -> int:
+            return groups[batch[0] if batch[0] < total else carried[batch[0] - total][1]]
+
         while len(batches) % count:
             single = batches.pop()
-            partner = next((batch for batch in reversed(batches) if group[batch[0]] == group[single[0]]), None)
-            if partner is None or len(batches) < count:
+            partner = next((batch for batch in reversed(batches) if group(batch) == group(single)), None)
+            if partner is not None and len(batches) >= count:
+                partner.extend(single)
+            elif spare is not None:
+                spare.extend(single)
+            else:
                 raise UserError(
-                    f"{len(self._keys[0])} utterances cannot be dealt to {count} processes in equal counts;"
+                    f"{total} utterances cannot be dealt to {count} processes in equal counts;"
                     " use fewer processes or more utterances"
                 )
-            partner.extend(single)
         return batches
 
     def __len__(self) -> int:
-        """Batches of each rank in an epoch."""
+        """Batches of each rank in the epoch; of one taken over, with those that count as done."""
         count = self.world_size
-        if count not in self._counts:
-            self._counts[count] = len(self.plan(0)) // count
-        return self._counts[count]
+        known = self._takeover
+        key = (count, known)
+        if key not in self._counts:
+            batches = self.plan(0) if known is None else self._rest(known, count)[0]
+            self._counts[key] = len(batches) // count
+        return self._counts[key] + (0 if known is None else known.begin)
 
     @property
     def fingerprint(self) -> str:
@@ -176,9 +304,11 @@ class BatchSampler(Sampler[list[Item]]):
         return hashlib.sha256(content).hexdigest()[:16]
 
     def __iter__(self) -> Iterator[list[Item]]:
-        epoch, start = self.epoch, self.start
-        mine = self.plan(epoch)[self.rank :: self.world_size]
-        return iter([[(epoch, index) for index in batch] for batch in mine[start:]])
+        known = self._takeover if self._takeover is not None else Takeover(self.epoch)
+        mine = self._rest(known, self.world_size)[0][self.rank :: self.world_size]
+        return iter(
+            [[self._item(known, index) for index in batch] for batch in mine[max(self.start - known.begin, 0) :]]
+        )
 
 
 def _cut(

@@ -306,7 +306,8 @@ class SpeechTranslationData(LightningDataModule):
             },
         )
         if training:
-            loader.restored = lambda old, new: self._restored(old, new, len(sampler))
+            loader.restored = lambda state: self._restored(state, sampler)
+            loader.begun = lambda: self._begun(sampler)
         return loader
 
     def _items(
@@ -413,30 +414,68 @@ class SpeechTranslationData(LightningDataModule):
         if trainer is None or trainer.state.fn != "fit":
             return None
         loop = trainer.fit_loop
-        return int(vars(loop.epoch_progress.current)["processed"]), loop.epoch_loop.batch_progress.current.ready
+        epoch = int(vars(loop.epoch_progress.current)["processed"]) - (not _in_epoch(loop))
+        return epoch, loop.epoch_loop.batch_progress.current.ready
 
-    def _restored(self, old: int, new: int, batches: int) -> None:
-        """Put the restored progress in order before training goes on, with `batches` a process in an epoch.
+    def _restored(self, state: dict[str, Any], sampler: BatchSampler) -> None:
+        """Put the restored progress in order before training goes on.
 
-        After a change of the world size from `old` to `new` the finished batches of this epoch are counted anew; at
-        most W - 1 are repeated. A checkpoint of an epoch's end begins the next epoch: Lightning (2.6) would take one
+        After a change of the world size (or of the batches in a step) the rest of this epoch is dealt anew: every
+        utterance is taken once. A checkpoint of an epoch's end begins the next epoch: Lightning (2.6) would take one
         batch more of the finished epoch, or skip the next one, when validation is counted in steps.
         """
-        if self.trainer is None:
+        trainer = self.trainer
+        if trainer is None:
             return
-        loop = self.trainer.fit_loop
+        loop = trainer.fit_loop
         progress = loop.epoch_loop.batch_progress
         batch: dict[str, int] = vars(progress.current)
-        if old != new:
-            done = batch["processed"]
-            now = batches if progress.is_last_batch else min(done * old // new, batches)
-            _say(f"resuming on {new} processes a run of {old}: batch {done} of the epoch is now {now} of {batches}")
+        old, new = int(state.get("world_size", sampler.world_size)), sampler.world_size
+        running = _in_epoch(loop)
+        epoch = int(vars(loop.epoch_progress.current)["processed"]) - (not running)
+        done, step = batch["processed"], trainer.accumulate_grad_batches
+        sampler.load_state_dict(state)
+        ended = progress.is_last_batch or not running
+        if ended:
+            sampler.seek(epoch + 1, 0, old)
+        elif old != new or done % step:
+            begin = math.ceil(done * old / (new * step)) * step  # a step begins with the first batch of the new deal
+            left = sampler.take_over(epoch, old, done, begin)
+            _say(
+                f"resuming on {_processes(new)} a run of {_processes(old)} at batch {done} of the epoch: the rest of it"
+                f" is dealt anew, {left} batch{'' if left == 1 else 'es'} to each"
+            )
             for name in batch:
-                batch[name] += now - done
-        epoch: dict[str, int] = vars(loop.epoch_progress.total)
-        if epoch["ready"] == epoch["started"] == epoch["processed"] == epoch["completed"] + 1:
-            loop.epoch_progress.increment_completed()
+                batch[name] += begin - done
+            ended = left == 0
+            if ended:
+                sampler.seek(epoch + 1, 0)
+        if ended:
+            if vars(progress.total)["completed"] < vars(progress.total)["processed"]:
+                vars(progress.total)["completed"] = vars(progress.total)["processed"]
+                loop.epoch_loop._batches_that_stepped += 1
             progress.reset_on_run()
+            for count in (vars(loop.epoch_progress.total), vars(loop.epoch_progress.current)):
+                count.update(dict.fromkeys(count, count["processed"] + running))
+        self._follow_length()
+
+    def _follow_length(self) -> None:
+        """Let the trainer ask the sampler how long an epoch is: one that was taken over is not as long as others."""
+        assert self.trainer is not None
+        loader = self.trainer.fit_loop._combined_loader
+        if loader is not None and self.trainer.limit_train_batches == 1.0:
+            loader.limits = None
+
+    def _begun(self, sampler: BatchSampler) -> None:
+        trainer = self.trainer
+        if trainer is None or trainer.state.fn != "fit":
+            return
+        loop = trainer.fit_loop
+        if loop._combined_loader is None or loop._combined_loader.limits is not None:
+            return
+        loop.max_batches = len(sampler)
+        if isinstance(trainer.val_check_interval, float):
+            trainer.val_check_batch = max(1, int(loop.max_batches * trainer.val_check_interval))
 
     def _refuse_foreign_sampler(self) -> None:
         trainer = self.trainer
@@ -445,6 +484,16 @@ class SpeechTranslationData(LightningDataModule):
                 "trainer.use_distributed_sampler=true would deal the batches a second time; set it to false"
                 " (the data module deals them to the processes)"
             )
+
+
+def _in_epoch(loop: Any) -> bool:
+    """Whether Lightning's fit loop is between the beginning and the end of an epoch."""
+    count = vars(loop.epoch_progress.total)
+    return count["started"] > count["processed"]
+
+
+def _processes(count: int) -> str:
+    return f"{count} process{'' if count == 1 else 'es'}"
 
 
 def describe(rows: Sequence[Utterance]) -> dict[str, Any]:

@@ -38,7 +38,8 @@ class ResumableLoader(DataLoader):
         options: for `DataLoader`.
 
     Attributes:
-        restored: called with the world size of a checkpoint and that of now, when a checkpoint is resumed.
+        restored: called with the state that a checkpoint holds, when it is resumed.
+        begun: called when the first batch of an epoch is wanted, and it is known which that is.
     """
 
     def __init__(
@@ -50,7 +51,8 @@ class ResumableLoader(DataLoader):
         options: dict[str, Any],
     ) -> None:
         self._plan, self._position = sampler, position
-        self.restored: Callable[[int, int], None] | None = None
+        self.restored: Callable[[dict[str, Any]], None] | None = None
+        self.begun: Callable[[], None] | None = None
         # Its own generator: making an iterator draws nothing from the global one.
         generator = torch.Generator()
         super().__init__(dataset, batch_sampler=sampler, generator=generator, **options)
@@ -62,21 +64,23 @@ class ResumableLoader(DataLoader):
         position = self._position() if self._position is not None else None
         if position is not None:
             self._plan.seek(*position)
+        if self.begun is not None:
+            self.begun()
         return super().__iter__()
 
     def state_dict(self) -> dict[str, Any]:
-        """What must be the same when training goes on."""
-        plan = self._plan
-        return {"seed": plan.seed, "world_size": plan.world_size, "plan": plan.fingerprint}
+        """What must be the same when training goes on, and how this epoch came to the present processes."""
+        position = self._position() if self._position is not None else None
+        return self._plan.state_dict(self._plan.epoch if position is None else position[0])
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Compare with the run that wrote the checkpoint; warn where the order of batches is another."""
-        now = self.state_dict()
-        if state.get("plan") != now["plan"] or state.get("seed") != now["seed"]:
+        now = self._plan
+        if state.get("plan") != now.fingerprint or state.get("seed") != now.seed:
             warnings.warn(
                 "the training data, its order or the batch budget changed since the checkpoint: the rest of this epoch"
                 " may repeat or miss utterances",
                 stacklevel=2,
             )
         if self.restored is not None:
-            self.restored(int(state.get("world_size", now["world_size"])), int(now["world_size"]))
+            self.restored(state)
