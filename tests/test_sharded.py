@@ -1,0 +1,278 @@
+"""Weights cut over two processes (gloo on the CPU): a model of SeamlessM4T's shape, generation, checkpoints in shards."""
+
+from __future__ import annotations
+
+import json
+import random
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from voxzoo.components import SentencePieceTokenizer
+from voxzoo.components.converters.tokenizers import export_tokenizer_files
+from voxzoo.components.search import SearchOptions
+from voxzoo.components.tokenizer import train_sentencepiece
+from voxzoo.configs import build, compose
+from voxzoo.tasks.run import load_run
+from voxzoo.tasks.running_statistics import RunningStatistics
+
+TWO = ["trainer.devices=2", "trainer.accelerator=cpu", "trainer.precision=32-true", "trainer.max_epochs=-1"]
+HOW = {
+    # Validation is counted in batches of one process.
+    "one": ["trainer.accumulate_grad_batches=2", "trainer.val_check_interval=12"],
+    "ddp": ["trainer=ddp", *TWO, "trainer.val_check_interval=6"],
+    "fsdp2": ["trainer=fsdp2", *TWO, "trainer.val_check_interval=6"],
+}
+SETTINGS = [
+    "data=tiny", "data.batch_size=5", "trainer.max_steps=6", "trainer.log_every_n_steps=1", "checkpoint.every_steps=1",
+    "schedule=constant", "optim.lr=0.01", "optim.eps=1e-3", "logger=none",
+]  # fmt: skip
+
+# A callback of the user's: what it sees on each process goes into a file, so that the test can look.
+PROBE = '''
+import json, os, signal
+from pathlib import Path
+from lightning.pytorch.callbacks import Callback
+from torch.distributed.fsdp import FSDPModule
+from voxzoo.components.search import SearchOptions
+from voxzoo.tasks.strategies import gathered
+
+
+def units(task, parameter):
+    """Names of the units of FSDP2 that hold a parameter."""
+    found = []
+    for name, module in task.named_modules():
+        group = module._get_fsdp_state()._fsdp_param_group if isinstance(module, FSDPModule) else None
+        if group is not None and any(p.sharded_param is parameter for p in group.fsdp_params):
+            found.append(name)
+    return found
+
+
+class Probe(Callback):
+    def __init__(self, *, folder: str, stop_at: int = 0) -> None:
+        self.folder, self.stop_at = Path(folder), stop_at
+
+    def write(self, task, name, value):
+        (self.folder / f"{name}.{task.global_rank}.json").write_text(json.dumps(value))
+
+    def on_train_start(self, trainer, task):
+        if trainer.global_step == 0 and self.stop_at == 0:
+            return
+        self.write(task, f"ties_{trainer.global_step}", self.ties(task))
+
+    def ties(self, task):
+        text, second = task.text_seq2seq, task.t2u.decoder
+        tables = {"text": text.decoder.embed.embedding.weight, "units": second.embed.embedding.weight}
+        outputs = {"text": text.output_weight, "units": second.output_weight}
+        names = {}
+        for name, parameter in task.named_parameters(remove_duplicate=False):
+            names.setdefault(id(parameter), []).append(name)
+        state = task.state_dict()
+        return {
+            "shared": {k: tables[k] is outputs[k] for k in tables},
+            "pointers": {k: tables[k].to_local().data_ptr() == outputs[k].to_local().data_ptr() for k in tables},
+            "names": {k: names[id(v)] for k, v in tables.items()},
+            "units": {k: units(task, v) for k, v in tables.items()},
+            "tables": [k for k in state if tuple(state[k].shape) in {tuple(t.shape) for t in tables.values()}],
+            "local": sum(p.to_local().numel() for p in task.parameters()),
+            "all": sum(p.numel() for p in task.parameters()),
+        }
+
+    def on_train_batch_end(self, trainer, task, outputs, batch, batch_idx):
+        if self.stop_at and trainer.global_step == self.stop_at and not (self.folder / "stopped").exists():
+            if task.global_rank == 0:
+                os.kill(os.getpid(), signal.SIGTERM)
+
+    def on_validation_end(self, trainer, task):
+        batch = next(iter(trainer.val_dataloaders))
+        # The processes take another number of steps to the end: at most these.
+        most = (7, 15)[task.global_rank]
+        with gathered(task):
+            made = task.predict(batch, task="s2st", options=SearchOptions(beam_size=2, max_length=most))
+        rows = [{"id": p.id, "text": p.text, "units": p.units} for p in made]
+        self.write(task, "predictions", {"max_length": most, "rows": rows})
+'''
+
+M4T = {
+    "hidden_size": 24, "feature_projection_input_dim": 40,
+    "speech_encoder_layers": 2, "speech_encoder_attention_heads": 2, "speech_encoder_intermediate_size": 44,
+    "conv_depthwise_kernel_size": 7, "adaptor_kernel_size": 4, "adaptor_stride": 4,
+    "encoder_layers": 1, "decoder_layers": 2, "encoder_attention_heads": 2, "decoder_attention_heads": 2,
+    "encoder_ffn_dim": 52, "decoder_ffn_dim": 52,
+    "t2u_vocab_size": 37, "t2u_encoder_layers": 2, "t2u_decoder_layers": 1, "t2u_encoder_attention_heads": 2,
+    "t2u_decoder_attention_heads": 2, "t2u_encoder_ffn_dim": 26, "t2u_decoder_ffn_dim": 26, "t2u_max_new_tokens": 19,
+    "unit_hifi_gan_vocab_size": 23, "unit_embed_dim": 10, "lang_embed_dim": 6, "spkr_embed_dim": 4,
+    "vocoder_num_langs": 2, "vocoder_num_spkrs": 3, "upsample_initial_channel": 12, "upsample_rates": [3, 2],
+    "upsample_kernel_sizes": [7, 4], "resblock_kernel_sizes": [3, 5], "resblock_dilation_sizes": [[1, 3], [1, 2]],
+    "dropout": 0.0, "attention_dropout": 0.0, "adaptor_dropout": 0.0, "var_pred_dropout": 0.0,
+    "encoder_layerdrop": 0.0, "decoder_layerdrop": 0.0, "speech_encoder_layerdrop": 0.0,
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def seamless(tiny: list[str], tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """Overrides: a small SeamlessM4T in its published folder, text and unit embeddings tied, and units to learn."""
+    transformers = pytest.importorskip("transformers")
+    folder = tmp_path_factory.mktemp("published")
+    data = build(compose([*tiny, f"root={folder}"]).data, allowed=("voxzoo",), tokenizer=None)
+    data.prepare_data()
+    rng = random.Random(1)
+    lines = [
+        json.dumps({"id": row.id, "units": [rng.randrange(23) for _ in range(rng.randint(5, 12))]})
+        for split in data.splits()
+        for row in data.rows(split)
+    ]
+    units, model, published = folder / "units.jsonl", folder / "sp.model", folder / "m4t"
+    units.write_text("\n".join(lines) + "\n")
+    languages = ["eng", "spa"]
+    train_sentencepiece(data.texts("train"), model, 90, len(languages), model_type="bpe")
+    pieces = SentencePieceTokenizer(str(model), languages, 90).num_pieces
+    tokenizer = SentencePieceTokenizer(str(model), languages, 1 + pieces + len(languages))
+    torch.manual_seed(3)
+    peer = transformers.SeamlessM4TModel(transformers.SeamlessM4TConfig(vocab_size=tokenizer.vocab_size, **M4T))
+    for key, value in {
+        "text_decoder_lang_to_code_id": {lang: tokenizer.lang_id(lang) for lang in languages},
+        "t2u_lang_code_to_id": {"eng": 30, "spa": 31},
+        "vocoder_lang_code_to_id": {"eng": 0, "spa": 1},
+    }.items():
+        setattr(peer.generation_config, key, value)
+    peer.generation_config._from_model_config = False  # or save_pretrained forgets the tables
+    peer.save_pretrained(published)
+    (published / "preprocessor_config.json").write_text(json.dumps({"num_mel_bins": 20, "stride": 2}))
+    export_tokenizer_files(tokenizer, published)
+    roles = ["frontend", "speech_encoder", "adaptor", "text_seq2seq", "t2u", "vocoder", "tokenizer"]
+    (cache,) = (word for word in tiny if word.startswith("cache_dir="))
+    return [
+        *SETTINGS, cache, "task=speech_to_speech_unity", *(f"{role}=pretrained" for role in roles),
+        f"speech_encoder.pretrained={published}", f"text_seq2seq.pretrained={published}",
+        "unit_extractor.num_units=23", f"data.units={units}", "model_type=seamless_m4t",
+        "task.t2u_languages=[eng,spa]", "task.vocoder_languages=[eng,spa]", "task.t2u_input=all", "task.t2u_eos=keep",
+        "task.ctc_weight=0",
+    ]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def probe(tmp_path_factory: pytest.TempPathFactory):
+    """probe(folder, stop_at) -> overrides that put the callback in."""
+    code = tmp_path_factory.mktemp("code")
+    (code / "probe.py").write_text(PROBE)
+
+    def words(folder: Path, stop_at: int = 0) -> list[str]:
+        folder.mkdir()
+        return [
+            "allow=[probe]", "+callbacks.probe._target_=probe.Probe", f"+callbacks.probe.folder={folder}",
+            f"+callbacks.probe.stop_at={stop_at}",
+        ]  # fmt: skip
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", str(code))
+        yield words
+
+
+@pytest.fixture(scope="module")
+def trained(voxzoo, seamless: list[str], probe, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Six steps of one process; the same under FSDP2, stopped on the way and gone on with; both exported."""
+    root = tmp_path_factory.mktemp("runs")
+    call = [*seamless, f"root={root}"]
+    done = voxzoo("train", *HOW["one"], *call, "name=one", cwd=root)
+    assert done.returncode == 0, done.stderr
+    words = [*HOW["fsdp2"], *call, *probe(root / "seen", stop_at=2), "name=fsdp2"]
+    first = voxzoo("train", *words, cwd=root)
+    assert first.returncode == 75, first.stderr
+    (root / "seen" / "stopped").touch()
+    again = voxzoo("train", *words, "--json", cwd=root)
+    assert again.returncode == 0, again.stderr
+    assert json.loads(again.stdout)["steps"] == 6
+    assert "resuming" in again.stderr
+    for name in ("one", "fsdp2"):
+        done = voxzoo("export", root / name, root / f"{name}_exported", cwd=root)
+        assert done.returncode == 0, done.stderr
+    return root
+
+
+def seen(root: Path, name: str) -> list[dict]:
+    return [json.loads((root / "seen" / f"{name}.{rank}.json").read_text()) for rank in range(2)]
+
+
+@pytest.mark.slow
+def test_tied_embeddings_survive_wrap_step_save_load_and_export(trained: Path):
+    transformers = pytest.importorskip("transformers")
+    resumed = next(int(path.name.split("_")[1].split(".")[0]) for path in (trained / "seen").glob("ties_[1-9]*.0.json"))
+    for step in (0, resumed):  # after the wrap, and after the load
+        both = seen(trained, f"ties_{step}")
+        for one in both:
+            assert one["shared"] == one["pointers"] == {"text": True, "units": True}
+            assert one["names"] == {
+                "text": ["text_seq2seq.decoder.embed.embedding.weight"],
+                "units": ["t2u.decoder.embed.embedding.weight"],
+            }
+            assert one["units"] == {"text": [""], "units": [""]}  # one unit, the root
+            assert len(one["tables"]) == 2
+        assert sum(one["local"] for one in both) == both[0]["all"]  # each holds its part
+        assert abs(both[0]["local"] - both[1]["local"]) < 0.2 * both[0]["all"]
+    first, second = (load_file(trained / f"{name}_exported" / "model.safetensors") for name in ("one", "fsdp2"))
+    assert first.keys() == second.keys()
+    for key, value in first.items():
+        torch.testing.assert_close(second[key], value, atol=1e-6, rtol=0, msg=key)
+    start = load_file(next(trained.parent.glob("published*/m4t")) / "model.safetensors")
+    assert (first["shared.weight"] - start["shared.weight"]).abs().max() > 0.01  # it learned
+    model = transformers.SeamlessM4TModel.from_pretrained(trained / "fsdp2_exported")
+    assert model.lm_head.weight is model.shared.weight
+    assert model.text_decoder.embed_tokens.weight is model.shared.weight
+    assert model.text_encoder.embed_tokens.weight is model.shared.weight
+    assert torch.equal(model.shared.weight, second["shared.weight"])
+
+
+@pytest.mark.slow
+def test_generation_that_ends_elsewhere_on_each_process_gives_what_one_process_gives(trained: Path):
+    run = load_run(trained / "fsdp2" / "checkpoints" / "last.ckpt")
+    task, data = run.task, build(run.config.data, allowed=("voxzoo",), tokenizer=run.task.tokenizer)
+    data.prepare_data()
+    known = {row.id: row for row in data.rows("valid")}
+    both = seen(trained, "predictions")
+    assert not {row["id"] for row in both[0]["rows"]} & {row["id"] for row in both[1]["rows"]}
+    lengths = []
+    for one in both:
+        assert one["rows"]
+        batch = task.collator()([known[row["id"]] for row in one["rows"]])
+        expected = task.predict(batch, task="s2st", options=SearchOptions(beam_size=2, max_length=one["max_length"]))
+        assert [(p.text, p.units) for p in expected] == [(row["text"], row["units"]) for row in one["rows"]]
+        assert task.tokenizer is not None
+        lengths.append(max(len(task.tokenizer.encode(row["text"])) for row in one["rows"]))
+    assert lengths[0] != lengths[1]
+
+
+def test_running_statistics_of_two_processes_are_those_of_one_that_saw_both_batches():
+    """Two copies, one batch each; a third sees both. The gather is that of two processes, simulated."""
+    from voxzoo.components.layers.convolution import MaskedBatchNorm
+
+    torch.manual_seed(0)
+    batches = torch.randn(2, 3, 5, 4) * 3 + 1
+    norms = [MaskedBatchNorm(4) for _ in range(3)]
+    torch_norms = [torch.nn.BatchNorm1d(4, momentum=0.2) for _ in range(3)]
+    modules = [torch.nn.ModuleList(pair) for pair in zip(norms, torch_norms, strict=True)]
+
+    def forward(module: torch.nn.ModuleList, batch: torch.Tensor) -> None:
+        module[0](batch)
+        module[1](batch.flatten(0, 1))
+
+    for module in modules:
+        forward(module, 5 * batches[0])  # no longer as they are made
+    before = [RunningStatistics(module) for module in modules[:2]]
+    for module, batch in zip(modules, batches, strict=False):
+        forward(module, batch)
+    vectors: list[torch.Tensor] = []
+    for statistics in before:
+        with pytest.raises(StopIteration):
+            statistics.merge(lambda own: (vectors.append(own), next(iter(())))[1])
+    for statistics in before:
+        statistics.merge(lambda own: torch.stack(vectors))
+    for batch in batches:
+        forward(modules[2], batch)
+    expected = modules[2].state_dict()
+    for module in modules[:2]:
+        for key, value in module.state_dict().items():
+            torch.testing.assert_close(value, expected[key], atol=1e-6, rtol=1e-6, msg=key)
+    modules[0].eval()
+    assert RunningStatistics(modules[0]).norms == []
