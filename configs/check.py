@@ -22,6 +22,8 @@ from .compose import compose
 from .pretrained import KEY
 from .targets import allow_list, locate
 
+_LORA = "voxzoo.components.layers.lora.LoRA"  # the schema of `lora.ROLE`
+
 # Keys of the root config that are built: the rest are settings of the run.
 BUILT = ("task", "data", "optim", "schedule", "trainer", "logger", "callbacks")
 
@@ -77,6 +79,7 @@ def check(config: DictConfig) -> list[Fault]:
     for key in BUILT:
         if key in config:
             walker.visit(key, walker.raw(config, key), None)
+    walker.lora(config.get("lora"))
     for role in ROLES:  # a part no task uses is still checked, so that a typo in it is not silent
         if role in config:
             walker.visit(role, walker.raw(config, role), ROLES[role])
@@ -145,6 +148,22 @@ class _Walker:
             for key in node:
                 inner_path, inner = self.value(node, key, f"{path}.{key}")
                 self.visit(inner_path, inner, None)
+
+    def lora(self, roles: Any) -> None:
+        if not isinstance(roles, DictConfig | None):
+            self.add("lora", f"{roles!r} is not a map of roles to settings")
+            return
+        for role, node in (roles or {}).items():
+            path = f"lora.{role}"
+            if role not in ROLES:
+                self.add(path, f"there is no such role{_near(str(role), list(ROLES))}")
+            elif isinstance(node, DictConfig):
+                settings = OmegaConf.merge({"_target_": _LORA}, node)
+                settings._set_parent(roles)
+                assert isinstance(settings, DictConfig)
+                self.target(path, settings, None)
+            elif node is not None:
+                self.add(path, f"{node!r} is not a map of settings such as {{targets: {{q: '*attention.q'}}}}")
 
     def target(self, path: str, node: DictConfig, hint: Any) -> None:
         name = node.get("_target_")

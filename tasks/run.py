@@ -21,6 +21,7 @@ from ..configs.build import build
 from ..configs.pretrained import KEY, pretrained_sources
 from ..configs.targets import locate, trusted
 from .checkpoints import misfit, pick_checkpoint, read_checkpoint, write_atomically
+from .lora import apply_lora, fit_weights, lora_settings, merge_lora
 from .task import FILES, Task
 
 # What may differ between two calls of the same run: how it is executed, not what it computes.
@@ -38,7 +39,7 @@ class Run:
     """A loaded run.
 
     Attributes:
-        task: the trained task, in evaluation mode.
+        task: the trained task, in evaluation mode; LoRA is merged into its weights.
         config: its resolved config.
         folder: the run folder (the folder of the checkpoint's run, where a checkpoint was given).
         checkpoint: the file the weights came from.
@@ -96,6 +97,7 @@ def load_run(path: Any, *, allow: Iterable[str] = (), device: str = "cpu", pack:
     if problem:
         raise UserError(f"{checkpoint}: does not fit its own config; {problem}")
     task.load_state_dict(content["state_dict"], assign=empty)
+    merge_lora(task)
     task.eval().to(place)
     if pack and place.type == "cpu" and sum(p.numel() for p in task.parameters()) >= _PACK_FROM:
         pack_for_inference(task)
@@ -161,6 +163,7 @@ def build_task(
         given["tokenizer"] = tokenizer_from_asset(config, assets["tokenizer"], allowed)
     with torch.device("meta") if empty else nullcontext():
         task = build(config.task, allowed=allowed, **given)
+    apply_lora(task, config)
     task.files = {name.removeprefix(FILES): value for name, value in assets.items() if name.startswith(FILES)}
     task.config = OmegaConf.to_container(config, resolve=True)
     return task
@@ -223,7 +226,7 @@ def load_parts(task: Task, sources: dict[str, str], run_dir: Path) -> list[str]:
         UserError: an unknown role, a run without that part, or weights that do not fit it.
     """
     lines = []
-    states: dict[Path, dict[str, torch.Tensor]] = {}  # several parts often come from one file
+    contents: dict[Path, dict[str, Any]] = {}  # several parts often come from one file
     for role, source in sources.items():
         if source is None:
             continue
@@ -232,18 +235,21 @@ def load_parts(task: Task, sources: dict[str, str], run_dir: Path) -> list[str]:
             raise UserError(f"init.{role}: {type(task).__name__} has no such part; it has: {', '.join(parts)}")
         sibling = run_dir.parent / source
         _, checkpoint = find_checkpoint(sibling if sibling.is_dir() else Path(source))
-        if checkpoint not in states:
-            states[checkpoint] = read_checkpoint(checkpoint)["state_dict"]
-        state = states[checkpoint]
+        if checkpoint not in contents:
+            contents[checkpoint] = read_checkpoint(checkpoint)
+        content = contents[checkpoint]
+        state = content["state_dict"]
         prefix = f"{role}."
         weights = {key[len(prefix) :]: value for key, value in state.items() if key.startswith(prefix)}
         if not weights:
             raise UserError(f"init.{role}: {checkpoint} holds no {role}")
+        adapted = lora_settings(content["voxzoo"]["config"]).get(role)
+        weights, note = fit_weights(parts[role], weights, adapted)
         problem = misfit(parts[role].state_dict(), weights)
         if problem:
             raise UserError(f"init.{role}: the {role} of {checkpoint} does not fit this config; {problem}")
         parts[role].load_state_dict(weights)
-        lines.append(f"{role}: {len(weights)} tensors from {checkpoint}")
+        lines.append(f"{role}: {len(weights)} tensors from {checkpoint}" + (f"; {note}" if note else ""))
     return lines
 
 

@@ -18,6 +18,7 @@ from ..components.roles import Tokenizer
 from ..components.types import Adapted, Batch, Loss, Padded, UnitOutput
 from ..configs.build import build
 from ..configs.targets import allow_list
+from .lora import apply_lora
 from .task import Task
 
 # The calls of each role that a task makes while it trains.
@@ -68,6 +69,7 @@ def trace(config: DictConfig) -> list[Row]:
         given["tokenizer"] = FakeTokenizer(int(config.tokenizer.vocab_size), config.tokenizer.languages)
     with torch.device("meta"):
         task: Task = build(config.task, allowed=allowed, **given)
+    apply_lora(task, config)
     task.freeze_parts([str(role) for role, frozen in config.freeze.items() if frozen])
     task.train()
     rows = {role: _row(role, part) for role, part in task.parts().items()}

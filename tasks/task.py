@@ -53,6 +53,7 @@ class Task(LightningModule, ABC):
         self.tokenizer: Tokenizer | None = None
         self.frontend: Frontend | None = None
         self.frozen: frozenset[str] = frozenset()
+        self._still: frozenset[str] = frozenset()  # roles whose running statistics are held
         self.files: dict[str, Tensor] = {}  # small files of the published model it was imported from
         self.config: dict[str, Any] = {}  # the resolved config, put in by whoever built the task
         self._make_optimizer: Callable[..., torch.optim.Optimizer] | None = None
@@ -105,10 +106,18 @@ class Task(LightningModule, ABC):
             parts[role].eval()
         self.frozen = frozenset({*self.frozen, *roles})
 
+    def hold_statistics(self, roles: Iterable[str]) -> None:
+        """Keep the running statistics of roles as they are: their weights stand still, though they train (LoRA)."""
+        self._still = frozenset({*self._still, *roles})
+        for role in self._still:
+            hold_statistics(self.parts()[role])
+
     def train(self, mode: bool = True):
         super().train(mode)
         for role in self.frozen:
             self.parts()[role].eval()
+        for role in self._still:
+            hold_statistics(self.parts()[role])
         return self
 
     # Training

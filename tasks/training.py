@@ -28,6 +28,7 @@ from ..configs.compose import compose, to_yaml
 from ..configs.targets import allow_list
 from .checkpoints import AtomicCheckpointIO, Checkpointer, Interrupted, write_atomically
 from .examples import Examples
+from .lora import lora_lines
 from .progress import RunProgress
 from .run import active_stages, build_task, is_done, load_parts, load_pretrained, pid_lock, settle_config, turns
 from .task import Task
@@ -157,6 +158,8 @@ def build_for_training(config: DictConfig, folder: Path) -> Task:
             say(f"pretrained {line}")
     for line in load_parts(task, dict(config.init), folder):
         say(f"init {line}")
+    for line in lora_lines(task):
+        say(f"lora {line}")
     task.freeze_parts([str(role) for role, frozen in config.freeze.items() if frozen])
     task.attach_optimizer(build(config.optim, allowed=allowed), build(config.schedule, allowed=allowed))
     return task

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import UserError, few
+from ..layers.lora import is_lora, merged_state
 from .compat import apply_compat
 from .family import Compat, Family, Nodes
 from .files import Weights, published_folder, read_json, write_weights
@@ -148,7 +149,7 @@ def load_part(part: nn.Module, role: str, source: str | Path) -> Loaded:
     nodes = family.nodes(settings, folder)
     if role not in nodes:
         raise UserError(f"{role}.pretrained={source}: a {settings.get('model_type')} model has no {role}")
-    expected = {f"{role}.{key}": value.shape for key, value in part.state_dict().items()}
+    expected = {f"{role}.{key}": value.shape for key, value in part.state_dict().items() if not is_lora(key)}
     loaded = family.key_map(nodes).load(Weights(folder), expected)
     loaded.beyond = [key for key in loaded.beyond if key.startswith(f"{role}.")]
     if loaded.unused:
@@ -213,7 +214,9 @@ def to_transformers(model: Any, path: str | Path, *, model_type: str | None = No
         raise UserError(f"say which published layout to write: {', '.join(sorted(_FAMILIES))}")
     family = family_of(model_type, "export")
     settings = family.settings(nodes)
-    state = {f"{role}.{key}": value for role, part in model.parts().items() for key, value in part.state_dict().items()}
+    state = {
+        f"{role}.{key}": value for role, part in model.parts().items() for key, value in merged_state(part).items()
+    }
     tensors = family.key_map(nodes).save(state)
     part_folder = target.with_name(f".{target.name}.part")
     shutil.rmtree(part_folder, ignore_errors=True)
