@@ -276,19 +276,7 @@ class SpeechTranslationData(LightningDataModule):
         budget: dict[str, Any] | None = None,
     ) -> ResumableLoader:
         needs = self.needs if needs is None else needs
-        budget = budget or self.budget
-        items, seconds, tokens = self._items(split, keep_all, tasks or self.tasks, needs, budget)
-        speeds = self.speed_perturb if training else ()
-        if speeds:
-            seconds = [value / min(speeds) for value in seconds]
-        sampler = BatchSampler(
-            seconds=seconds,
-            tokens=tokens,
-            groups=[item.task for item in items],
-            shuffle=training,
-            seed=self.seed,
-            **budget,
-        )
+        items, speeds, sampler = self._sampler(split, training, keep_all, tasks, needs, budget)
         if sampler.oversized:
             over = [items[index].id for index in sampler.oversized]
             _say(
@@ -309,6 +297,39 @@ class SpeechTranslationData(LightningDataModule):
             loader.restored = lambda state: self._restored(state, sampler)
             loader.begun = lambda: self._begun(sampler)
         return loader
+
+    def plan(self, needs: Iterable[str], world_size: int = 1) -> tuple[list[Utterance], list[list[int]]]:
+        """What training would read: its utterances with their seconds, and the batches of the first epoch over all
+        ranks, as indices. Reads the manifest and headers of audio, no audio."""
+        items, _, sampler = self._sampler("train", True, False, None, frozenset(needs), None, world_size)
+        return items, sampler.plan(0)
+
+    def _sampler(
+        self,
+        split: str,
+        training: bool,
+        keep_all: bool,
+        tasks: tuple[str, ...] | None,
+        needs: frozenset[str],
+        budget: dict[str, Any] | None,
+        world_size: int | None = None,
+    ) -> tuple[list[Utterance], Sequence[float], BatchSampler]:
+        """Utterances, the speeds they are played at, and which of them form batches."""
+        budget = budget or self.budget
+        items, seconds, tokens = self._items(split, keep_all, tasks or self.tasks, needs, budget)
+        speeds = self.speed_perturb if training else ()
+        if speeds:
+            seconds = [value / min(speeds) for value in seconds]
+        sampler = BatchSampler(
+            seconds=seconds,
+            tokens=tokens,
+            groups=[item.task for item in items],
+            shuffle=training,
+            seed=self.seed,
+            world_size=world_size,
+            **budget,
+        )
+        return items, speeds, sampler
 
     def _items(
         self, split: str, keep_all: bool, tasks: tuple[str, ...], needs: frozenset[str], budget: dict[str, Any]

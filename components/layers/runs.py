@@ -34,7 +34,7 @@ def expand_runs(data: Tensor, durations: Padded) -> Padded:
 
     Durations beyond the length of `durations` count as zero. Differentiable in `data`; no loop over samples.
     """
-    if data.is_meta:  # the shape check: durations are data, so assume one each
+    if durations.data.is_meta:  # the shape check: durations are data, so assume one each
         return Padded(data, durations.lengths)
     repeats = durations.data.masked_fill(~durations.mask, 0)
     ends = repeats.cumsum(1)

@@ -71,7 +71,7 @@ def token_loss(
     if chunk_rows is not None and chunk_rows < 1:
         raise ValueError(f"chunk_rows must be at least 1; got {chunk_rows}")
     count = mask.sum()
-    if states.data.is_meta:
+    if mask.is_meta:
         # How many rows count is data: the shape check takes them all.
         rows, targets = states.data.flatten(0, 1), labels.flatten()
     else:
