@@ -362,13 +362,19 @@ def gradient_norm(parameters: Iterable[nn.Parameter]) -> Tensor:
             shards.setdefault(gradient.device_mesh, []).append(gradient.to_local())
         elif gradient is not None:
             whole.append(gradient)
-    squares = [nn.utils.get_total_norm(whole).float().square()] if whole else []
+    squares = [_square_sum(whole)] if whole else []
     for mesh, pieces in shards.items():
-        total = nn.utils.get_total_norm(pieces).float().square()
+        total = _square_sum(pieces)
         for dimension in range(mesh.ndim):
             torch.distributed.all_reduce(total, group=mesh.get_group(dimension))
         squares.append(total)
     return torch.stack(squares).sum().sqrt() if squares else torch.zeros(())
+
+
+def _square_sum(tensors: list[Tensor]) -> Tensor:
+    """() float32, whatever the tensors are in."""
+    norms = torch._foreach_norm(tensors, 2, dtype=torch.float32)
+    return torch.stack([norm.to(norms[0].device) for norm in norms]).square().sum()
 
 
 def parameter_groups(module: nn.Module) -> list[dict[str, Any]]:

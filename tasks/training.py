@@ -29,6 +29,7 @@ from ..configs.targets import allow_list
 from .checkpoints import AtomicCheckpointIO, Checkpointer, Interrupted, write_atomically
 from .examples import Examples
 from .lora import lora_lines
+from .precision import precision_settings
 from .progress import RunProgress
 from .run import active_stages, build_task, is_done, load_parts, load_pretrained, pid_lock, settle_config, turns
 from .task import Task
@@ -170,13 +171,14 @@ def _fit(config: DictConfig, task: Task, data: Any, folder: Path) -> dict[str, A
     data.needs = task.needs
     keeper = Checkpointer(folder=str(folder / "checkpoints"), **OmegaConf.to_container(config.checkpoint))  # pyright: ignore[reportCallIssue]
     callbacks = [Examples(), keeper, RunProgress(), *build(config.callbacks, allowed=allowed).values()]
+    precision = precision_settings(config.trainer.get("precision"))
     trainer = build(
         config.trainer,
         allowed=allowed,
         logger=build(config.logger, allowed=allowed) or False,
         callbacks=callbacks,
-        plugins=[AtomicCheckpointIO()],
         default_root_dir=str(folder),
+        **{**precision, "plugins": [AtomicCheckpointIO(), *precision["plugins"]]},
     )
     counts = [sum(p.numel() for p in task.parameters() if p.requires_grad), sum(p.numel() for p in task.parameters())]
     say(f"{type(task).__name__}: {counts[0]:,} of {counts[1]:,} parameters learn; run folder {folder}")

@@ -76,7 +76,9 @@ class MaskedBatchNorm(nn.Module):
         """(B, T, D) and (B, T) bool, True = real (None: all) -> (B, T, D)."""
         if not self.training:
             scale = self.weight * (self.running_var + self.eps).rsqrt()
-            return x * scale + (self.bias - self.running_mean * scale)
+            # The statistics are in float32 where the weights are not.
+            shift = self.bias - self.running_mean * scale
+            return (x * scale + shift).to(torch.promote_types(x.dtype, self.weight.dtype))
         values = x.float()
         if mask is None:
             count = values.new_tensor(float(x.shape[0] * x.shape[1]))

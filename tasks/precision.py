@@ -1,0 +1,61 @@
+"""How a run keeps its numbers: what `trainer.precision` means where Lightning's own way would lose some."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
+from typing import Any
+
+from lightning.pytorch.plugins.precision import HalfPrecision
+from torch import nn
+
+from ..components.errors import UserError
+from ..components.types import Batch
+
+
+class BFloat16(HalfPrecision):
+    """Weights, gradients and optimizer states in bfloat16 (`trainer.precision=bf16-true`).
+
+    Parts are built and initialised in float32 and then cast, so a run begins with the rounded weights of one in
+    float32. Of a batch only what the first part reads is cast. Lightning's plugin would also make bfloat16 the dtype of
+    every tensor that a step creates, and cast buffers: a count of 257 tokens would be 256, running statistics would
+    stop to move, and centroids would have three digits.
+    """
+
+    def __init__(self) -> None:
+        super().__init__("bf16-true")
+
+    def convert_module(self, module: nn.Module) -> nn.Module:
+        """Cast the parameters; buffers (statistics, filters, windows, centroids) stay as they are."""
+        buffers = [(inner, dict(inner._buffers)) for inner in module.modules()]
+        for inner, _ in buffers:
+            inner._buffers.clear()
+        module.to(dtype=self._desired_input_dtype)
+        for inner, kept in buffers:
+            inner._buffers.update(kept)
+        return module
+
+    def tensor_init_context(self) -> AbstractContextManager:
+        return nullcontext()
+
+    def forward_context(self) -> Any:
+        return nullcontext()
+
+    def convert_input(self, data: Any) -> Any:
+        if not isinstance(data, Batch) or data.speech is None:
+            return data
+        return replace(data, speech=data.speech.to(self._desired_input_dtype))
+
+
+def precision_settings(name: Any) -> dict[str, Any]:
+    """Arguments of the Trainer that stand for `trainer.precision`.
+
+    Raises:
+        UserError: a precision that gradients of summed losses overflow.
+    """
+    if str(name) == "16-true":
+        raise UserError(
+            "trainer.precision=16-true: float16 ends at 65504, which gradients of a whole batch pass; "
+            "expected bf16-true, bf16-mixed, 16-mixed (scaled) or 32-true"
+        )
+    return {"precision": None, "plugins": [BFloat16()]} if str(name) == "bf16-true" else {"plugins": []}
