@@ -62,6 +62,12 @@ def write_atomically(path: Path, write: Any) -> None:
         raise
 
 
+def remove_leftovers(folder: Path) -> None:
+    """Delete what `write_atomically` could not finish because its process was killed; nobody else may be writing."""
+    for path in folder.glob(".*.tmp"):
+        path.unlink(missing_ok=True)
+
+
 def read_checkpoint(path: Path) -> dict[str, Any]:
     """Read a checkpoint with `weights_only=True`: nothing in it is executed.
 
@@ -114,7 +120,8 @@ class Checkpointer(Checkpoint):
 
     Where a validation is due, the step is saved after it: a run killed during a validation repeats it, so that the best
     checkpoint of a resumed run is that of an uninterrupted one. On SIGINT, SIGTERM or SIGUSR1 the current step is
-    finished and saved, then `Interrupted` is raised; a second signal stops at once.
+    finished and saved, then `Interrupted` is raised (amid a validation the step before it is saved, and the validation
+    is repeated); a second signal stops at once.
 
     Args:
         folder: where the files go.
@@ -168,6 +175,8 @@ class Checkpointer(Checkpoint):
 
     def _note_signal(self, number: int, frame: Any) -> None:
         if self._signal:
+        if trainer.is_global_zero:
+            remove_leftovers(self.folder)
             raise KeyboardInterrupt
         self._signal = number
 
@@ -206,10 +215,8 @@ class Checkpointer(Checkpoint):
             trainer.save_checkpoint(self.last)
 
     def _validation_due(self, trainer: Trainer) -> bool:
-        loop = trainer.fit_loop.epoch_loop
-        if not trainer.enable_validation or trainer.check_val_every_n_epoch is not None:
-            return False
-        return (loop.total_batch_idx + 1) % int(trainer.val_check_batch) == 0  # pyright: ignore[reportArgumentType]
+        fetcher = trainer.fit_loop._data_fetcher
+        return fetcher is not None and trainer.fit_loop.epoch_loop._should_check_val_fx(fetcher)
 
     def on_validation_batch_end(
         self,
@@ -221,7 +228,7 @@ class Checkpointer(Checkpoint):
         dataloader_idx: int = 0,
     ) -> None:
         if not trainer.sanity_checking and self._stopping(trainer):
-            # The step before this validation is not saved yet: going on from the last save gives the same run.
+            self._save_before_validation(trainer)
             raise Interrupted(self._signal, trainer.global_step)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -231,10 +238,20 @@ class Checkpointer(Checkpoint):
         removed = self._rank(name, trainer.callback_metrics.get(self.monitor))
         trainer.save_checkpoint(self.last)
         if trainer.is_global_zero:
-            if name in self.best:
+            if whole and name in self.best:
                 temporary = self.folder / f".{name}.tmp"
                 temporary.unlink(missing_ok=True)
                 os.link(self.last, temporary)  # last.ckpt is only ever replaced, never written into
+    def _save_before_validation(self, trainer: Trainer) -> None:
+        """Save the step that this validation follows, in such a way that a run that goes on begins with all of it."""
+        loop = trainer.fit_loop
+        if loop._should_accumulate() or (trainer.check_val_every_n_epoch or 1) > 1:
+            return  # there is no such way: the run goes on from the last save, which gives the same in the end
+        progress = loop.epoch_loop.val_loop.batch_progress
+        progress.reset()
+        vars(progress.total).update(ready=1, started=1)  # by which Lightning knows a validation that was cut off
+        trainer.save_checkpoint(self.last)
+
                 os.replace(temporary, self.folder / name)
             write_atomically(
                 self.folder / "best.json", lambda file: file.write(json.dumps(self.best, indent=1).encode())
@@ -255,7 +272,13 @@ class Checkpointer(Checkpoint):
         return ordered[self.keep_best :]
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        trainer.save_checkpoint(self.last)
+        # Amid a step that is accumulated, half of its gradients would be lost: these are weights to use, not a point to
+        # go on from. A run that is killed goes on from the step before, and comes by here again.
+        whole = not trainer.fit_loop._should_accumulate()
+        if whole:
+            trainer.save_checkpoint(self.last)
+        elif name in self.best:
+            trainer.save_checkpoint(self.folder / name)
 
 
 def pick_checkpoint(folder: Path) -> Path:
