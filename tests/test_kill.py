@@ -1,0 +1,206 @@
+"""Runs that are killed: with SIGKILL at any moment, with SIGTERM or SIGUSR1 as schedulers do, one process or all."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+# Loaded by the runs through `callbacks.spy`. It notes what each process does, and sends the process a signal at the
+# moment that SPY names, "MOMENT RANK COUNT SIGNAL": the COUNTth time that the process comes to it.
+SPY = """
+import json, os, time
+from pathlib import Path
+from lightning import Callback
+
+class Spy(Callback):
+    def __init__(self, folder: str) -> None:
+        self.path = Path(folder) / f"{os.getpid()}.jsonl"
+        moment, rank, count, number = os.environ.get("SPY", "none 0 0 0").split()
+        self.moment, self.rank, self.count, self.number = moment, int(rank), int(count), int(number)
+        sync = os.fsync
+        def fsync(file):
+            self.at("write")
+            sync(file)
+        os.fsync = fsync
+
+    def say(self, **what) -> None:
+        with self.path.open("a") as file:
+            print(json.dumps(what), file=file, flush=True)
+
+    def at(self, moment: str) -> None:
+        if moment != self.moment or self.rank not in (-1, getattr(self, "own", None)):
+            return
+        self.count -= 1
+        if self.count == 0:
+            self.say(killed=moment)
+            os.kill(os.getpid(), self.number)
+
+    def on_fit_start(self, trainer, pl_module):
+        self.own = trainer.global_rank
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        self.batch = batch.ids
+
+    def on_after_backward(self, trainer, pl_module):
+        self.at("step")
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        self.say(step=trainer.global_step, ids=batch.ids, rank=self.own)
+
+    def on_validation_batch_start(self, trainer, pl_module, batch, batch_idx, dataloader_idx=0):
+        self.at("validation")
+        self.say(validated=trainer.global_step, ids=batch.ids, rank=self.own)
+"""
+
+SETTINGS = [
+    "trainer.max_steps=26", "trainer.val_check_interval=6", "checkpoint.every_steps=4", "data.batch_size=6",
+    "schedule=cosine", "optim.lr=0.01", "trainer.log_every_n_steps=5", "logger=none", "allow=[spy]",
+    "+callbacks.spy._target_=spy.Spy",
+]  # fmt: skip
+CPU = ["trainer.accelerator=cpu", "trainer.precision=32-true", "trainer.max_epochs=-1", "trainer.devices=2"]
+HOW = {"one": [], "ddp": ["trainer=ddp", *CPU], "fsdp2": ["trainer=fsdp2", *CPU]}
+
+
+class Runs:
+    """Starts runs with a spy, and reads what it noted."""
+
+    def __init__(self, folder: Path, tiny: list[str]) -> None:
+        self.folder, self.tiny = folder, tiny
+        (folder / "spy.py").write_text(SPY)
+
+    def start(self, name: str, how: str, spy: str = "none 0 0 0", *more: str) -> subprocess.Popen[str]:
+        (self.folder / f"notes-{name}").mkdir(exist_ok=True)
+        words = [*HOW[how], *self.tiny, *SETTINGS, f"+callbacks.spy.folder={self.folder}/notes-{name}"]
+        command = [sys.executable, "-m", "voxzoo.tasks.cli", "train", *words, f"root={self.folder}", f"name={name}"]
+        paths = os.pathsep.join([str(self.folder), os.environ.get("PYTHONPATH", "")])
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": paths, "SPY": spy}
+        return subprocess.Popen(
+            [*command, *more], cwd=self.folder, env=environment, stderr=subprocess.PIPE, text=True,
+            start_new_session=True,
+        )  # fmt: skip
+
+    def run(self, name: str, how: str, spy: str = "none 0 0 0", *more: str) -> tuple[int, str]:
+        process = self.start(name, how, spy, *more)
+        try:
+            _, said = process.communicate(timeout=120)
+        finally:
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGKILL)
+        return process.returncode, said
+
+    def notes(self, name: str) -> list[dict[str, Any]]:
+        """What all processes of all starts noted."""
+        files = sorted((self.folder / f"notes-{name}").iterdir(), key=lambda path: path.stat().st_mtime)
+        return [json.loads(line) for path in files for line in path.read_text().splitlines()]
+
+    def last(self, name: str) -> dict[str, Any]:
+        return torch.load(self.folder / name / "checkpoints" / "last.ckpt", weights_only=True)
+
+    def same_end(self, name: str, other: str) -> None:
+        """Equal weights, optimizer states and ranking, bit by bit; and nothing is left lying about."""
+        first, second = self.last(name), self.last(other)
+        for key in ("state_dict", "optimizer_states", "lr_schedulers", "global_step"):
+            assert_equal(first[key], second[key], key)
+        rankings = [json.loads((self.folder / run / "checkpoints" / "best.json").read_text()) for run in (name, other)]
+        assert rankings[0] == rankings[1]
+        files = [sorted(path.name for path in (self.folder / run / "checkpoints").iterdir()) for run in (name, other)]
+        assert files[0] == files[1]
+
+
+def assert_equal(first: Any, second: Any, where: str) -> None:
+    if isinstance(first, dict):
+        assert first.keys() == second.keys(), where
+        for key in first:
+            assert_equal(first[key], second[key], f"{where}.{key}")
+    elif isinstance(first, list | tuple):  # FSDP2 gives one for the other
+        assert len(first) == len(second), where
+        for number, (one, other) in enumerate(zip(first, second, strict=True)):
+            assert_equal(one, other, f"{where}[{number}]")
+    elif isinstance(first, torch.Tensor):
+        assert torch.equal(first, second), where
+    else:
+        assert first == second, where
+
+
+@pytest.fixture(scope="module")
+def runs(tiny: list[str], tmp_path_factory: pytest.TempPathFactory) -> Runs:
+    return Runs(tmp_path_factory.mktemp("killed"), tiny)
+
+
+def whole(runs: Runs, how: str) -> str:
+    """The name of the uninterrupted run."""
+    name = f"whole-{how}"
+    if not (runs.folder / name).exists():
+        code, said = runs.run(name, how)
+        assert code == 0, said
+    return name
+
+
+MOMENTS = {"one": ["step", "write", "validation", "write", "step"], "ddp": ["step", "write", "validation"]}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("how", ["one", "ddp", "fsdp2"])
+def test_killed_at_random_moments_ends_bit_equal(how: str, runs: Runs):
+    expected = whole(runs, how)
+    seed = time.time_ns() % 10**9
+    draw = random.Random(seed)
+    print("seed", seed)
+    name = f"killed-{how}"
+    for moment in MOMENTS.get(how, MOMENTS["ddp"]):
+        # A write belongs to the first process; otherwise any one of the processes dies, or (-1) all at once.
+        rank = 0 if how == "one" or moment == "write" else draw.choice([0, 1, -1])
+        count = draw.randint(2, 4) if moment == "step" else draw.randint(1, 2)
+        code, said = runs.run(name, how, f"{moment} {rank} {count} {int(signal.SIGKILL)}")
+        print(moment, rank, count, code)
+        assert code != 0, said
+        checkpoints = runs.folder / name / "checkpoints"
+        if moment == "write":
+            assert any(path.suffix == ".tmp" for path in (*checkpoints.glob(".*"), *checkpoints.parent.glob(".*")))
+    code, said = runs.run(name, how)
+    assert code == 0, said
+    assert "resuming from" in said
+    assert Counter(note["killed"] for note in runs.notes(name) if "killed" in note).keys() == {
+        "step", "write", "validation",
+    }  # fmt: skip
+    runs.same_end(name, expected)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("how", "moment", "number"),
+    [
+        ("one", "step", signal.SIGTERM),
+        ("one", "validation", signal.SIGUSR1),
+        ("ddp", "validation", signal.SIGTERM),
+        ("fsdp2", "step", signal.SIGUSR1),
+    ],
+)
+def test_a_scheduler_s_signal_loses_no_step(how: str, moment: str, number: signal.Signals, runs: Runs):
+    expected = whole(runs, how)
+    name = f"told-{how}-{moment}"
+    rank = 0 if how == "one" else random.choice([0, 1, -1])
+    code, said = runs.run(name, how, f"{moment} {rank} 1 {int(number)}")
+    assert code == 75, said
+    assert "stopped by SIG" in said
+    assert "Traceback" not in said
+    code, said = runs.run(name, how)
+    assert code == 0, said
+    runs.same_end(name, expected)
+
+    def trained(run: str) -> Counter:
+        return Counter((note["rank"], note["step"], *note["ids"]) for note in runs.notes(run) if "step" in note)
+
+    assert trained(name) == trained(expected)
+    assert set(trained(name).values()) == {1}
