@@ -232,7 +232,7 @@ def adapt(part: nn.Module, settings: LoRA, *, seed: int = 0, where: str = "lora"
     for name in learning:
         layer = layers[name]
         assert isinstance(layer, nn.Linear)
-        _adapt(layer, found[name], settings, (seed << 32) + zlib.crc32(f"{where}.{name}".encode()))
+        _adapt(layer, found[name], settings, zlib.crc32(f"{seed} {where}.{name}".encode()))
     return learning
 
 
@@ -241,7 +241,7 @@ def _adapt(layer: nn.Linear, place: _Place, settings: LoRA, seed: int) -> None:
     a = weight.new_empty(count * settings.rank, weight.shape[1])
     if not a.is_meta:
         drawn = torch.empty(a.shape, dtype=torch.float32, device="cpu")
-        nn.init.kaiming_uniform_(drawn, a=5**0.5, generator=torch.Generator().manual_seed(seed % 2**63))
+        nn.init.kaiming_uniform_(drawn, a=5**0.5, generator=torch.Generator().manual_seed(seed))
         a.copy_(drawn)
     layer.lora_a = nn.Parameter(a)
     layer.lora_b = nn.Parameter(weight.new_zeros(weight.shape[0] // place.blocks * count, settings.rank))
