@@ -18,6 +18,7 @@ from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
 from ..components.errors import UserError, few
+from .shards import SHARDS, read_shards, remove_unused
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -25,6 +26,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
         write_atomically(Path(path), lambda file: torch.save(checkpoint, file))
+        remove_unused(Path(path).parent)
 
     def load_checkpoint(self, path: Any, map_location: Any = "cpu", weights_only: bool | None = True) -> dict[str, Any]:
         return read_checkpoint(Path(path))
@@ -68,8 +70,12 @@ def remove_leftovers(folder: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def read_checkpoint(path: Path) -> dict[str, Any]:
+def read_checkpoint(path: Path, *, whole: bool = True) -> dict[str, Any]:
     """Read a checkpoint with `weights_only=True`: nothing in it is executed.
+
+    Args:
+        path: the file.
+        whole: where it is in shards, read these too.
 
     Raises:
         UserError: not a checkpoint, cut off, or not one of voxzoo's.
@@ -86,7 +92,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         ) from None
     if not isinstance(content, dict) or "voxzoo" not in content or "state_dict" not in content:
         raise UserError(f"{path}: a checkpoint, but not one that `voxzoo train` wrote (no voxzoo entry)")
-    return content
+    return read_shards(content, path) if whole and SHARDS in content else content
 
 
 def _first_line(error: BaseException) -> str:

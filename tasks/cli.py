@@ -16,7 +16,7 @@ from typing import Any
 
 from ..components.errors import UserError
 
-VERBS = ("train", "check", "evaluate", "translate", "parts", "data", "units", "import", "export")
+VERBS = ("train", "check", "evaluate", "translate", "parts", "data", "units", "import", "export", "consolidate")
 _FILES = {"import": "import_model", "export": "export_model"}  # `import` cannot be the name of a module
 
 

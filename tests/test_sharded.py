@@ -1,21 +1,36 @@
-"""Weights cut over two processes (gloo on the CPU): a model of SeamlessM4T's shape, generation, checkpoints in shards."""
+"""Two processes that share one model (gloo on the CPU): SeamlessM4T's shape, generation, checkpoints in shards."""
 
 from __future__ import annotations
 
 import json
+import os
 import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
+import torch.distributed as dist
+from safetensors.torch import load_file, save_file
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor import Shard, distribute_tensor
 from voxzoo.components import SentencePieceTokenizer
 from voxzoo.components.converters.tokenizers import export_tokenizer_files
+from voxzoo.components.errors import UserError
 from voxzoo.components.search import SearchOptions
 from voxzoo.components.tokenizer import train_sentencepiece
 from voxzoo.configs import build, compose
+from voxzoo.tasks.checkpoints import read_checkpoint, write_atomically
+from voxzoo.tasks.cli import main
 from voxzoo.tasks.run import load_run
 from voxzoo.tasks.running_statistics import RunningStatistics
+from voxzoo.tasks.shards import is_sharded, remove_unused, write_shards
 
 TWO = ["trainer.devices=2", "trainer.accelerator=cpu", "trainer.precision=32-true", "trainer.max_epochs=-1"]
 HOW = {
@@ -23,7 +38,10 @@ HOW = {
     "one": ["trainer.accumulate_grad_batches=2", "trainer.val_check_interval=12"],
     "ddp": ["trainer=ddp", *TWO, "trainer.val_check_interval=6"],
     "fsdp2": ["trainer=fsdp2", *TWO, "trainer.val_check_interval=6"],
-}
+    "shards": [
+        "trainer=fsdp2", *TWO, "trainer.val_check_interval=6", "trainer.strategy.sharded_checkpoints=true",
+    ],
+}  # fmt: skip
 SETTINGS = [
     "data=tiny", "data.batch_size=5", "trainer.max_steps=6", "trainer.log_every_n_steps=1", "checkpoint.every_steps=1",
     "schedule=constant", "optim.lr=0.01", "optim.eps=1e-3", "logger=none",
@@ -276,3 +294,216 @@ def test_running_statistics_of_two_processes_are_those_of_one_that_saw_both_batc
             torch.testing.assert_close(value, expected[key], atol=1e-6, rtol=1e-6, msg=key)
     modules[0].eval()
     assert RunningStatistics(modules[0]).norms == []
+
+
+# Checkpoints in shards
+
+PLAIN = [*SETTINGS, "text_seq2seq.dropout=0", "adaptor.dropout=0", "text_seq2seq.attention_dropout=0"]
+
+
+@pytest.fixture(scope="module")
+def runs(voxzoo, tiny: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """`one` and `fsdp2` in one go; `killed` is what is left of a run in shards whose processes were killed."""
+    folder = tmp_path_factory.mktemp("shards")
+    for name in ("one", "fsdp2"):
+        done = voxzoo("train", *HOW[name], *tiny, *PLAIN, f"root={folder}", f"name={name}", cwd=folder)
+        assert done.returncode == 0, done.stderr
+    run = folder / "run"
+    command = [sys.executable, "-m", "voxzoo.tasks.cli", "train", *HOW["shards"], *tiny, *PLAIN, f"root={folder}"]
+    process = subprocess.Popen(
+        [*command, "name=run"], cwd=folder, env={**os.environ, "OMP_NUM_THREADS": "1"}, start_new_session=True,
+        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    last = run / "checkpoints" / "last.ckpt"
+    deadline = time.monotonic() + 200
+    while not last.exists() or torch.load(last, weights_only=True)["global_step"] < 2:
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    assert is_sharded(last)
+    assert torch.load(last, weights_only=True)["global_step"] < 6
+    shutil.copytree(run, folder / "killed")
+    return folder
+
+
+def tensors(content: dict[str, Any]) -> dict[str, Any]:
+    """Weights and optimizer states by name."""
+    (optimizer,) = content["optimizer_states"]
+    states = {f"{n}.{key}": value for n, state in optimizer["state"].items() for key, value in state.items()}
+    return {**content["state_dict"], **states}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("then", ["shards", "one", "ddp"])
+def test_a_run_in_shards_goes_on_after_a_kill_on_any_number_of_processes(
+    then: str, runs: Path, voxzoo, tiny: list[str], capsys: pytest.CaptureFixture[str]
+):
+    run = runs / "run"
+    shutil.rmtree(run)
+    shutil.copytree(runs / "killed", run)
+    done = voxzoo("train", *HOW[then], *tiny, *PLAIN, f"root={runs}", "name=run", "--json", cwd=runs)
+    assert done.returncode == 0, done.stderr
+    assert "resuming from" in done.stderr
+    assert json.loads(done.stdout)["steps"] == 6
+    last = run / "checkpoints" / "last.ckpt"
+    expected = read_checkpoint(runs / "one" / "checkpoints" / "last.ckpt")["state_dict"]
+    content = read_checkpoint(last)
+    found = content["state_dict"]
+    assert expected.keys() == found.keys()
+    for key, value in expected.items():
+        difference = float((value.double() - found[key].double()).norm())
+        assert difference <= 1e-5 * max(float(value.double().norm()), 1.0), f"{key}: {difference}"
+    shards = sorted(path.name for path in last.parent.iterdir() if path.is_dir())
+    if then != "shards":
+        assert not is_sharded(last)
+        assert shards == []  # nothing names them any more
+        return
+    assert len(shards) == 1  # the last step and the best one are the same
+    found = tensors(content)
+    same = tensors(read_checkpoint(runs / "fsdp2" / "checkpoints" / "last.ckpt"))
+    assert all(torch.equal(value, found[key]) for key, value in same.items())
+    # Commands read shards; one makes a file of them, the file that would have been written without shards.
+    scores = []
+    for _ in range(2):
+        assert main(["evaluate", str(run), "--split", "test", "--json"]) == 0
+        scores.append(json.loads(capsys.readouterr().out))
+        if is_sharded(last):
+            assert main(["consolidate", str(run), "--json"]) == 0
+            assert len(json.loads(capsys.readouterr().out)["files"]) == 2
+    assert scores[0]["scores"] == scores[1]["scores"]
+    assert [path for path in last.parent.iterdir() if path.is_dir()] == []
+    plain = torch.load(last, weights_only=True)
+    assert plain.keys() == torch.load(runs / "fsdp2" / "checkpoints" / "last.ckpt", weights_only=True).keys()
+    assert all(torch.equal(value, same[key]) for key, value in tensors(plain).items())
+    for key, value in tensors(plain).items():
+        assert value.dtype == same[key].dtype
+    assert main(["consolidate", str(run)]) == 0
+    assert "nothing is in shards" in capsys.readouterr().out
+
+
+@pytest.fixture
+def alone() -> Iterator[Any]:
+    """A mesh of one process."""
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    yield init_device_mesh("cpu", (1,))
+    dist.destroy_process_group()
+
+
+def content(mesh: Any, step: int) -> dict[str, Any]:
+    """A checkpoint as Lightning collects it, of one weight and its momentum."""
+    generator = torch.Generator().manual_seed(step)
+
+    def cut() -> Any:
+        return distribute_tensor(torch.randn(5, 3, generator=generator), mesh, [Shard(0)])
+
+    state = {"step": torch.tensor(1.0), "avg": cut()}
+    return {
+        "global_step": step, "voxzoo": {"config": {}},
+        "state_dict": {"layer.weight": cut(), "norm.count": torch.tensor(step), "norm.mean": torch.full((4,), step)},
+        "optimizer_states": [{"state": {0: state}, "param_groups": [{"params": [0]}]}],
+    }  # fmt: skip
+
+
+def save(checkpoint: dict[str, Any], path: Path) -> None:
+    def write_index(index: dict[str, Any]) -> None:
+        write_atomically(path, lambda file: torch.save(index, file))
+        remove_unused(path.parent)
+
+    write_shards(checkpoint, path, write_index, lambda value: value)
+
+
+def assert_reads(path: Path, expected: dict[str, Any]) -> None:
+    found = read_checkpoint(path)
+    assert "shards" not in found
+    assert found["global_step"] == expected["global_step"]
+    first, second = tensors(expected), tensors(found)
+    assert list(first) == list(second)
+    for key, value in first.items():
+        whole = value.full_tensor() if hasattr(value, "full_tensor") else value
+        assert torch.equal(whole, second[key]), key
+        assert type(second[key]) is torch.Tensor
+
+
+def test_a_save_that_fails_leaves_the_previous_checkpoint_whole(alone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    path = tmp_path / "checkpoints" / "last.ckpt"
+    contents = [content(alone, step) for step in range(4)]
+    save(contents[0], path)
+    assert_reads(path, contents[0])
+    assert contents[0]["state_dict"]["layer.weight"] is not None  # what was saved is as it was
+
+    def fail(*_: Any, **__: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    for name, owner in (("rename", os), ("fsync", os), ("replace", os)):
+        with monkeypatch.context() as patch:
+            patch.setattr(owner, name, fail)
+            with pytest.raises(UserError, match=r"No space left on device.*previous checkpoint is untouched") as error:
+                save(contents[1], path)
+        assert "\n" not in str(error.value)
+        assert_reads(path, contents[0])
+    os.link(path, path.with_name("step00000000.ckpt"))  # as the best ones are kept
+    save(contents[2], path)
+    save(contents[3], path)
+    assert_reads(path, contents[3])
+    assert_reads(path.with_name("step00000000.ckpt"), contents[0])
+    kept = sorted(entry.name.split(".")[0] for entry in path.parent.iterdir() if entry.is_dir())
+    assert kept == ["step00000000", "step00000003"]
+    path.with_name("step00000000.ckpt").unlink()
+    save(contents[3], path)  # the same step once more
+    assert_reads(path, contents[3])
+    assert len([entry for entry in path.parent.iterdir() if entry.is_dir()]) == 1
+
+
+def damage(kind: str, path: Path) -> str:
+    """Damage a checkpoint in shards; returns what the message must say."""
+    (folder,) = path.parent.glob("*.shards")
+    (file,) = folder.iterdir()
+    index = torch.load(path, weights_only=True)
+    if kind == "no folder":
+        folder.rename(folder.with_name("elsewhere"))
+        return "its shards are missing"
+    if kind == "no file":
+        file.unlink()
+        return f"{file.name} is missing"
+    if kind == "cut off":
+        file.write_bytes(file.read_bytes()[:-4])
+        return "bytes, not"
+    if kind == "no tensor":
+        state = load_file(file)
+        del state["state_dict/layer.weight"]
+        save_file(state, file)
+    if kind == "other shape":
+        state = load_file(file)
+        state["state_dict/layer.weight"] = state["state_dict/layer.weight"][:4].clone()
+        save_file(state, file)
+    if kind == "no header":
+        file.write_bytes(b"\xff" * file.stat().st_size)
+    index["shards"]["files"][file.name] = file.stat().st_size
+    if kind == "leads out":
+        index["shards"]["folder"] = "../secret"
+    if kind == "no list":
+        index["shards"] = {"folder": folder.name}
+    torch.save(index, path)
+    return {
+        "no tensor": "damaged shards: state_dict/layer.weight",
+        "other shape": "damaged shards: state_dict/layer.weight",
+        "no header": "cannot be read",
+        "leads out": "not one that voxzoo wrote",
+        "no list": "not one that voxzoo wrote",
+    }[kind]
+
+
+@pytest.mark.parametrize(
+    "kind", ["no folder", "no file", "cut off", "no tensor", "other shape", "no header", "leads out", "no list"]
+)
+def test_damaged_shards_are_refused_in_one_line(kind: str, alone, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    path = tmp_path / "checkpoints" / "last.ckpt"
+    save(content(alone, 1), path)
+    expected = damage(kind, path)
+    assert main(["export", str(path), str(tmp_path / "out")]) == 1
+    said = capsys.readouterr().err
+    assert expected in said
+    assert len(said.splitlines()) == 1
+    assert "this should not happen" not in said
