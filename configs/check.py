@@ -39,6 +39,7 @@ _SETTINGS: dict[str, Any] = {
     "checkpoint.keep_best": int,
     "checkpoint.monitor": str,
     "checkpoint.mode": Literal["min", "max"],
+    "checkpoint.copy_frozen": bool,
 }
 
 

@@ -18,6 +18,7 @@ from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
 from ..components.errors import UserError, few
+from .references import fill_in
 from .shards import SHARDS, read_shards, remove_unused
 
 
@@ -92,6 +93,7 @@ def read_checkpoint(path: Path, *, whole: bool = True) -> dict[str, Any]:
         ) from None
     if not isinstance(content, dict) or "voxzoo" not in content or "state_dict" not in content:
         raise UserError(f"{path}: a checkpoint, but not one that `voxzoo train` wrote (no voxzoo entry)")
+    fill_in(content, path)
     return read_shards(content, path) if whole and SHARDS in content else content
 
 
@@ -135,6 +137,7 @@ class Checkpointer(Checkpoint):
         keep_best: how many best checkpoints to keep by `monitor`; 0 keeps none.
         monitor: a validation metric.
         mode: whether less or more of it is better.
+        copy_frozen: here for the schema: `references` acts on it.
     """
 
     def __init__(
@@ -145,6 +148,7 @@ class Checkpointer(Checkpoint):
         keep_best: int = 1,
         monitor: str = "valid/loss",
         mode: Literal["min", "max"] = "min",
+        copy_frozen: bool = False,
     ) -> None:
         if every_steps < 1:
             raise UserError(f"checkpoint.every_steps={every_steps}: expected at least 1")
@@ -153,6 +157,7 @@ class Checkpointer(Checkpoint):
         self.keep_best = keep_best
         self.monitor = monitor
         self.mode = mode
+        self.copy_frozen = copy_frozen
         self.best: dict[str, float] = {}
         self._signal = 0
         self._handlers: dict[int, Any] = {}
@@ -170,6 +175,8 @@ class Checkpointer(Checkpoint):
     # Signals
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.is_global_zero:
+            remove_leftovers(self.folder)
         if threading.current_thread() is threading.main_thread():
             self._handlers = {number: signal.getsignal(number) for number in _SIGNALS}
 
@@ -181,8 +188,6 @@ class Checkpointer(Checkpoint):
 
     def _note_signal(self, number: int, frame: Any) -> None:
         if self._signal:
-        if trainer.is_global_zero:
-            remove_leftovers(self.folder)
             raise KeyboardInterrupt
         self._signal = number
 
@@ -237,17 +242,6 @@ class Checkpointer(Checkpoint):
             self._save_before_validation(trainer)
             raise Interrupted(self._signal, trainer.global_step)
 
-    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if trainer.sanity_checking or trainer.state.fn != "fit":
-            return
-        name = f"step{trainer.global_step:08d}.ckpt"
-        removed = self._rank(name, trainer.callback_metrics.get(self.monitor))
-        trainer.save_checkpoint(self.last)
-        if trainer.is_global_zero:
-            if whole and name in self.best:
-                temporary = self.folder / f".{name}.tmp"
-                temporary.unlink(missing_ok=True)
-                os.link(self.last, temporary)  # last.ckpt is only ever replaced, never written into
     def _save_before_validation(self, trainer: Trainer) -> None:
         """Save the step that this validation follows, in such a way that a run that goes on begins with all of it."""
         loop = trainer.fit_loop
@@ -258,6 +252,23 @@ class Checkpointer(Checkpoint):
         vars(progress.total).update(ready=1, started=1)  # by which Lightning knows a validation that was cut off
         trainer.save_checkpoint(self.last)
 
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.sanity_checking or trainer.state.fn != "fit":
+            return
+        name = f"step{trainer.global_step:08d}.ckpt"
+        removed = self._rank(name, trainer.callback_metrics.get(self.monitor))
+        # Amid a step that is accumulated, half of its gradients would be lost: these are weights to use, not a point to
+        # go on from. A run that is killed goes on from the step before, and comes by here again.
+        whole = not trainer.fit_loop._should_accumulate()
+        if whole:
+            trainer.save_checkpoint(self.last)
+        elif name in self.best:
+            trainer.save_checkpoint(self.folder / name)
+        if trainer.is_global_zero:
+            if whole and name in self.best:
+                temporary = self.folder / f".{name}.tmp"
+                temporary.unlink(missing_ok=True)
+                os.link(self.last, temporary)  # last.ckpt is only ever replaced, never written into
                 os.replace(temporary, self.folder / name)
             write_atomically(
                 self.folder / "best.json", lambda file: file.write(json.dumps(self.best, indent=1).encode())
@@ -278,13 +289,7 @@ class Checkpointer(Checkpoint):
         return ordered[self.keep_best :]
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        # Amid a step that is accumulated, half of its gradients would be lost: these are weights to use, not a point to
-        # go on from. A run that is killed goes on from the step before, and comes by here again.
-        whole = not trainer.fit_loop._should_accumulate()
-        if whole:
-            trainer.save_checkpoint(self.last)
-        elif name in self.best:
-            trainer.save_checkpoint(self.folder / name)
+        trainer.save_checkpoint(self.last)
 
 
 def pick_checkpoint(folder: Path) -> Path:

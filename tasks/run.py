@@ -22,11 +22,12 @@ from ..configs.pretrained import KEY, pretrained_sources
 from ..configs.targets import locate, trusted
 from .checkpoints import misfit, pick_checkpoint, read_checkpoint, write_atomically
 from .lora import apply_lora, fit_weights, lora_settings, merge_lora
+from .references import find_references
 from .task import FILES, Task
 
 # What may differ between two calls of the same run: how it is executed, not what it computes.
 _FREE = (
-    "stage_jobs", "threads", "allow", "data.num_workers",
+    "stage_jobs", "threads", "allow", "data.num_workers", "checkpoint.copy_frozen",
     "trainer.accelerator", "trainer.devices", "trainer.num_nodes", "trainer.strategy",
     "trainer.accumulate_grad_batches",
 )  # fmt: skip
@@ -196,6 +197,18 @@ def load_pretrained(task: Task, config: DictConfig) -> list[str]:
     if "unit_extractor" in parts:
         lines += load_pretrained_encoder(parts["unit_extractor"], config)
     return lines
+
+
+def published_references(task: Task, config: DictConfig) -> dict[str, Any]:
+    """What the checkpoints of a task may leave to the published folders of its parts (`references.find_references`)."""
+    parts = task.parts()
+    sources = pretrained_sources(config)
+    found = {role: (parts[role], role, source) for role, source in sources.items() if role in parts}
+    source = OmegaConf.select(config, f"unit_extractor.encoder.{KEY}")
+    encoder = getattr(parts.get("unit_extractor"), "encoder", None)
+    if source is not None and encoder is not None:
+        found["unit_extractor.encoder"] = (encoder, "speech_encoder", str(source))
+    return find_references(found)
 
 
 def load_pretrained_encoder(extractor: Any, config: DictConfig) -> list[str]:

@@ -23,6 +23,7 @@ from ..components.roles import Frontend, Tokenizer
 from ..components.search import SearchOptions
 from ..components.types import Batch, Loss, Prediction
 from .checkpoints import misfit
+from .references import ENTRY, leave_out
 from .running_statistics import RunningStatistics
 from .strategies import FSDP2, shard
 
@@ -54,6 +55,7 @@ class Task(LightningModule, ABC):
         self.frontend: Frontend | None = None
         self.frozen: frozenset[str] = frozenset()
         self._still: frozenset[str] = frozenset()  # roles whose running statistics are held
+        self.references: dict[str, Any] = {}  # frozen weights that its checkpoints leave to published folders
         self.files: dict[str, Tensor] = {}  # small files of the published model it was imported from
         self.config: dict[str, Any] = {}  # the resolved config, put in by whoever built the task
         self._make_optimizer: Callable[..., torch.optim.Optimizer] | None = None
@@ -293,9 +295,12 @@ class Task(LightningModule, ABC):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["voxzoo"] = {"config": self.config, "assets": self.assets(), "skipped_steps": self.skipped_steps}
+        leave_out(checkpoint, self.references)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self.skipped_steps = int(checkpoint["voxzoo"].get("skipped_steps", 0))
+        copied = (self.config.get("checkpoint") or {}).get("copy_frozen", False)
+        self.references = {} if copied else dict(checkpoint.get(ENTRY) or {})
         # Sharded weights are loaded later, and by pieces.
         if not self.trainer.strategy.restore_checkpoint_after_setup:
             problem = misfit(self.state_dict(), checkpoint["state_dict"])

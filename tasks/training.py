@@ -31,7 +31,17 @@ from .examples import Examples
 from .lora import lora_lines
 from .precision import precision_settings
 from .progress import RunProgress
-from .run import active_stages, build_task, is_done, load_parts, load_pretrained, pid_lock, settle_config, turns
+from .run import (
+    active_stages,
+    build_task,
+    is_done,
+    load_parts,
+    load_pretrained,
+    pid_lock,
+    published_references,
+    settle_config,
+    turns,
+)
 from .task import Task
 
 # What a run that was stopped by a signal exits with; 75 (EX_TEMPFAIL) tells a scheduler to requeue.
@@ -154,7 +164,8 @@ def build_for_training(config: DictConfig, folder: Path) -> Task:
     """Build the task, load `init`, apply `freeze`, attach optimizer and schedule."""
     allowed = allow_list(config)
     task = build_task(config, {}, allowed)
-    if not (folder / "checkpoints" / "last.ckpt").exists():  # a run that goes on has all weights of its own
+    fresh = not (folder / "checkpoints" / "last.ckpt").exists()
+    if fresh:  # a run that goes on has all weights of its own
         for line in load_pretrained(task, config):
             say(f"pretrained {line}")
     for line in load_parts(task, dict(config.init), folder):
@@ -162,6 +173,11 @@ def build_for_training(config: DictConfig, folder: Path) -> Task:
     for line in lora_lines(task):
         say(f"lora {line}")
     task.freeze_parts([str(role) for role, frozen in config.freeze.items() if frozen])
+    if fresh and not config.checkpoint.copy_frozen:
+        task.references = published_references(task, config)
+        for name, reference in task.references.items():
+            count, source = len(reference["tensors"]), reference["source"]
+            say(f"checkpoints leave {count} frozen tensors of {name} to {source} (sha256 {reference['sha256'][:12]})")
     task.attach_optimizer(build(config.optim, allowed=allowed), build(config.schedule, allowed=allowed))
     return task
 

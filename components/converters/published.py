@@ -143,14 +143,8 @@ def load_part(part: nn.Module, role: str, source: str | Path) -> Loaded:
     Raises:
         UserError: a folder that is none, a model without that role, or tensors of another shape.
     """
-    folder = published_folder(source)
-    settings = read_json(folder / "config.json")
-    family = family_of(settings.get("model_type"), str(folder / "config.json"))
-    nodes = family.nodes(settings, folder)
-    if role not in nodes:
-        raise UserError(f"{role}.pretrained={source}: a {settings.get('model_type')} model has no {role}")
-    expected = {f"{role}.{key}": value.shape for key, value in part.state_dict().items() if not is_lora(key)}
-    loaded = family.key_map(nodes).load(Weights(folder), expected)
+    shapes = {key: value.shape for key, value in part.state_dict().items() if not is_lora(key)}
+    loaded = read_part(role, source, shapes)
     loaded.beyond = [key for key in loaded.beyond if key.startswith(f"{role}.")]
     if loaded.unused:
         raise UserError(
@@ -161,6 +155,27 @@ def load_part(part: nn.Module, role: str, source: str | Path) -> Loaded:
         raise UserError(f"{role}.pretrained={source}: its weights hold nothing for {type(part).__name__}")
     part.load_state_dict({key.removeprefix(f"{role}."): value for key, value in loaded.state.items()}, strict=False)
     return loaded
+
+
+def read_part(role: str, source: str | Path, shapes: Mapping[str, torch.Size]) -> Loaded:
+    """What a published folder has for a role, by our keys (with the role in front).
+
+    Args:
+        role: as in `describe`.
+        source: a folder or hub name.
+        shapes: of the tensors that are wanted, by key without the role.
+
+    Raises:
+        UserError: as `load_part`.
+    """
+    folder = published_folder(source)
+    settings = read_json(folder / "config.json")
+    family = family_of(settings.get("model_type"), str(folder / "config.json"))
+    nodes = family.nodes(settings, folder)
+    if role not in nodes:
+        raise UserError(f"{role}.pretrained={source}: a {settings.get('model_type')} model has no {role}")
+    expected = {f"{role}.{key}": shape for key, shape in shapes.items()}
+    return family.key_map(nodes).load(Weights(folder), expected)
 
 
 def build_part(role: str, node: Mapping[str, Any], where: Any) -> Any:
