@@ -112,3 +112,17 @@ def test_the_norm_is_that_of_all_gradients_together():
     expected = torch.cat([weight.grad for weight in weights[:3] if weight.grad is not None]).norm()
     torch.testing.assert_close(gradient_norm(weights), expected)
     assert float(gradient_norm([])) == 0
+
+
+def test_the_norm_of_a_large_matrix_is_that_of_its_pieces():
+    """Also where float32 sums of millions of squares would not be."""
+    torch.manual_seed(0)
+    gradient = torch.randn(20_000_000)
+    one, pieces = torch.nn.Parameter(torch.empty(20_000_000)), [torch.nn.Parameter(torch.empty(4)) for _ in range(3)]
+    one.grad = gradient
+    for piece, values in zip(pieces, gradient.split([1, 7_000_000, 12_999_999]), strict=True):
+        piece.data, piece.grad = values, values
+    norm = gradient_norm([one])
+    assert torch.equal(norm, gradient_norm(pieces))
+    expected = sum(float(block.double().square().sum()) for block in gradient.split(1_000_000)) ** 0.5
+    assert float(norm) == pytest.approx(expected, rel=1e-7)
