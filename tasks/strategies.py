@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import warnings
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -10,17 +11,26 @@ from typing import Any
 import torch
 from lightning import LightningModule
 from lightning.fabric.strategies.model_parallel import _load_raw_module_state
-from lightning.pytorch.strategies import ModelParallelStrategy
+from lightning.pytorch.accelerators import CPUAccelerator
+from lightning.pytorch.core.optimizer import LightningOptimizer
+from lightning.pytorch.plugins.precision import FSDPPrecision, MixedPrecision, Precision
+from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy
 from torch import nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, set_optimizer_state_dict
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import (
     FSDPModule,
+    FullOptimStateDictConfig,
+    FullStateDictConfig,
     FullyShardedDataParallel,
     OptimStateKeyType,
+    StateDictType,
     fully_shard,
     register_fsdp_forward_method,
 )
+from torch.distributed.fsdp._common_utils import clean_tensor_name
+from torch.distributed.fsdp.sharded_grad_scaler import ShardedGradScaler
+from torch.distributed.fsdp.wrap import CustomPolicy
 from torch.distributed.tensor import DTensor, distribute_tensor, zeros
 from torch.optim import Optimizer
 
@@ -84,25 +94,14 @@ class FSDP2(ModelParallelStrategy):
         assert self.model is not None
         checkpoint = read_checkpoint(path, whole=False)
         own = self.model.state_dict()
-        problem = misfit(own, _weights(checkpoint, path))
-        if problem:
-            raise UserError(f"{path}: does not fit this config; {problem}")
+        _require_fit(own, checkpoint, path)
         if SHARDS in checkpoint:
             self._load_shards(checkpoint, path, own)
             return checkpoint
         _load_raw_module_state(checkpoint.pop("state_dict"), self.model, strict=True)
-        names = {parameter: name for name, parameter in self.model.named_parameters()}
         options = StateDictOptions(full_state_dict=True, broadcast_from_rank0=True)
         for optimizer, state in zip(self.optimizers, checkpoint["optimizer_states"], strict=True):
-            # A saved state counts parameters in the order of the optimizer's groups, which is not that of the model.
-            numbers = [number for group in state["param_groups"] for number in group["params"]]
-            ours = [names[parameter] for group in optimizer.param_groups for parameter in group["params"]]
-            name_of = dict(zip(numbers, ours, strict=True))
-            named = {
-                "state": {name_of[number]: value for number, value in state["state"].items()},
-                "param_groups": [{**g, "params": [name_of[n] for n in g["params"]]} for g in state["param_groups"]],
-            }
-            set_optimizer_state_dict(self.model, optimizer, named, options=options)
+            set_optimizer_state_dict(self.model, optimizer, _named_state(self.model, optimizer, state), options=options)
         return checkpoint
 
     def _load_shards(self, checkpoint: dict[str, Any], path: Path, own: dict[str, Any]) -> None:
@@ -126,6 +125,153 @@ class FSDP2(ModelParallelStrategy):
         load_shards(checkpoint, path, into)
         for optimizer, state in zip(self.optimizers, states, strict=True):
             optimizer.load_state_dict(state)
+
+
+class FSDP(FSDPStrategy):
+    """Fully sharded data parallelism over all processes in its first form (FSDP1: Zhao et al. 2023, arXiv 2304.11277).
+
+    The same units as `FSDP2`, each as one flat parameter that is cut over the processes. PyTorch advises `FSDP2` in its
+    place, which gives the same result, keeps shapes, and can write checkpoints in shards; this one is for comparisons
+    and for what relies on it. Checkpoints are one file, as other strategies write it.
+
+    Args:
+        reshard_after_forward: free a layer's gathered weights between its forward and backward pass (FULL_SHARD, else
+            SHARD_GRAD_OP).
+        process_group_backend: nccl or gloo; None: what fits the device.
+    """
+
+    def __init__(
+        self,
+        reshard_after_forward: bool = True,
+        process_group_backend: str | None = None,
+    ) -> None:
+        super().__init__(
+            process_group_backend=process_group_backend,
+            sharding_strategy="FULL_SHARD" if reshard_after_forward else "SHARD_GRAD_OP",
+        )
+        self.reshard_after_forward = reshard_after_forward
+        self._shapes: dict[str, torch.Tensor] = {}
+
+    @property
+    def precision_plugin(self) -> Any:
+        return self._precision_plugin or Precision()
+
+    @precision_plugin.setter
+    def precision_plugin(self, precision_plugin: Precision | None) -> None:
+        # As under the other strategies: parameters stay in float32 and autocast rounds what is computed. Lightning's
+        # plugin for FSDP1 would also sum gradients and keep buffers in half precision.
+        if isinstance(precision_plugin, FSDPPrecision):
+            name = precision_plugin.precision
+            device = "cpu" if isinstance(self.accelerator, CPUAccelerator) else "cuda"
+            scaler: Any = ShardedGradScaler() if name == "16-mixed" else None
+            precision_plugin = MixedPrecision(name, device, scaler) if name.endswith("mixed") else Precision()  # pyright: ignore[reportArgumentType]
+        self._precision_plugin = precision_plugin
+
+    def _setup_model(self, model: nn.Module) -> FullyShardedDataParallel:
+        self._shapes = {name: torch.empty_like(value, device="meta") for name, value in model.state_dict().items()}
+        for parameter in model.parameters():
+            setattr(parameter, WHOLE_DIM, parameter.dim())
+        own_units = set(units(model))
+        return FullyShardedDataParallel(
+            model,
+            sharding_strategy=self.sharding_strategy,
+            auto_wrap_policy=CustomPolicy(lambda module: module in own_units),
+            device_id=self.root_device,
+            use_orig_params=True,
+        )
+
+    @contextmanager
+    def whole(self) -> Iterator[None]:
+        """All weights whole, and the layers without their wrappers, which take no calls meanwhile."""
+        assert isinstance(self.model, FullyShardedDataParallel)
+        wrapped = [
+            (parent, name, child)
+            for parent in self.model.modules()
+            for name, child in parent.named_children()
+            if isinstance(child, FullyShardedDataParallel)
+        ]
+        with FullyShardedDataParallel.summon_full_params(self.model, writeback=False):
+            for parent, name, child in wrapped:
+                parent._modules[name] = child.module
+            try:
+                yield
+            finally:
+                for parent, name, child in wrapped:
+                    parent._modules[name] = child
+
+    def lightning_module_state_dict(self) -> dict[str, Any]:
+        assert self.model is not None
+        with self._whole_states(first_only=True):
+            return self.model.state_dict()
+
+    def optimizer_state(self, optimizer: Optimizer) -> dict[str, Any]:
+        plain = optimizer._optimizer if isinstance(optimizer, LightningOptimizer) else optimizer
+        assert self.model is not None
+        with self._whole_states(first_only=True):
+            state = FullyShardedDataParallel.optim_state_dict(self.model, plain)
+        if self.global_rank == 0:  # parameters by number, as in other checkpoints
+            state = FullyShardedDataParallel.rekey_optim_state_dict(state, OptimStateKeyType.PARAM_ID, self.model)
+        return state
+
+    @contextmanager
+    def _whole_states(self, first_only: bool) -> Iterator[None]:
+        """States are whole, on the first process or on all."""
+        # On a CPU "offloading" would copy nothing, and what it returns would lie in memory that is then freed.
+        how = {"offload_to_cpu": self.root_device.type != "cpu", "rank0_only": first_only}
+        with warnings.catch_warnings():  # at each save, that the way which FSDP1 has is to be replaced
+            warnings.filterwarnings("ignore", category=FutureWarning, message="FSDP.state_dict_type")
+            with FullyShardedDataParallel.state_dict_type(
+                self.model,  # pyright: ignore[reportArgumentType]
+                StateDictType.FULL_STATE_DICT,
+                FullStateDictConfig(**how),
+                FullOptimStateDictConfig(**how),
+            ):
+                yield
+
+    def load_checkpoint(self, checkpoint_path: Any, weights_only: bool | None = True) -> dict[str, Any]:
+        """Weights and optimizer states that any strategy wrote, cut up for this one."""
+        path = Path(self.broadcast(checkpoint_path))
+        assert self.model is not None
+        checkpoint = read_checkpoint(path)
+        _require_fit(self._shapes, checkpoint, path)
+        with self._whole_states(first_only=False):
+            self.model.load_state_dict(checkpoint.pop("state_dict"))
+            for optimizer, state in zip(self.optimizers, checkpoint["optimizer_states"], strict=True):
+                named = _named_state(self.model, optimizer, state)
+                optimizer.load_state_dict(
+                    FullyShardedDataParallel.optim_state_dict_to_load(self.model, optimizer, named)
+                )
+        return checkpoint
+
+
+WHOLE_DIM = "voxzoo_dim"
+"""Attribute of a parameter that FSDP1 keeps as a piece of a flat one: how many dimensions it has."""
+
+
+def is_flat(strategy: Any) -> bool:
+    """Whether each process holds pieces of the parameters as plain tensors."""
+    return isinstance(strategy, FSDP)
+
+
+def _require_fit(own: Mapping[str, torch.Tensor], checkpoint: dict[str, Any], path: Path) -> None:
+    problem = misfit(own, _weights(checkpoint, path))
+    if problem:
+        raise UserError(f"{path}: does not fit this config; {problem}")
+
+
+def _named_state(model: nn.Module, optimizer: Optimizer, state: dict[str, Any]) -> dict[str, Any]:
+    """An optimizer's saved state by the names of parameters.
+
+    A saved state counts parameters in the order of the optimizer's groups, which is not that of the model.
+    """
+    names = {parameter: clean_tensor_name(name) for name, parameter in model.named_parameters()}
+    numbers = [number for group in state["param_groups"] for number in group["params"]]
+    own = [names[parameter] for group in optimizer.param_groups for parameter in group["params"]]
+    name_of = dict(zip(numbers, own, strict=True))
+    return {
+        "state": {name_of[number]: value for number, value in state["state"].items()},
+        "param_groups": [{**g, "params": [name_of[n] for n in g["params"]]} for g in state["param_groups"]],
+    }
 
 
 def _weights(checkpoint: dict[str, Any], path: Path) -> dict[str, torch.Tensor]:
@@ -154,19 +300,27 @@ def _empty_like(parameter: torch.Tensor, shape: torch.Size, dtype: torch.dtype, 
     return torch.zeros(shape, dtype=dtype, device=parameter.device)
 
 
-def shard(task: LightningModule, mesh: DeviceMesh, reshard_after_forward: bool = True) -> None:
-    """Cut a task into shards over the first dimension of a mesh, in place; parameter names stay."""
+def units(task: nn.Module) -> Iterator[nn.Module]:
+    """The layers of all parts; what is in none of them is one unit with the task itself."""
+    seen: set[nn.Module] = set()
     for part in task.modules():
         if not isinstance(part, Part):
             continue
         for name, stack in part.named_modules():
-            if not isinstance(stack, nn.ModuleList) or name.rpartition(".")[2] != "layers":
-                continue
-            for layer in stack:
-                fully_shard(layer, mesh=mesh, reshard_after_forward=reshard_after_forward)
-                if isinstance(layer, DecoderLayer):  # cached decoding calls a layer by these
-                    register_fsdp_forward_method(layer, "step")
-                    register_fsdp_forward_method(layer, "remember")
+            if isinstance(stack, nn.ModuleList) and name.rpartition(".")[2] == "layers":
+                for layer in stack:
+                    if layer not in seen:
+                        seen.add(layer)
+                        yield layer
+
+
+def shard(task: LightningModule, mesh: DeviceMesh, reshard_after_forward: bool = True) -> None:
+    """Cut a task into shards over the first dimension of a mesh, in place; parameter names stay."""
+    for layer in units(task):
+        fully_shard(layer, mesh=mesh, reshard_after_forward=reshard_after_forward)
+        if isinstance(layer, DecoderLayer):  # cached decoding calls a layer by these
+            register_fsdp_forward_method(layer, "step")
+            register_fsdp_forward_method(layer, "remember")
     fully_shard(task, mesh=mesh, reshard_after_forward=False)  # the backward pass begins with its weights
     for name in _ENTRIES:
         if hasattr(task, name):
@@ -180,6 +334,11 @@ def gathered(task: LightningModule) -> Iterator[None]:
     Enter and leave it on all processes together. In between nothing waits for the others: decoding, which ends after
     another number of steps on each process, cannot deadlock. The whole model must fit.
     """
+    strategy = task.trainer.strategy
+    if isinstance(strategy, FSDP):
+        with strategy.whole():
+            yield
+        return
     shards = [module for module in task.modules() if isinstance(module, FSDPModule)]
     for module in shards:
         module.set_reshard_after_forward(False, recurse=False)
@@ -189,5 +348,5 @@ def gathered(task: LightningModule) -> Iterator[None]:
     finally:
         for module in shards:
             module.reshard()
-            if module is not task and isinstance(task.trainer.strategy, FSDP2):
-                module.set_reshard_after_forward(task.trainer.strategy.reshard_after_forward, recurse=False)
+            if module is not task and isinstance(strategy, FSDP2):
+                module.set_reshard_after_forward(strategy.reshard_after_forward, recurse=False)

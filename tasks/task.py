@@ -25,7 +25,7 @@ from ..components.types import Batch, Loss, Prediction
 from .checkpoints import misfit
 from .references import ENTRY, leave_out
 from .running_statistics import RunningStatistics
-from .strategies import FSDP2, shard
+from .strategies import FSDP2, WHOLE_DIM, is_flat, shard
 
 FILES = "published/"
 """Begins the names of assets that are files of a published model."""
@@ -198,7 +198,7 @@ class Task(LightningModule, ABC):
         Every process sees the same norm, so all of them leave the same step out, without a word between them.
         """
         parameters = [p for p in self.parameters() if p.grad is not None]
-        self._grad_norm = norm = gradient_norm(parameters)
+        self._grad_norm = norm = gradient_norm(parameters, flat=self.device if is_flat(self.trainer.strategy) else None)
         if not bool(torch.isfinite(norm)):
             self._skip_step(parameters)
         else:
@@ -408,7 +408,7 @@ def parameter_groups(module: nn.Module) -> list[dict[str, Any]]:
     if not trainable:
         raise UserError("nothing to train: every part is frozen")
     groups = [
-        {"params": [p for p in trainable if p.dim() > 1]},
-        {"params": [p for p in trainable if p.dim() <= 1], "weight_decay": 0.0},
+        {"params": [p for p in trainable if getattr(p, WHOLE_DIM, p.dim()) > 1]},
+        {"params": [p for p in trainable if getattr(p, WHOLE_DIM, p.dim()) <= 1], "weight_decay": 0.0},
     ]
     return [group for group in groups if group["params"]]
