@@ -3,23 +3,32 @@
 from __future__ import annotations
 
 import copy
+import json
 import pickle
+import signal
 from dataclasses import fields, replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from conftest import PARTS
+from omegaconf import OmegaConf
+from test_processes import HOW, SETTINGS, assert_close, norms, start, wait_for_step, weights
 from torch import Tensor, nn
-from voxzoo.components import TransformerSeq2Seq
+from voxzoo.components import SentencePieceTokenizer, TransformerSeq2Seq
+from voxzoo.components.converters import from_transformers, to_transformers
+from voxzoo.components.converters.published import PublishedModel
 from voxzoo.components.errors import UserError
 from voxzoo.components.layers import linear
 from voxzoo.components.layers.lora import LoRA, LoRALinear, adapt, adapted_layers, is_lora, merge, merged_state
 from voxzoo.components.search import SearchOptions
+from voxzoo.components.tokenizer import train_sentencepiece
 from voxzoo.components.types import Batch, Padded
 from voxzoo.configs import build, compose
 from voxzoo.configs.check import check
 from voxzoo.tasks.lora import apply_lora
+from voxzoo.tasks.run import build_task, load_parts, load_run
 from voxzoo.tasks.shapes import FakeTokenizer, fake_batch, trace
 from voxzoo.tasks.task import Task
 
@@ -371,3 +380,179 @@ def test_faults_of_a_config_are_named():
     assert not check(compose([*PARTS, "data=tiny", QV, "lora.text_seq2seq.rank=${seed}", "lora.adaptor=null"]))
     with pytest.raises(UserError, match=r"lora\.vocoder: SpeechToText has no such part; it has: speech_encoder"):
         task_of("lora.vocoder.targets.a='*'")
+
+
+# Runs
+
+LORA = [
+    "lora.speech_encoder.targets.all='*'", "lora.speech_encoder.rank=2", QV, "lora.text_seq2seq.rank=4",
+    "lora.text_seq2seq.targets.ffn='decoder.layers.0.ffn.*'",
+]  # fmt: skip
+
+
+def lora_of(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {key: value for key, value in state.items() if is_lora(key)}
+
+
+@pytest.fixture(scope="module")
+def runs(voxzoo, tiny: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Six steps of the same global batches: on one process, and on two under DDP and FSDP2."""
+    folder = tmp_path_factory.mktemp("lora")
+    for name, words in HOW.items():
+        call = [*words, *tiny, *SETTINGS, *LORA, f"root={folder}", f"name={name}", "trainer.max_steps=6"]
+        done = voxzoo("train", *call, "--json", cwd=folder)
+        assert done.returncode == 0, done.stderr
+        assert "lora speech_encoder: " in done.stderr
+    return folder
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["ddp", "fsdp2"])
+def test_two_processes_train_the_lora_of_one(name: str, runs: Path):
+    expected = norms(runs / "one")
+    assert len(expected) == 6
+    assert norms(runs / name) == pytest.approx(expected, rel=1e-5)
+    assert_close(weights(runs / "one"), weights(runs / name))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", HOW)
+def test_every_lora_tensor_learns_and_nothing_of_the_base_does(name: str, runs: Path):
+    checkpoint = torch.load(runs / name / "checkpoints" / "last.ckpt", weights_only=True)
+    after, config = checkpoint["state_dict"], checkpoint["voxzoo"]["config"]
+    torch.manual_seed(config["seed"])
+    before = build_task(OmegaConf.create(config), checkpoint["voxzoo"]["assets"], ("voxzoo.",)).state_dict()
+    assert before.keys() == after.keys()
+    for key, value in before.items():
+        base = key.startswith(("speech_encoder.", "text_seq2seq.")) and not is_lora(key)
+        assert torch.equal(value, after[key]) == base, key
+    assert len(lora_of(after)) > 40
+
+
+@pytest.mark.slow
+def test_a_run_with_lora_goes_on_under_another_strategy(voxzoo, tiny: list[str], runs: Path):
+    shared = [*tiny, *SETTINGS, *LORA, f"root={runs}", "trainer.max_steps=12"]
+    process = start([*HOW["fsdp2"], *shared, "name=stopped"], runs)
+    wait_for_step(runs / "stopped", process, 3)
+    process.send_signal(signal.SIGTERM)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 75, said
+    for name, how in (("stopped", "ddp"), ("whole", "one")):
+        done = voxzoo("train", *HOW[how], *shared, f"name={name}", "--json", cwd=runs)
+        assert done.returncode == 0, done.stderr
+    assert_close(weights(runs / "whole"), weights(runs / "stopped"))
+
+
+@pytest.mark.slow
+def test_a_loaded_run_is_merged(runs: Path):
+    run = load_run(runs / "one" / "checkpoints" / "last.ckpt")
+    assert not adapted_layers(run.task)
+    assert run.task.config["lora"] == {}
+    state = weights(runs / "one")
+    settings = LoRA(**run.config.lora.speech_encoder)
+    a, b = (state[f"speech_encoder.layers.0.ffn1.inner.{name}"] for name in ("lora_a", "lora_b"))
+    expected = state["speech_encoder.layers.0.ffn1.inner.weight"] + settings.scale * b @ a
+    torch.testing.assert_close(run.task.speech_encoder.layers[0].ffn1.inner.weight.data, expected)
+
+
+@pytest.mark.slow
+def test_parts_are_taken_with_lora_and_without(runs: Path, tiny: list[str]):
+    """Of a run with LoRA: LoRA itself where the config has the same, merged weights otherwise."""
+    source = runs / "one" / "checkpoints" / "last.ckpt"
+    state = weights(runs / "one")
+    prefix = "speech_encoder."
+    theirs = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
+    merged = merged_state(load_run(source).task.speech_encoder)
+
+    def take(path: Path, *words: str) -> tuple[nn.Module, str]:
+        task = task_of(*words)
+        (line,) = load_parts(task, {"speech_encoder": str(path)}, runs / "none")
+        return task.parts()["speech_encoder"], line
+
+    part, line = take(source, *LORA[:2])
+    assert line.endswith("; with its LoRA")
+    assert all(torch.equal(value, theirs[key]) for key, value in part.state_dict().items())
+    part, line = take(source)
+    assert line.endswith("; LoRA of there merged")
+    assert all(torch.equal(value, merged[key]) for key, value in part.state_dict().items())
+    for other in (
+        "lora.speech_encoder.alpha=3",
+        "lora.speech_encoder.rank=5",
+        "lora.speech_encoder.targets.all='*ffn*'",
+    ):
+        part, line = take(source, *LORA[:2], other)
+        assert line.endswith("; LoRA of there merged, its LoRA begins at zero")
+        assert all(not value.any() for key, value in part.state_dict().items() if key.endswith("lora_b"))
+        assert all(torch.equal(value, merged[key]) for key, value in part.state_dict().items() if not is_lora(key))
+    plain = runs / "plain.ckpt"
+    content = torch.load(source, weights_only=True)
+    content["state_dict"] = {key: value for key, value in state.items() if not is_lora(key)}
+    content["voxzoo"]["config"] = {k: v for k, v in content["voxzoo"]["config"].items() if k != "lora"}  # older
+    torch.save(content, plain)
+    part, line = take(plain, *LORA[:2])
+    assert line.endswith("; its LoRA begins at zero")
+    assert all(torch.equal(value, theirs[key]) for key, value in part.state_dict().items() if not is_lora(key))
+    assert all(not value.any() for key, value in part.state_dict().items() if key.endswith("lora_b"))
+
+
+# Published models
+
+
+@pytest.mark.slow
+def test_a_published_model_is_fine_tuned_and_exported(voxzoo, tmp_path: Path):
+    """NLLB with LoRA on query and value: the exported folder is W + scale x B A, and transformers computes what the
+    adapted model does."""
+    transformers = pytest.importorskip("transformers")
+    torch.manual_seed(0)
+    texts = [f"the train to Lima leaves on may {day} at {hour} o'clock" for day in range(1, 8) for hour in range(1, 6)]
+    tokenizer = SentencePieceTokenizer(
+        str(train_sentencepiece(texts, tmp_path / "t.model", 90, 3)), ["eng_Latn", "spa_Latn", "<mask>"], 92, "nllb",
+        "transformers",
+    )  # fmt: skip
+    node = {"vocab_size": 92, "dim": 24, "num_heads": 3, "ffn_dim": 44, "num_encoder_layers": 2,
+            "num_decoder_layers": 1, "pad_id": 1}  # fmt: skip
+    model = PublishedModel(
+        "m2m_100", {"text_seq2seq": {"_target_": "voxzoo.components.TransformerSeq2Seq", **node}}, {}
+    )
+    model.add_module("text_seq2seq", TransformerSeq2Seq(**node).eval())
+    model.tokenizer = tokenizer
+    to_transformers(model, tmp_path / "nllb")
+    done = voxzoo(
+        "train", "task=text_to_text", "text_seq2seq=pretrained", f"text_seq2seq.pretrained={tmp_path / 'nllb'}",
+        "tokenizer=pretrained", "data=tiny", f"cache_dir={tmp_path}", QV, "lora.text_seq2seq.rank=4", "name=run",
+        "trainer.max_steps=4", "trainer.val_check_interval=4", "logger=none", "optim.lr=0.01", "schedule=constant",
+        cwd=tmp_path,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "nothing is new" in done.stderr
+    done = voxzoo("export", "runs/run", "out", "--as", "m2m_100", "--json", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["model_type"] == "m2m_100"
+    peer, report = transformers.M2M100ForConditionalGeneration.from_pretrained(
+        tmp_path / "out", output_loading_info=True
+    )
+    assert not any(report.values()), report
+
+    part = from_transformers(tmp_path / "nllb").text_seq2seq
+    old = {key: value.clone() for key, value in part.state_dict().items()}
+    assert isinstance(part, TransformerSeq2Seq)
+    adapt(part, LoRA(targets={"qv": "*attention.[qv]"}, rank=4))
+    source = Padded(
+        torch.tensor([tokenizer.source(texts[0], "eng")]), torch.tensor([len(tokenizer.source(texts[0], "eng"))])
+    )
+    target = Padded(source.data.flip(1), source.lengths)
+    with torch.no_grad():
+        untrained = part(part.encode(source), target).data
+        trained = lora_of(weights(tmp_path / "runs" / "run"))
+        part.load_state_dict({key.removeprefix("text_seq2seq."): v for key, v in trained.items()}, strict=False)
+        ours = part(part.encode(source), target).data
+        theirs = peer.eval()(input_ids=source.data, decoder_input_ids=target.data).logits
+    assert not torch.allclose(ours, untrained, atol=1e-3), "it has learned"
+    torch.testing.assert_close(theirs, ours, atol=1e-5, rtol=1e-5)
+
+    new = from_transformers(tmp_path / "out").text_seq2seq.state_dict()
+    a, b = (trained[f"text_seq2seq.decoder.layers.0.memory_attention.q.lora_{kind}"] for kind in "ab")
+    key = "decoder.layers.0.memory_attention.q.weight"
+    torch.testing.assert_close(new[key], old[key] + 4 * b @ a, atol=1e-6, rtol=1e-6)
+    changed = {key for key in old if not torch.equal(old[key], new[key])}
+    assert changed == {f"{name}.weight" for name in adapted_layers(part)}
