@@ -75,11 +75,15 @@ class OurStep:
 
     def checkpointed(self, batch: Batch) -> tuple[float, float]:
         """The same step, with the encoder's blocks computed again in the backward pass."""
-        self.encoder.activation_checkpointing = True  # pyright: ignore[reportAttributeAccessIssue]
+        from voxzoo.tasks.blocks import blocks, recompute_blocks
+
+        plain = [(block, block.forward) for block in blocks(self.encoder)]
+        recompute_blocks(self.encoder)
         try:
             return self(batch)
         finally:
-            self.encoder.activation_checkpointing = False  # pyright: ignore[reportAttributeAccessIssue]
+            for block, forward in plain:
+                block.forward = forward
 
 
 def _optimiser(parameters: Any) -> torch.optim.Optimizer:

@@ -35,6 +35,8 @@ _SETTINGS: dict[str, Any] = {
     "max_skipped_steps": int,
     "threads": int | None,
     "stage_jobs": int,
+    "compile": bool | str,
+    "activation_checkpointing": bool | dict[str, bool],
     "checkpoint.every_steps": int,
     "checkpoint.keep_best": int,
     "checkpoint.monitor": str,

@@ -26,6 +26,7 @@ from ..configs.build import build
 from ..configs.check import require_valid
 from ..configs.compose import compose, to_yaml
 from ..configs.targets import allow_list
+from .blocks import set_up_blocks
 from .checkpoints import AtomicCheckpointIO, Checkpointer, Interrupted, write_atomically
 from .examples import Examples
 from .lora import lora_lines
@@ -178,6 +179,7 @@ def build_for_training(config: DictConfig, folder: Path) -> Task:
         for name, reference in task.references.items():
             count, source = len(reference["tensors"]), reference["source"]
             say(f"checkpoints leave {count} frozen tensors of {name} to {source} (sha256 {reference['sha256'][:12]})")
+    set_up_blocks(task.parts(), config)
     task.attach_optimizer(build(config.optim, allowed=allowed), build(config.schedule, allowed=allowed))
     return task
 

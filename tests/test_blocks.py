@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+import copy
 import csv
 import shutil
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from torch._dynamo.utils import counters
+from voxzoo.components.errors import UserError
 from voxzoo.components.layers.convolution import MaskedBatchNorm
 from voxzoo.components.types import Batch, Loss, Padded
 from voxzoo.components.unit_extractor import KMeansUnits
+from voxzoo.configs import compose
+from voxzoo.tasks.blocks import blocks, set_up_blocks
 from voxzoo.tasks.precision import BFloat16
+from voxzoo.tasks.task import Task
+from voxzoo.tasks.training import build_for_training, prepare_data
 
 SETTINGS = [
     "data.batch_size=5", "schedule=constant", "optim.lr=0.01", "optim.eps=1e-3", "trainer.log_every_n_steps=1",
@@ -150,3 +158,135 @@ def test_float16_weights_are_refused_in_one_line(voxzoo, tiny: list[str], tmp_pa
     assert done.returncode != 0
     assert "trainer.precision=16-true" in done.stderr.splitlines()[-1]
     assert "bf16-true" in done.stderr.splitlines()[-1]
+
+
+# Blocks
+
+STACKS = {
+    "conformer": ["speech_encoder.dropout=0.2", "speech_encoder.layer_drop=0.5", "text_seq2seq.dropout=0.2"],
+    "batch_norm": ["speech_encoder.conv_norm=batch", "speech_encoder.position=relative", "adaptor=conformer"],
+    "wav2vec2": ["speech_encoder=tiny_raw", "frontend=raw", "adaptor=stack"],
+    "whisper": ["speech_encoder=whisper_tiny", "speech_encoder.dim=16", "speech_encoder.num_heads=2",
+                "speech_encoder.num_layers=2", "speech_encoder.ffn_dim=32", "frontend=whisper"],
+    "unity2": ["t2u=tiny_unity2"],
+}  # fmt: skip
+
+
+@pytest.fixture
+def trained(tiny: list[str], tmp_path: Path):
+    """A function: overrides -> a task in training, and a batch with units."""
+
+    def make(words: list[str]) -> tuple[Task, Batch]:
+        common = ["task=speech_to_speech_unity", "t2u=tiny", "vocoder=tiny", "unit_extractor=tiny", "data.batch_size=3"]
+        config = compose([*tiny, *common, f"root={tmp_path}", *words])
+        data = prepare_data(config)
+        torch.manual_seed(0)
+        task = build_for_training(config, Path(config.run_dir))
+        data.needs = task.needs - {"units"}
+        data.setup("fit")
+        (batch, *_) = data.train_dataloader()
+        units = torch.randint(int(config.vocoder.num_units), (3, 90))
+        return task.train(), replace(batch, units=Padded(units, torch.tensor([90, 60, 80])))
+
+    return make
+
+
+def step(task: Task, batch: Batch, seed: int = 3) -> tuple[dict[str, torch.Tensor], int]:
+    """Gradients and buffers after a backward pass, and how many bytes were kept for it."""
+    kept: dict[int, int] = {}
+
+    def pack(tensor: torch.Tensor) -> torch.Tensor:
+        kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    task.zero_grad()
+    torch.manual_seed(seed)
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        loss = task.weighted(task.losses(batch))
+    weights = {p.untyped_storage().data_ptr() for p in task.parameters()}
+    loss.backward()
+    found = {name: p.grad.clone() for name, p in task.named_parameters() if p.grad is not None}
+    found |= {name: value.clone() for name, value in task.named_buffers()}
+    return {**found, "loss": loss.detach()}, sum(size for place, size in kept.items() if place not in weights)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stack", STACKS)
+def test_layers_computed_again_give_the_same_gradients(stack: str, trained):
+    """To the bit: dropout, LayerDrop and running statistics included."""
+    task, batch = trained(STACKS[stack])
+    start = copy.deepcopy(task.state_dict())
+    found, memory = step(task, batch)
+    again, batch = trained([*STACKS[stack], "activation_checkpointing=true"])
+    assert again.state_dict().keys() == start.keys()
+    again.load_state_dict(start)
+    same, less = step(again, batch)
+    assert found.keys() == same.keys()
+    for name, value in found.items():
+        assert torch.equal(value, same[name]), name
+    assert less < 0.9 * memory
+    with torch.no_grad():  # nothing of it without gradients
+        torch.manual_seed(3)
+        expected = task.load_state_dict(start) and task.eval().losses(batch)
+        again.load_state_dict(start)
+        torch.manual_seed(3)
+        for name, loss in again.eval().losses(batch).items():
+            assert torch.equal(loss.total, expected[name].total)
+
+
+def test_layers_are_computed_again_where_asked(trained):
+    calls = Counter()
+    task, batch = trained(["activation_checkpointing={adaptor: false, speech_encoder: true}"])
+    for role in ("speech_encoder", "text_seq2seq", "t2u"):
+        for block in blocks(task.parts()[role]):
+            (inner := block.get_submodule(next(name for name, _ in block.named_children()))).register_forward_hook(
+                lambda *_, role=role: calls.update([role])
+            )
+            assert inner is not block
+    step(task, batch)
+    layers = {role: len(list(blocks(task.parts()[role]))) for role in calls}
+    assert calls["speech_encoder"] == 2 * layers["speech_encoder"]
+    assert 0 < calls["text_seq2seq"] <= layers["text_seq2seq"]  # its encoder has nothing to read
+    with pytest.raises(UserError, match=r"activation_checkpointing.speech_encodr: .* speech_encoder"):
+        set_up_blocks(task.parts(), {"activation_checkpointing": {"speech_encodr": True}})
+    with pytest.raises(UserError, match=r"activation_checkpointing.vocoder: .* no stack"):
+        set_up_blocks(task.parts(), {"activation_checkpointing": {"vocoder": True}})
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stack", ["conformer"])
+def test_compiled_layers_give_the_same_gradients_at_any_length(stack: str, trained):
+    """Without dropout, whose numbers torch.compile may draw elsewhere; layers that are alike share one graph."""
+    quiet = [
+        "text_seq2seq.dropout=0",
+        "text_seq2seq.attention_dropout=0",
+        "adaptor.dropout=0",
+        "speech_encoder.dropout=0",
+    ]
+    quiet += ["t2u.dropout=0", "text_seq2seq.num_decoder_layers=3"]
+    words = [*STACKS[stack], *quiet]
+    task, batch = trained(words)
+    fast, _ = trained([*words, "compile=aot_eager"])
+    assert fast.state_dict().keys() == task.state_dict().keys()
+    fast.load_state_dict(task.state_dict())
+    torch._dynamo.reset()
+    counters.clear()
+    compiled = 0
+    for number, cut in enumerate((0, 3, 11, 5, 8)):
+        assert batch.speech is not None
+        steps = batch.speech.data.shape[1] - cut
+        speech = Padded(batch.speech.data[:, :steps], batch.speech.lengths.clamp(max=steps))
+        units = Padded(batch.units.data[:, : 90 - cut], batch.units.lengths.clamp(max=90 - cut))
+        shorter = replace(batch, speech=speech, units=units)
+        found, same = step(task, shorter)[0], step(fast, shorter)[0]
+        for name, value in found.items():
+            torch.testing.assert_close(same[name], value, atol=2e-5, rtol=1e-4, msg=lambda m, n=name: f"{n}: {m}")
+        if number == 1:
+            compiled = counters["stats"]["unique_graphs"]
+    assert compiled > 0
+    assert counters["stats"]["unique_graphs"] == compiled, "no length is compiled for itself"
+
+
+def test_a_backend_that_is_none_is_refused(trained):
+    with pytest.raises(UserError, match=r"compile=fast: .*inductor"):
+        trained(["compile=fast"])

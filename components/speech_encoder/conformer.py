@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-from typing import cast
-
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from ..layers.conformer import ConformerLayer
 from ..layers.convolution import ConvNorm
@@ -49,8 +46,6 @@ class ConformerEncoder(SpeechEncoder):
         conv_dropout: on the output of the convolution module.
         layer_drop: probability that a block is left out of a training step (LayerDrop, arXiv 1909.11556).
         spec_augment: masks the features while training.
-        activation_checkpointing: keep the input of each block alone for the backward pass and compute the rest again
-            (Chen et al. 2016, arXiv 1604.06174): about a third more work, a fraction of the memory, the same result.
         mask_embedding: a learned vector for masked steps, (dim,), as w2v-BERT 2.0 has it.
         mask_time_prob, mask_time_length, mask_time_min: masking of the projected features' steps with that vector while
             training, see `SpanMasking`.
@@ -91,7 +86,6 @@ class ConformerEncoder(SpeechEncoder):
         mask_feature_prob: float = 0.0,
         mask_feature_length: int = 10,
         mask_feature_min: int = 0,
-        activation_checkpointing: bool = False,
     ) -> None:
         super().__init__()
         if num_layers < 1:
@@ -102,11 +96,6 @@ class ConformerEncoder(SpeechEncoder):
             raise ValueError(f"left_chunks must not be negative (null: all of the past); got {left_chunks}")
         if not 0 <= layer_drop < 1:
             raise ValueError(f"layer_drop must be at least 0 and below 1; got {layer_drop}")
-        if activation_checkpointing and conv_norm == "batch":
-            raise ValueError(
-                "activation_checkpointing computes blocks twice and conv_norm=batch would count each batch twice: "
-                "leave one of them out"
-            )
         if mask_time_prob > 0 and not mask_embedding:
             raise ValueError(
                 f"mask_time_prob={mask_time_prob} needs mask_embedding=true: masked steps become that vector"
@@ -121,7 +110,6 @@ class ConformerEncoder(SpeechEncoder):
         self.left_chunks = left_chunks
         self.layer_drop = layer_drop
         self.spec_augment = spec_augment
-        self.activation_checkpointing = activation_checkpointing
         self.input_norm = nn.LayerNorm(input_dim)
         self.input_projection = nn.Linear(input_dim, dim)
         self.input_dropout = Dropout(input_dropout)
@@ -175,10 +163,7 @@ class ConformerEncoder(SpeechEncoder):
         table = positions(self.position, x.shape[1], x, self.left_context, self.right_context)
         for layer in self.layers:
             skip = self.training and self.layer_drop > 0 and bool(torch.rand((), device="cpu") < self.layer_drop)
-            if self.activation_checkpointing and torch.is_grad_enabled():
-                x = cast(Tensor, checkpoint(layer, x, keep, mask, table, skip, use_reentrant=False))
-            else:
-                x = layer(x, keep, mask, table, skip)
+            x = layer(x, keep, mask, table, skip)
         if self.final_norm is not None:
             x = self.final_norm(x)
         if self.intermediate_ffn is not None:
