@@ -27,7 +27,8 @@ from .task import FILES, Task
 
 # What may differ between two calls of the same run: how it is executed, not what it computes.
 _FREE = (
-    "stage_jobs", "threads", "compile", "activation_checkpointing", "allow", "data.num_workers", "checkpoint.copy_frozen",
+    "stage_jobs", "threads", "compile", "activation_checkpointing", "allow", "data.num_workers",
+    "checkpoint.copy_frozen",
     "trainer.accelerator", "trainer.devices", "trainer.num_nodes", "trainer.strategy",
     "trainer.accumulate_grad_batches",
 )  # fmt: skip
