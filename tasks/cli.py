@@ -51,8 +51,9 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _is_first() -> bool:
-    """Whether this is the one process of a run that answers: DDP starts the same command once for each device."""
-    return os.environ.get("RANK", os.environ.get("LOCAL_RANK", "0")) == "0"
+    """Whether this is the one process of a run that answers: DDP, torchrun and srun start the same command several
+    times."""
+    return next((os.environ[name] for name in ("RANK", "LOCAL_RANK", "SLURM_PROCID") if name in os.environ), "0") == "0"
 
 
 def _parse(parser: argparse.ArgumentParser, words: list[str]) -> argparse.Namespace:
