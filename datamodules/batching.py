@@ -191,7 +191,7 @@ class BatchSampler(Sampler[list[Item]]):
                 spare = []
         return batches, spare
 
-    def take_over(self, epoch: int, world_size: int, done: int, begin: int) -> int:
+    def take_over(self, epoch: int, world_size: int, done: int, begin: int) -> tuple[int, int]:
         """Deal what is left of `epoch` to the present ranks.
 
         Args:
@@ -201,13 +201,14 @@ class BatchSampler(Sampler[list[Item]]):
             begin: what the present ranks shall count as done.
 
         Returns:
-            Batches that are left for each of the present ranks; 0 where there are fewer utterances than ranks, which
-            are taken in the next epoch.
+            Batches that are left for each of the present ranks, and the number of utterances that are too few to go
+            round and are taken in the next epoch.
         """
         before = self._takeover or Takeover(epoch)
         taken = (*before.taken, (world_size, done - before.begin))
         self._takeover = Takeover(epoch, taken, before.carried, begin)
-        return len(self) - begin
+        batches, spare = self._rest(self._takeover, self.world_size)
+        return len(batches) // self.world_size, len(spare)
 
     def _next_takeover(self, epoch: int, world_size: int) -> Takeover | None:
         """Of the epoch after one that was taken over: what was too little to go round comes along."""

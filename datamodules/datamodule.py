@@ -461,10 +461,11 @@ class SpeechTranslationData(LightningDataModule):
             sampler.seek(epoch + 1, 0, old)
         elif old != new or done % step:
             begin = math.ceil(done * old / (new * step)) * step  # a step begins with the first batch of the new deal
-            left = sampler.take_over(epoch, old, done, begin)
+            left, over = sampler.take_over(epoch, old, done, begin)
+            late = f"; {over} utterance{'' if over == 1 else 's'} too few to go round, taken in the next epoch"
             _say(
                 f"resuming on {_processes(new)} a run of {_processes(old)} at batch {done} of the epoch: the rest of it"
-                f" is dealt anew, {left} batch{'' if left == 1 else 'es'} to each"
+                f" is dealt anew, {left} batch{'' if left == 1 else 'es'} to each{late if over else ''}"
             )
             for name in batch:
                 batch[name] += begin - done

@@ -56,7 +56,7 @@ class Spy(Callback):
         self.at("step")
 
     def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
-        self.say(step=trainer.global_step, ids=batch.ids, rank=self.own)
+        self.say(step=trainer.global_step, epoch=trainer.current_epoch, ids=batch.ids, rank=self.own)
 
     def on_validation_batch_start(self, trainer, pl_module, batch, batch_idx, dataloader_idx=0):
         self.at("validation")
@@ -204,3 +204,30 @@ def test_a_scheduler_s_signal_loses_no_step(how: str, moment: str, number: signa
 
     assert trained(name) == trained(expected)
     assert set(trained(name).values()) == {1}
+
+
+LEGS = {
+    "ddp": [("one", "trainer.accumulate_grad_batches=2"), ("ddp", "trainer.devices=3"), ("one", "threads=1"), ("ddp",)],
+    "fsdp2": [("fsdp2",), ("one", "trainer.accumulate_grad_batches=2"), ("fsdp2", "trainer.devices=3"), ("one",)],
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", LEGS)
+def test_no_utterance_is_skipped_or_repeated_when_the_number_of_processes_changes(name: str, runs: Runs):
+    """7 batches of 40 utterances an epoch, stopped three times in the first two of three epochs."""
+    legs = LEGS[name]
+    for number, (how, *words) in enumerate(legs):
+        last = number + 1 == len(legs)
+        spy = "none 0 0 0" if last else f"step 0 {random.choice([1, 3])} {int(signal.SIGTERM)}"
+        code, said = runs.run(f"moved-{name}", how, spy, *words, "trainer.max_steps=-1", "trainer.max_epochs=3")
+        print(how, words, spy, [line for line in said.splitlines() if "dealt anew" in line])
+        assert code == (0 if last else 75), said
+    seen: dict[int, Counter[str]] = {}
+    for note in runs.notes(f"moved-{name}"):
+        if "step" in note:
+            seen.setdefault(note["epoch"], Counter()).update(note["ids"])
+    assert sorted(seen) == [0, 1, 2]
+    (ids,) = {frozenset(one) for one in seen.values()}
+    assert len(ids) == 40
+    assert all(count == Counter(ids) for count in seen.values())
