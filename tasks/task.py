@@ -140,9 +140,9 @@ class Task(LightningModule, ABC):
         if self._make_schedule is None:
             return optimizer
         total = self.trainer.estimated_stepping_batches
-        if self.trainer.ckpt_path:
-            # Counting steps by epochs has made the loader; one that is made later is told where the checkpoint stood.
-            self.trainer.fit_loop._combined_loader = None
+        # Counting steps by epochs has made the loader; one that is made later is told where a checkpoint stood (under
+        # FSDP2 there is none yet).
+        self.trainer.fit_loop._combined_loader = None
         schedule = self._make_schedule(optimizer, total_steps=int(total) if total != float("inf") else None)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
