@@ -17,6 +17,7 @@ _PARTS = {
     "t2u": ["AutoregressiveT2U", "CTCT2U", "UnitY2T2U"],
     "unit_extractor": ["KMeansUnits"],
     "vocoder": ["CodeHiFiGAN", "GriffinLimVocoder", "ISTFTVocoder"],
+    "discriminator": ["HiFiGANDiscriminator"],
 }
 _WHERE = {name: role for role, names in _PARTS.items() for name in names}
 

@@ -13,7 +13,7 @@ from typing import Any
 from lightning import LightningModule
 from torch import Tensor, nn
 
-from .types import Adapted, Loss, Padded, UnitOutput
+from .types import Adapted, Judgement, Loss, Padded, Reconstruction, UnitOutput
 
 
 class Part(LightningModule, ABC):
@@ -245,6 +245,29 @@ class UnitVocoder(Part):
     def losses(self, units: Padded, speech: Padded, speaker: Tensor | None = None) -> dict[str, Loss]:
         """Training losses of (B, U) units, one per frame, against the (B, N) samples they came from."""
 
+    learns_samples: bool = False
+    """Whether `reconstruct` makes samples that a gradient flows through, so that a discriminator can train it."""
+
+    def reconstruct(self, units: Padded, speech: Padded, speaker: Tensor | None = None) -> Reconstruction:
+        """The samples that `losses` looks at, beside those they should be. Arguments as in `losses`.
+
+        Raises:
+            NotImplementedError: the vocoder learns something else than samples (`learns_samples`).
+        """
+        raise NotImplementedError(f"{type(self).__name__} makes no samples while it trains")
+
+
+class Discriminator(Part):
+    """Tells speech from samples of a vocoder; trained against it."""
+
+    @abstractmethod
+    def forward(self, speech: Padded) -> Judgement:
+        """(B, N) samples -> scores, 1 where they are taken for speech and 0 where not, and the features behind them.
+        Padding never counts: each row is judged as if it were alone."""
+
+    def advance(self) -> None:
+        """Called once behind each step of its optimizer, for state that follows the weights; `forward` changes none."""
+
 
 ROLES: dict[str, type] = {
     "frontend": Frontend,
@@ -255,5 +278,6 @@ ROLES: dict[str, type] = {
     "t2u": TextToUnit,
     "unit_extractor": UnitExtractor,
     "vocoder": UnitVocoder,
+    "discriminator": Discriminator,
 }
 """Config key -> base class. `voxzoo check` refuses a part in the wrong slot by this table."""

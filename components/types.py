@@ -148,6 +148,36 @@ class UnitOutput(_Movable):
 
 
 @dataclass(frozen=True)
+class Reconstruction:
+    """A crop of speech as a vocoder makes it from its units.
+
+    Attributes:
+        samples: (B, N), with gradient.
+        target: (B, N), what they should be, of the same lengths.
+        frames: (B,) int64 mel frames of each row; their sum is the count of the first of `losses`.
+        losses: the vocoder's own losses.
+    """
+
+    samples: Padded
+    target: Padded
+    frames: Tensor
+    losses: dict[str, Loss]
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """What a discriminator, or several that are one part, say about (B, N) samples.
+
+    Attributes:
+        scores: (B, T, ...) of each discriminator.
+        features: (B, T, ...) of each layer of each discriminator, zero beyond the lengths.
+    """
+
+    scores: tuple[Padded, ...]
+    features: tuple[Padded, ...]
+
+
+@dataclass(frozen=True)
 class Batch(_Movable):
     """One batch of utterances; a field a task does not need is None.
 

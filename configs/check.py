@@ -86,7 +86,19 @@ def check(config: DictConfig) -> list[Fault]:
     for role in ROLES:  # a part no task uses is still checked, so that a typo in it is not silent
         if role in config:
             walker.visit(role, walker.raw(config, role), ROLES[role])
+    _of_task(walker)
     return list(dict.fromkeys(walker.faults))
+
+
+def _of_task(walker: _Walker) -> None:
+    """What a task class itself has against a config (`faults`), such as a strategy it cannot train under."""
+    name = OmegaConf.select(walker.config, "task._target_")
+    try:
+        found = locate(str(name), walker.allowed)
+    except (ImportError, PermissionError):
+        return  # reported where it stands
+    for path, message in getattr(found, "faults", lambda config: [])(walker.config):
+        walker.add(path, message)
 
 
 class _Walker:

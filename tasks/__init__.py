@@ -8,6 +8,7 @@ from typing import Any
 _WHERE = {
     "EncodeSpeech": "encode_speech",
     "FitUnits": "fit_units",
+    "GanVocoder": "gan_vocoder",
     "SpeechToSpeechUnitY": "speech_to_speech_unity",
     "SpeechToText": "speech_to_text",
     "Task": "task",

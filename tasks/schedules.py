@@ -45,6 +45,20 @@ def linear(
     return LambdaLR(optimizer, factor)
 
 
+def exponential(
+    optimizer: Optimizer,
+    total_steps: int | None = None,
+    *,
+    decay: float = 0.999,
+    every_steps: int = 810,
+    warmup_steps: int = 0,
+) -> LambdaLR:
+    """Linear warm-up times a decay: the rate falls, smoothly, by a factor of `decay` every `every_steps` steps."""
+    return LambdaLR(
+        optimizer, lambda step: min((step + 1) / max(warmup_steps, 1), 1.0) * decay ** (step / max(every_steps, 1))
+    )
+
+
 def constant(optimizer: Optimizer, total_steps: int | None = None, *, warmup_steps: int = 0) -> LambdaLR:
     """Linear warm-up, then the full rate."""
     return LambdaLR(optimizer, lambda step: min((step + 1) / max(warmup_steps, 1), 1.0))

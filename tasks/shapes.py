@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from ..components.errors import UserError
 from ..components.roles import Tokenizer
-from ..components.types import Adapted, Batch, Loss, Padded, UnitOutput
+from ..components.types import Adapted, Batch, Judgement, Loss, Padded, Reconstruction, UnitOutput
 from ..configs.build import build
 from ..configs.targets import allow_list
 from .lora import apply_lora
@@ -27,7 +27,8 @@ _CALLS = {
     "adaptor": ("forward",),
     "text_seq2seq": ("encode", "decode"),
     "t2u": ("forward",),
-    "vocoder": ("losses", "forward"),
+    "vocoder": ("losses", "reconstruct", "forward"),
+    "discriminator": ("forward",),
     "unit_extractor": ("forward",),
 }
 _SECONDS = (5.0, 3.1)
@@ -172,6 +173,10 @@ def _shapes(values: Iterable[Any]) -> str:
             found.append(str(tuple(value.data.shape)))
         elif isinstance(value, Adapted):
             found.append(_shapes([value.states, value.losses]))
+        elif isinstance(value, Reconstruction):
+            found.append(_shapes([value.samples, value.losses]))
+        elif isinstance(value, Judgement):
+            found.append(f"{len(value.scores)} scores, {len(value.features)} layers")
         elif isinstance(value, UnitOutput):
             found.append(str(tuple(value.units.data.shape)))
         elif isinstance(value, Tensor):

@@ -139,12 +139,16 @@ class Task(LightningModule, ABC):
         optimizer = self._make_optimizer(parameter_groups(self))
         if self._make_schedule is None:
             return optimizer
+        schedule = self._make_schedule(optimizer, total_steps=self.total_steps())
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def total_steps(self) -> int | None:
+        """Steps of the whole run, for schedules; None where nothing ends it."""
         total = self.trainer.estimated_stepping_batches
         # Counting steps by epochs has made the loader; one that is made later is told where a checkpoint stood (under
         # FSDP2 there is none yet).
         self.trainer.fit_loop._combined_loader = None
-        schedule = self._make_schedule(optimizer, total_steps=int(total) if total != float("inf") else None)
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+        return int(total) if total != float("inf") else None
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         # Randomness is a function of (seed, epoch, batch, rank): a resumed run draws what the uninterrupted one drew,

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..components.roles import UnitExtractor, UnitVocoder
 from ..components.search import SearchOptions
-from ..components.types import Batch, Loss, Prediction
+from ..components.types import Batch, Loss, Padded, Prediction
 from .speech_to_speech_unity import resynthesise
 from .task import Task
 
@@ -48,13 +48,18 @@ class UnitVocoderTask(Task):
             self.freeze_parts(["unit_extractor"])
 
     def measure(self, batch: Batch) -> tuple[dict[str, Loss], dict[str, Loss]]:
+        units, speech = self.pairs(batch)
+        return self.vocoder.losses(units, speech, batch.speaker), {}
+
+    def pairs(self, batch: Batch) -> tuple[Padded, Padded]:
+        """(B, U) units of a batch, made here where it brings none, and the (B, N) samples they come from."""
         assert batch.target_speech is not None
         units = batch.units
         if units is None:
             assert self.unit_extractor is not None
             with torch.no_grad():
                 units = self.unit_extractor(batch.target_speech)
-        return self.vocoder.losses(units, batch.target_speech, batch.speaker), {}
+        return units, batch.target_speech
 
     @torch.inference_mode()
     def predict(

@@ -196,6 +196,7 @@ def test_every_shipped_yaml_composes_and_is_valid(path: Path, tmp_path: Path):
     assert about.startswith("# "), "every YAML opens with a line that says what it is"
     needs = {
         "task=unit_vocoder": ["unit_extractor=tiny", "vocoder=tiny"],
+        "task=gan_vocoder": ["unit_extractor=tiny", "vocoder=tiny_istft"],
         "task=fit_units": ["unit_extractor=tiny"],
         "task=speech_to_speech_unity": ["unit_extractor=tiny", "vocoder=tiny", "t2u=tiny"],
         "task=text_to_text": ["text_seq2seq=tiny"],

@@ -17,7 +17,7 @@ from ..layers.hifi_gan import HiFiGANGenerator
 from ..layers.mel import LogMel
 from ..layers.runs import expand_runs, reduce_runs
 from ..roles import UnitVocoder
-from ..types import Loss, Padded
+from ..types import Loss, Padded, Reconstruction
 from .unit_states import random_crops
 
 _PAD = 1
@@ -31,7 +31,7 @@ class CodeHiFiGAN(UnitVocoder):
     how many frames each (reduced) unit lasts. N is exactly T times the product of `upsample_rates`. Versions 1 and 2
     of SeamlessM4T have the same architecture.
 
-    `losses` are those of the generator alone; the adversarial half (discriminators) is not part of it.
+    `losses` are those of the generator alone; `GanVocoder` trains it against discriminators.
 
     Args:
         num_units: size of the unit table.
@@ -57,6 +57,7 @@ class CodeHiFiGAN(UnitVocoder):
         sample_rate, fft_size, window_length, hop_length, num_mel_bins: of the mel loss (see `LogMel`).
     """
 
+    learns_samples = True
     paper = "SeamlessM4T, arXiv 2308.11596, section 4.4; HiFi-GAN, arXiv 2010.05646"
 
     def __init__(
@@ -138,27 +139,34 @@ class CodeHiFiGAN(UnitVocoder):
         self, units: Padded, speech: Padded, speaker: Tensor | None = None, lang: Tensor | None = None
     ) -> dict[str, Loss]:
         """`mel`: absolute error of log-mel, mean over bins, per frame of a random crop; `duration`: squared error of
-        log(1 + duration), per run. Both of HiFi-GAN's generator (arXiv 2010.05646, equation 4) but for its adversarial
-        terms, without which a voice stays metallic.
+        log(1 + duration), per run. Without the adversarial terms of HiFi-GAN (arXiv 2010.05646, section 2.4), which
+        `GanVocoder` adds, a voice stays metallic.
 
         Args:
             units: (B, U), one per frame.
             speech: (B, N) samples that they came from.
             speaker, lang: (B,) int64, as in `forward`.
         """
+        return self.reconstruct(units, speech, speaker, lang).losses
+
+    def reconstruct(
+        self, units: Padded, speech: Padded, speaker: Tensor | None = None, lang: Tensor | None = None
+    ) -> Reconstruction:
         lang, speaker = self._conditions(len(units), units.device, lang, speaker)
         cropped, target = random_crops(units, speech, self.crop_units, self.hop_length, 0)
         predicted = self.generator(self._states(cropped, lang, speaker))
         mel = _log_mel(*self.mel_settings, predicted.device)
         frames = Padded(mel(predicted.data), predicted.lengths // mel.hop_length)
+        wanted = predicted.with_data(target.float()).zeroed()
         with torch.no_grad():
-            wanted = mel(predicted.with_data(target.float()).zeroed().data)
-        error = (frames.data - wanted).abs().mean(2)
+            theirs = mel(wanted.data)
+        error = (frames.data - theirs).abs().mean(2)
         reduced, durations = reduce_runs(units)
-        return {
+        losses = {
             "mel": Loss(error.masked_fill(~frames.mask, 0).sum(), frames.mask.sum()),
             "duration": self.durations.loss(reduced.with_data(self.units(reduced.data)), durations),
         }
+        return Reconstruction(predicted, wanted, frames.lengths, losses)
 
     def _states(self, frames: Padded, lang: Tensor | None, speaker: Tensor | None) -> Padded:
         """(B, T) units, one per frame -> (B, T, language + unit + speaker)."""

@@ -12,7 +12,7 @@ from torch.nn import functional
 from ..layers.mel import LogMel
 from ..layers.stft import STFT
 from ..roles import UnitVocoder
-from ..types import Loss, Padded
+from ..types import Loss, Padded, Reconstruction
 from .unit_states import UnitStates, limit_peak, random_crops
 
 FLOOR = 3e-3
@@ -20,7 +20,7 @@ FLOOR = 3e-3
 
 
 class ISTFTVocoder(UnitVocoder):
-    """Vocos (arXiv 2306.00814, section 3) over units, without its discriminators: one forward pass, no iterations.
+    """Vocos (arXiv 2306.00814, section 3) over units: one forward pass, no iterations.
 
     The network predicts magnitude and phase of every frame. Losses: log-mel, and magnitudes at three resolutions
     (Parallel WaveGAN, arXiv 1910.11480, section 2.2), on samples.
@@ -40,6 +40,7 @@ class ISTFTVocoder(UnitVocoder):
         frames_per_unit: frames to a unit; hop_length * frames_per_unit samples to a unit.
     """
 
+    learns_samples = True
     paper = "arXiv 2306.00814, section 3"
 
     def __init__(
@@ -116,9 +117,13 @@ class ISTFTVocoder(UnitVocoder):
             speech: (B, N) samples that they came from.
             speaker: (B,) int64 where the vocoder is conditioned.
         """
+        return self.reconstruct(units, speech, speaker).losses
+
+    def reconstruct(self, units: Padded, speech: Padded, speaker: Tensor | None = None) -> Reconstruction:
         cropped, target = random_crops(units, speech, self.crop_units, self.hop_length, 0)
         predicted = self.samples(self.states(cropped, None, speaker))
-        target = predicted.with_data(target.float()).zeroed().data
+        wanted = predicted.with_data(target.float()).zeroed()
+        target = wanted.data
         frames = cropped.lengths.to(target.device) * self.frames_per_unit
         mask = torch.arange(target.shape[1] // self.mel.hop_length, device=target.device) < frames[:, None]
         error = (self.mel(predicted.data) - self.mel(target)).abs().mean(2)
@@ -133,11 +138,12 @@ class ISTFTVocoder(UnitVocoder):
             log_error = (ours.clamp(min=FLOOR).log() - theirs.clamp(min=FLOOR).log()).abs().sum((1, 2))
             log_error = log_error / (steps * stft.num_bins).clamp(min=1)
             distance = distance + (convergence + log_error) / len(self.resolutions)
-        return {
+        losses = {
             "mel": Loss(error.masked_fill(~mask, 0).sum(), mask.sum()),
             "stft": Loss((distance * frames).sum(), mask.sum()),
             "duration": self.states.duration_loss(units, None, speaker),
         }
+        return Reconstruction(predicted, wanted, frames, losses)
 
 
 def _magnitude(stft: STFT, samples: Tensor) -> Tensor:
