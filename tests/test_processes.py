@@ -1,4 +1,4 @@
-"""One run on one process or two, under DDP or FSDP2, in one go or stopped and gone on with elsewhere."""
+"""One run on one process or two, under DDP, FSDP2 or FSDP1, in one go or stopped and gone on with elsewhere."""
 
 from __future__ import annotations
 
@@ -28,6 +28,7 @@ HOW = {
     "one": ["trainer.accumulate_grad_batches=2"],
     "ddp": ["trainer=ddp", "trainer.devices=2", *CPU],
     "fsdp2": ["trainer=fsdp2", "trainer.devices=2", *CPU],
+    "fsdp": ["trainer=fsdp", "trainer.devices=2", *CPU],
 }
 
 
@@ -63,7 +64,7 @@ def runs(voxzoo, tiny: list[str], tmp_path_factory: pytest.TempPathFactory) -> P
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["ddp", "fsdp2"])
+@pytest.mark.parametrize("name", ["ddp", "fsdp2", "fsdp"])
 def test_two_processes_train_the_run_of_one(name: str, runs: Path):
     """A step over two processes is the step of one that accumulates the same batches, to rounding."""
     expected = norms(runs / "one")
@@ -90,7 +91,9 @@ def wait_for_step(run: Path, process: subprocess.Popen[str], step: int) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("first", "then"), [("ddp", "one"), ("one", "fsdp2"), ("fsdp2", "ddp")])
+@pytest.mark.parametrize(
+    ("first", "then"), [("ddp", "one"), ("one", "fsdp2"), ("fsdp2", "ddp"), ("one", "fsdp"), ("fsdp", "fsdp2")]
+)
 def test_a_run_goes_on_under_another_strategy(first: str, then: str, voxzoo, tiny: list[str], runs: Path):
     folder = runs / f"{first}-{then}"
     shared = [*tiny, *SETTINGS, f"root={folder}", "name=run", "trainer.max_steps=20"]

@@ -38,6 +38,7 @@ HOW = {
     "one": ["trainer.accumulate_grad_batches=2", "trainer.val_check_interval=12"],
     "ddp": ["trainer=ddp", *TWO, "trainer.val_check_interval=6"],
     "fsdp2": ["trainer=fsdp2", *TWO, "trainer.val_check_interval=6"],
+    "fsdp": ["trainer=fsdp", *TWO, "trainer.val_check_interval=6"],
     "shards": [
         "trainer=fsdp2", *TWO, "trainer.val_check_interval=6", "trainer.strategy.sharded_checkpoints=true",
     ],
@@ -77,7 +78,8 @@ class Probe(Callback):
     def on_train_start(self, trainer, task):
         if trainer.global_step == 0 and self.stop_at == 0:
             return
-        self.write(task, f"ties_{trainer.global_step}", self.ties(task))
+        if isinstance(task, FSDPModule):
+            self.write(task, f"ties_{trainer.global_step}", self.ties(task))
 
     def ties(self, task):
         text, second = task.text_seq2seq, task.t2u.decoder
@@ -190,35 +192,37 @@ def probe(tmp_path_factory: pytest.TempPathFactory):
 
 @pytest.fixture(scope="module")
 def trained(voxzoo, seamless: list[str], probe, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Six steps of one process; the same under FSDP2, stopped on the way and gone on with; both exported."""
+    """Six steps of one process; the same under FSDP2 and FSDP1, stopped on the way and gone on with; all exported."""
     root = tmp_path_factory.mktemp("runs")
     call = [*seamless, f"root={root}"]
-    done = voxzoo("train", *HOW["one"], *call, "name=one", cwd=root)
+    done = voxzoo("train", *HOW["one"], *call, "name=one", cwd=root, timeout=400)
     assert done.returncode == 0, done.stderr
-    words = [*HOW["fsdp2"], *call, *probe(root / "seen", stop_at=2), "name=fsdp2"]
-    first = voxzoo("train", *words, cwd=root)
-    assert first.returncode == 75, first.stderr
-    (root / "seen" / "stopped").touch()
-    again = voxzoo("train", *words, "--json", cwd=root)
-    assert again.returncode == 0, again.stderr
-    assert json.loads(again.stdout)["steps"] == 6
-    assert "resuming" in again.stderr
-    for name in ("one", "fsdp2"):
-        done = voxzoo("export", root / name, root / f"{name}_exported", cwd=root)
+    for name in ("fsdp2", "fsdp"):
+        words = [*HOW[name], *call, *probe(root / f"seen_{name}", stop_at=2), f"name={name}"]
+        first = voxzoo("train", *words, cwd=root, timeout=400)
+        assert first.returncode == 75, first.stderr
+        (root / f"seen_{name}" / "stopped").touch()
+        again = voxzoo("train", *words, "--json", cwd=root, timeout=400)
+        assert again.returncode == 0, again.stderr
+        assert json.loads(again.stdout)["steps"] == 6
+        assert "resuming" in again.stderr
+    for name in ("one", "fsdp2", "fsdp"):
+        done = voxzoo("export", root / name, root / f"{name}_exported", cwd=root, timeout=400)
         assert done.returncode == 0, done.stderr
     return root
 
 
-def seen(root: Path, name: str) -> list[dict]:
-    return [json.loads((root / "seen" / f"{name}.{rank}.json").read_text()) for rank in range(2)]
+def seen(root: Path, run: str, name: str) -> list[dict]:
+    return [json.loads((root / f"seen_{run}" / f"{name}.{rank}.json").read_text()) for rank in range(2)]
 
 
 @pytest.mark.slow
 def test_tied_embeddings_survive_wrap_step_save_load_and_export(trained: Path):
     transformers = pytest.importorskip("transformers")
-    resumed = next(int(path.name.split("_")[1].split(".")[0]) for path in (trained / "seen").glob("ties_[1-9]*.0.json"))
+    found = (trained / "seen_fsdp2").glob("ties_[1-9]*.0.json")
+    resumed = next(int(path.name.split("_")[1].split(".")[0]) for path in found)
     for step in (0, resumed):  # after the wrap, and after the load
-        both = seen(trained, f"ties_{step}")
+        both = seen(trained, "fsdp2", f"ties_{step}")
         for one in both:
             assert one["shared"] == one["pointers"] == {"text": True, "units": True}
             assert one["names"] == {
@@ -229,26 +233,30 @@ def test_tied_embeddings_survive_wrap_step_save_load_and_export(trained: Path):
             assert len(one["tables"]) == 2
         assert sum(one["local"] for one in both) == both[0]["all"]  # each holds its part
         assert abs(both[0]["local"] - both[1]["local"]) < 0.2 * both[0]["all"]
-    first, second = (load_file(trained / f"{name}_exported" / "model.safetensors") for name in ("one", "fsdp2"))
-    assert first.keys() == second.keys()
-    for key, value in first.items():
-        torch.testing.assert_close(second[key], value, atol=1e-6, rtol=0, msg=key)
+    first, *others = (
+        load_file(trained / f"{name}_exported" / "model.safetensors") for name in ("one", "fsdp2", "fsdp")
+    )
+    for other in others:
+        assert first.keys() == other.keys()
+        for key, value in first.items():
+            torch.testing.assert_close(other[key], value, atol=1e-6, rtol=0, msg=key)
     start = load_file(next(trained.parent.glob("published*/m4t")) / "model.safetensors")
     assert (first["shared.weight"] - start["shared.weight"]).abs().max() > 0.01  # it learned
     model = transformers.SeamlessM4TModel.from_pretrained(trained / "fsdp2_exported")
     assert model.lm_head.weight is model.shared.weight
     assert model.text_decoder.embed_tokens.weight is model.shared.weight
     assert model.text_encoder.embed_tokens.weight is model.shared.weight
-    assert torch.equal(model.shared.weight, second["shared.weight"])
+    assert torch.equal(model.shared.weight, others[0]["shared.weight"])
 
 
 @pytest.mark.slow
-def test_generation_that_ends_elsewhere_on_each_process_gives_what_one_process_gives(trained: Path):
-    run = load_run(trained / "fsdp2" / "checkpoints" / "last.ckpt")
+@pytest.mark.parametrize("name", ["fsdp2", "fsdp"])
+def test_generation_that_ends_elsewhere_on_each_process_gives_what_one_process_gives(name: str, trained: Path):
+    run = load_run(trained / name / "checkpoints" / "last.ckpt")
     task, data = run.task, build(run.config.data, allowed=("voxzoo",), tokenizer=run.task.tokenizer)
     data.prepare_data()
     known = {row.id: row for row in data.rows("valid")}
-    both = seen(trained, "predictions")
+    both = seen(trained, name, "predictions")
     assert not {row["id"] for row in both[0]["rows"]} & {row["id"] for row in both[1]["rows"]}
     lengths = []
     for one in both:
@@ -306,7 +314,7 @@ def runs(voxzoo, tiny: list[str], tmp_path_factory: pytest.TempPathFactory) -> P
     """`one` and `fsdp2` in one go; `killed` is what is left of a run in shards whose processes were killed."""
     folder = tmp_path_factory.mktemp("shards")
     for name in ("one", "fsdp2"):
-        done = voxzoo("train", *HOW[name], *tiny, *PLAIN, f"root={folder}", f"name={name}", cwd=folder)
+        done = voxzoo("train", *HOW[name], *tiny, *PLAIN, f"root={folder}", f"name={name}", cwd=folder, timeout=400)
         assert done.returncode == 0, done.stderr
     run = folder / "run"
     command = [sys.executable, "-m", "voxzoo.tasks.cli", "train", *HOW["shards"], *tiny, *PLAIN, f"root={folder}"]
@@ -344,7 +352,7 @@ def test_a_run_in_shards_goes_on_after_a_kill_on_any_number_of_processes(
     run = runs / "run"
     shutil.rmtree(run)
     shutil.copytree(runs / "killed", run)
-    done = voxzoo("train", *HOW[then], *tiny, *PLAIN, f"root={runs}", "name=run", "--json", cwd=runs)
+    done = voxzoo("train", *HOW[then], *tiny, *PLAIN, f"root={runs}", "name=run", "--json", cwd=runs, timeout=400)
     assert done.returncode == 0, done.stderr
     assert "resuming from" in done.stderr
     assert json.loads(done.stdout)["steps"] == 6
