@@ -63,6 +63,7 @@ class BatchSampler(Sampler[list[Item]]):
         shuffle: False keeps one order for all epochs, longest first.
         seed: of the order.
         rank, world_size: taken from torch.distributed when first needed, if None.
+        name: of the split, for messages.
 
     Attributes:
         oversized: indices of items that exceed a budget alone; each is a batch of its own.
@@ -84,6 +85,7 @@ class BatchSampler(Sampler[list[Item]]):
         seed: int = 0,
         rank: int | None = None,
         world_size: int | None = None,
+        name: str = "",
     ) -> None:
         if batch_seconds is None and batch_tokens is None and batch_size is None:
             raise UserError("a batch needs a budget: set batch_seconds, batch_tokens or batch_size")
@@ -100,6 +102,7 @@ class BatchSampler(Sampler[list[Item]]):
             raise UserError("there are no utterances to make batches of")
         self.shuffle, self.seed = shuffle, seed
         self.epoch, self.start = 0, 0
+        self.name = name
         self._rank, self._world_size = rank, world_size
         length = np.asarray(seconds, np.float64)
         text = np.zeros(len(length)) if tokens is None else np.asarray(tokens, np.float64)
@@ -282,8 +285,9 @@ class BatchSampler(Sampler[list[Item]]):
             elif spare is not None:
                 spare.extend(single)
             else:
+                what = f"{self.name}: {total}" if self.name else f"{total}"
                 raise UserError(
-                    f"{total} utterances cannot be dealt to {count} processes in equal counts;"
+                    f"{what} utterances cannot be dealt to {count} processes in equal counts;"
                     " use fewer processes or more utterances"
                 )
         return batches

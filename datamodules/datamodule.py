@@ -327,6 +327,7 @@ class SpeechTranslationData(LightningDataModule):
             shuffle=training,
             seed=self.seed,
             world_size=world_size,
+            name=split,
             **budget,
         )
         return items, speeds, sampler

@@ -234,3 +234,26 @@ def test_no_utterance_is_skipped_or_repeated_when_the_number_of_processes_change
     (ids,) = {frozenset(one) for one in seen.values()}
     assert len(ids) == 40
     assert all(count == Counter(ids) for count in seen.values())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("devices", [2, 3])
+def test_validation_reads_every_utterance_once(devices: int, runs: Runs):
+    """7 utterances: no multiple of 2 or 3."""
+    name = f"valid-{devices}"
+    more = ["data.corpus.num_valid=7", "trainer.max_steps=2", "trainer.val_check_interval=2", "data.batch_size=2"]
+    code, said = runs.run(name, "ddp", "none 0 0 0", *more, f"trainer.devices={devices}")
+    assert code == 0, said
+    validated = [note for note in runs.notes(name) if "validated" in note]
+    assert {note["rank"] for note in validated} == set(range(devices))
+    seen = Counter(one for note in validated for one in note["ids"])
+    assert len(seen) == 7
+    assert set(seen.values()) == {1}
+
+
+@pytest.mark.slow
+def test_fewer_utterances_than_processes_are_refused_in_a_line(runs: Runs):
+    code, said = runs.run("few", "ddp", "none 0 0 0", "data.corpus.num_valid=1", "trainer.devices=2")
+    assert code == 1
+    assert "valid: 1 utterances cannot be dealt to 2 processes in equal counts; use fewer processes" in said
+    assert "Traceback" not in said

@@ -9,9 +9,13 @@ from pathlib import Path
 import pytest
 import torch
 from voxzoo.components.errors import UserError
+from voxzoo.components.layers.lora import is_lora
+from voxzoo.configs.compose import compose
+from voxzoo.configs.targets import ALLOWED
 from voxzoo.tasks.checkpoints import read_checkpoint
-from voxzoo.tasks.references import ENTRY, fingerprint
-from voxzoo.tasks.run import load_run
+from voxzoo.tasks.references import ENTRY, fill_in, fingerprint
+from voxzoo.tasks.run import build_task, load_pretrained, load_run, published_references
+from voxzoo.tasks.training import build_for_training
 
 transformers = pytest.importorskip("transformers")
 
@@ -53,6 +57,48 @@ def test_a_fingerprint_is_of_names_types_shapes_and_bytes():
     ]
     assert fingerprint(base) == fingerprint(dict(reversed(base.items())))
     assert len({fingerprint(one) for one in (base, *others)}) == 5
+
+
+def test_the_encoder_of_a_unit_extractor(encoder: Path, tmp_path: Path):
+    config = compose([
+        "task=fit_units", "unit_extractor=encoder", "unit_extractor.layer=1", "unit_extractor.num_units=4",
+        "speech_encoder=pretrained", f"speech_encoder.pretrained={encoder}", "frontend=pretrained",
+        f"frontend.pretrained={encoder}", "data=tiny",
+    ])  # fmt: skip
+    task = build_for_training(config, tmp_path)
+    encoder_part = task.parts()["unit_extractor"].encoder
+    assert set(task.references) == {"unit_extractor.encoder"}
+    content = {"state_dict": task.state_dict()}
+    task.on_save_checkpoint(content)
+    assert not [name for name in content["state_dict"] if "encoder." in name]
+    assert content["state_dict"].keys()  # the clusters
+    filled = fill_in(content, tmp_path)["state_dict"]
+    assert filled.keys() == task.state_dict().keys()
+    assert all(torch.equal(value, filled[name]) for name, value in task.state_dict().items())
+    # A tensor that is not what the folder has is copied, whoever changed it.
+    with torch.no_grad():
+        encoder_part.input_projection.bias += 1
+    task.references = published_references(task, config)
+    content = {"state_dict": task.state_dict()}
+    task.on_save_checkpoint(content)
+    assert [name for name in content["state_dict"] if "encoder." in name] == [
+        "unit_extractor.encoder.input_projection.bias"
+    ]
+
+
+def test_adapted_weights_are_left_to_the_folder_and_adapters_are_not(encoder: Path):
+    config = compose([
+        "task=encode_speech", "speech_encoder=pretrained", f"speech_encoder.pretrained={encoder}", "adaptor=none",
+        "frontend=pretrained", f"frontend.pretrained={encoder}", "data=tiny",
+        "lora.speech_encoder.targets.all='*'",
+    ])  # fmt: skip
+    task = build_task(config, {}, ALLOWED)
+    load_pretrained(task, config)
+    names = published_references(task, config)["speech_encoder"]["tensors"]
+    own = task.parts()["speech_encoder"].state_dict()
+    assert names
+    assert not [name for name in names if is_lora(name)]
+    assert [name for name in own if is_lora(name)]
 
 
 @pytest.fixture(scope="module")
