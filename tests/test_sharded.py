@@ -186,7 +186,7 @@ def probe(tmp_path_factory: pytest.TempPathFactory):
         ]  # fmt: skip
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PYTHONPATH", str(code))
+        patch.setenv("PYTHONPATH", str(code), prepend=os.pathsep)
         yield words
 
 
