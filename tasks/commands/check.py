@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Iterator
 from dataclasses import asdict
+from typing import Any
 
 from rich import box
 from rich.console import Console
@@ -11,12 +13,13 @@ from rich.table import Table
 
 from ...configs.check import require_valid
 from ...configs.compose import compose, to_yaml
+from ..plan import GB, Plan, memory_here, plan_run
 from ..run import active_stages
 from ..shapes import Row, trace
 from ..training import quiet_libraries
 
-HELP = "check a config, build it without weights, and show what flows through its parts"
-EXAMPLE = "voxzoo check experiment=quickstart adaptor=stack"
+HELP = "check a config, build it without weights, show what flows through its parts, and plan its memory"
+EXAMPLE = "voxzoo check experiment=quickstart adaptor=stack --memory 8"
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -26,6 +29,17 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--config-dir", action="append", default=[], metavar="DIR", help="a folder of your own YAML groups"
     )
     parser.add_argument("--print-config", action="store_true", help="print the resolved config as YAML")
+    parser.add_argument(
+        "--plan",
+        action="store_true",
+        help="also memory per device for trainer.strategy, devices and precision, batches, steps of an epoch and FLOPs",
+    )
+    parser.add_argument(
+        "--memory",
+        type=float,
+        metavar="GB",
+        help="of each device (10^9 bytes): the plan, whether it fits, the largest batch that does, and what would fit",
+    )
 
 
 def run(args: argparse.Namespace) -> dict:
@@ -37,11 +51,16 @@ def run(args: argparse.Namespace) -> dict:
     for name, stage in configs.items():
         require_valid(stage)
         tables[name] = trace(stage)
-    if not args.json:
-        if args.print_config:
-            print(to_yaml(config))
-        for name, rows in tables.items():
+    if not args.json and args.print_config:
+        print(to_yaml(config))
+    plans: dict[str, Plan | None] = {}
+    for name, rows in tables.items():
+        if not args.json:
             _show(name, configs[name].task._target_.rpartition(".")[2], rows)
+        if args.plan or args.memory is not None:
+            plans[name] = plan_run(configs[name], args.memory)
+            if not args.json:
+                _show_plan(plans[name])
     return {
         "status": "ok",
         "stages": {
@@ -50,10 +69,15 @@ def run(args: argparse.Namespace) -> dict:
                 "parts": [{**asdict(row), "state": row.state} for row in rows],
                 "parameters": sum(row.parameters for row in rows),
                 "trainable": sum(row.trainable for row in rows),
+                **({"plan": _as_dict(plans[name])} if name in plans else {}),
             }
             for name, rows in tables.items()
         },
     }
+
+
+def _as_dict(plan: Plan | None) -> dict[str, Any] | None:
+    return plan.as_dict() if plan is not None else None
 
 
 def _show(name: str, task: str, rows: list[Row]) -> None:
@@ -65,4 +89,89 @@ def _show(name: str, task: str, rows: list[Row]) -> None:
     table.add_row(
         "total", "", "", "", f"{sum(r.parameters for r in rows):,}", f"{sum(r.trainable for r in rows):,} trainable"
     )
-    Console(width=None if Console().is_terminal else 140).print(table)
+    _console().print(table)
+
+
+def _show_plan(plan: Plan | None) -> None:
+    console = _console()
+    if plan is None:
+        console.print("  No gradient steps: nothing to plan.\n")
+        return
+    where = f"{plan.devices} x {'GPU' if plan.device == 'cuda' else 'CPU process'}, {plan.strategy}, {plan.precision}"
+    table = Table(title=f"GB on each device: {where}", box=box.SIMPLE_HEAD, title_justify="left")
+    table.add_column("")
+    for name in plan.moments:
+        table.add_column(name, justify="right")
+    kinds = dict.fromkeys(kind for moment in plan.moments.values() for kind in moment.parts)
+    for kind in kinds:
+        sizes = [moment.parts.get(kind, 0) for moment in plan.moments.values()]
+        if any(sizes):
+            table.add_row(kind, *(_gb(size) if size else "" for size in sizes))
+    table.add_row("total", *(_gb(moment.total) for moment in plan.moments.values()))
+    console.print(table)
+    for line in _lines(plan):
+        console.print(f"  {line}", highlight=False)
+    console.print()
+
+
+def _lines(plan: Plan) -> Iterator[str]:
+    batch, data = plan.batch, plan.data
+    if plan.frozen:
+        yield "frozen: " + ", ".join(f"{part} ({count:,})" for part, count in plan.frozen.items())
+    yield f"optimizer: {plan.optimizer}, states of {plan.states_per_parameter:.3g} times the trainable parameters"
+    yield (
+        f"largest batch: {batch['utterances']} utterances of up to {batch['seconds']:.3g} s, {batch['padded_seconds']:.4g} "
+        f"padded seconds, {batch['target_tokens']:,} target tokens"
+    )
+    yield f"a step: {plan.flops:.3g} FLOPs" + (f" on {plan.devices} devices" if plan.devices > 1 else "")
+    if data.utterances is None:
+        yield f"data: {data.note}"
+    else:
+        tokens = ""
+        if data.target_tokens is not None:
+            tokens = f", {'about ' if data.guessed_tokens else ''}{data.target_tokens:,} target tokens"
+        yield f"an epoch: {data.steps:,} steps, {data.utterances:,} utterances, {data.hours:.3g} h{tokens} ({data.note})"
+    if plan.memory is None:
+        here = memory_here(plan.device)
+        kind = "the GPU here" if plan.device == "cuda" else "this machine"
+        yield f"{kind} has {_gb(here)} GB; --memory GB says whether it fits" if here else "--memory GB: does it fit?"
+        return
+    yield from _verdict(plan, plan.memory)
+
+
+def _verdict(plan: Plan, memory: int) -> Iterator[str]:
+    name, moment = max(plan.moments.items(), key=lambda item: item[1].total)
+    if plan.fits:
+        yield f"fits {_gb(memory)} GB: needs {_gb(plan.peak)} GB"
+    else:
+        parts = sorted(moment.parts.items(), key=lambda item: -item[1])
+        most = ", ".join(f"{kind} {_gb(size)}" for kind, size in parts if size > 0.01 * moment.total)
+        yield f"does not fit {_gb(memory)} GB: needs {_gb(plan.peak)} GB at the {name}: {most}"
+    if plan.budget is not None:
+        yield f"largest batch that fits: {_budget(plan.budget)}"
+    else:
+        yield f"not even one utterance of {plan.longest:.3g} s in a batch fits"
+    if plan.advice:
+        yield "what would fit:"
+        width = max(len(one["change"]) for one in plan.advice)
+        for one in plan.advice:
+            smaller = (
+                "" if one["budget"] is None else f" ({one['budget']['utterances']} x {one['budget']['seconds']:.3g} s)"
+            )
+            yield f"  {one['change']:{width}}  {_gb(one['needs'])} GB{smaller}"
+    elif not plan.fits:
+        yield "no change that voxzoo knows makes it fit: take smaller parts"
+
+
+def _budget(budget: dict[str, Any]) -> str:
+    more = f" (with data.batch_size={budget['batch_size']})" if "batch_size" in budget else ""
+    return f"{budget['key']}={budget['value']}{more}: {budget['utterances']} utterances of {budget['seconds']:.3g} s"
+
+
+def _gb(size: int) -> str:
+    value = size / GB
+    return f"{value:.1f}" if value >= 10 else f"{value:.2f}" if value >= 0.1 else f"{value:.3f}"
+
+
+def _console() -> Console:
+    return Console(width=None if Console().is_terminal else 140, soft_wrap=False)
