@@ -47,6 +47,17 @@ def locate(path: str, allowed: tuple[str, ...] = ALLOWED) -> Any:
     return found
 
 
+def class_of(node: Any, config: Any) -> type | None:
+    """The class that a node of a config names by `_target_`; None where there is none, or none that may be used."""
+    if not hasattr(node, "get") or node.get("_target_") is None:
+        return None
+    try:
+        found = locate(str(node.get("_target_")), allow_list(config))
+    except (ImportError, PermissionError):
+        return None  # reported where it stands
+    return found if isinstance(found, type) else None
+
+
 def _is_own_class(found: Any) -> bool:
     home = f"{getattr(found, '__module__', '')}."
     return isinstance(found, type) and home.startswith(ALLOWED) and not home.startswith(_REFUSED)

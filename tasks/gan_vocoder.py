@@ -17,7 +17,7 @@ from ..components.errors import UserError
 from ..components.losses.adversarial import discriminator_loss, feature_matching_loss, generator_loss, mean_score
 from ..components.roles import Discriminator, UnitExtractor, UnitVocoder
 from ..components.types import Batch, Loss, Reconstruction
-from ..configs.targets import allow_list, locate
+from ..configs.targets import class_of
 from .task import _add, parameter_groups
 from .unit_vocoder import UnitVocoderTask
 
@@ -82,12 +82,8 @@ class GanVocoder(UnitVocoderTask):
         """What `voxzoo check` cannot see in signatures: (key, message) each."""
         strategy: Any = OmegaConf.select(config, "trainer.strategy")
         if isinstance(strategy, DictConfig):
-            name = str(strategy.get("_target_"))
-            try:
-                found = locate(name, allow_list(config))
-            except (ImportError, PermissionError):
-                return []  # reported where it stands
-            whole = isinstance(found, type) and issubclass(found, _WHOLE)
+            found, name = class_of(strategy, config), str(strategy.get("_target_"))
+            whole = found is None or issubclass(found, _WHOLE)
         else:
             name = str(strategy or "auto")
             whole = name == "auto" or name.startswith(("ddp", "single"))

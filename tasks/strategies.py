@@ -15,6 +15,7 @@ from lightning.pytorch.accelerators import CPUAccelerator
 from lightning.pytorch.core.optimizer import LightningOptimizer
 from lightning.pytorch.plugins.precision import FSDPPrecision, MixedPrecision, Precision
 from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy
+from omegaconf import DictConfig, OmegaConf
 from torch import nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, set_optimizer_state_dict
 from torch.distributed.device_mesh import DeviceMesh
@@ -37,6 +38,7 @@ from torch.optim import Optimizer
 from ..components.errors import UserError
 from ..components.layers.transformer import DecoderLayer
 from ..components.roles import Part
+from ..configs.targets import class_of
 from .checkpoints import misfit, read_checkpoint
 from .shards import SHARDS, load_shards, state_place, tensors_of, weight_place, write_shards
 
@@ -242,6 +244,12 @@ class FSDP(FSDPStrategy):
                     FullyShardedDataParallel.optim_state_dict_to_load(self.model, optimizer, named)
                 )
         return checkpoint
+
+
+def cuts_weights(config: DictConfig) -> bool:
+    """Whether the strategy of a config cuts weights up over processes."""
+    found = class_of(OmegaConf.select(config, "trainer.strategy"), config)
+    return found is not None and issubclass(found, (ModelParallelStrategy, FSDPStrategy))
 
 
 WHOLE_DIM = "voxzoo_dim"

@@ -12,7 +12,9 @@ from typing import Any, ClassVar
 
 import torch
 from lightning import LightningModule
+from lightning.pytorch.callbacks import WeightAveraging
 from lightning_utilities.core.rank_zero import rank_zero_warn
+from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
@@ -22,10 +24,11 @@ from ..components.layers.lora import hold_statistics
 from ..components.roles import Frontend, Tokenizer
 from ..components.search import SearchOptions
 from ..components.types import Batch, Loss, Prediction
+from ..configs.targets import class_of
 from .checkpoints import misfit
 from .references import ENTRY, leave_out
 from .running_statistics import RunningStatistics
-from .strategies import FSDP2, WHOLE_DIM, is_flat, shard
+from .strategies import FSDP2, WHOLE_DIM, cuts_weights, is_flat, shard
 
 FILES = "published/"
 """Begins the names of assets that are files of a published model."""
@@ -86,6 +89,23 @@ class Task(LightningModule, ABC):
     def losses(self, batch: Batch) -> dict[str, Loss]:
         """The summed losses of a batch, the same keys on every rank at every step."""
         return self.measure(batch)[0]
+
+    @classmethod
+    def faults(cls, config: DictConfig) -> list[tuple[str, str]]:
+        """What `voxzoo check` cannot see in signatures: (key, message) each."""
+        name = OmegaConf.select(config, "trainer.strategy")
+        if isinstance(name, str) and name.startswith(("fsdp", "deepspeed", "model_parallel")):
+            return [("trainer.strategy", f"{name} would clip by the norm of a shard; take trainer=fsdp2 (or fsdp)")]
+        if not cuts_weights(config):
+            return []
+        return [
+            (
+                f"callbacks.{name}",
+                f"{found.__name__} keeps the whole model on each process, which the strategy cuts up; take trainer=ddp",
+            )
+            for name, node in config.get("callbacks", {}).items()
+            if (found := class_of(node, config)) is not None and issubclass(found, WeightAveraging)
+        ]
 
     # Parts
 

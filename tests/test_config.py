@@ -244,3 +244,19 @@ def test_compat_sets_every_switch_and_the_command_line_wins():
     assert said.text_seq2seq.position_start == 1
     with pytest.raises(UserError, match="compat=espnet: expected transformers or fairseq2"):
         compose(["compat=espnet"])
+
+
+def test_weight_averages_are_refused_where_weights_are_cut():
+    ema = ["callbacks={ema:{_target_:lightning.pytorch.callbacks.EMAWeightAveraging}}"]
+    for trainer in ("fsdp2", "fsdp"):
+        (fault,) = check(compose([f"trainer={trainer}", *ema]))
+        assert fault.path == "callbacks.ema"
+        assert "EMAWeightAveraging keeps the whole model on each process" in fault.message
+    assert check(compose(["trainer=ddp", *ema])) == []
+
+
+@pytest.mark.parametrize("name", ["fsdp", "deepspeed_stage_2"])
+def test_strategies_that_are_not_ours_are_refused(name: str):
+    (fault,) = check(compose(["trainer=gpu", f"+trainer.strategy={name}"]))
+    assert fault.path == "trainer.strategy"
+    assert "take trainer=fsdp2" in fault.message

@@ -115,3 +115,14 @@ def test_published_models_from_python(published: Path, monkeypatch: pytest.Monke
     monkeypatch.chdir(published)
     exec(block("from_transformers("), {})
     assert (published / "again" / "model.safetensors").exists()
+
+
+def test_every_trap_has_a_test():
+    section = README.partition("### What other training code lets happen")[2].partition("\n\nLicence")[0]
+    rows = [row for row in section.splitlines() if row.startswith("| ")][1:]
+    assert len(rows) == 23
+    for row in rows:
+        named = re.findall(r"`(test_\w+\.py)::(test_\w+)`", row)
+        assert named, row
+        for file, test in named:
+            assert f"def {test}(" in (Path(__file__).parent / file).read_text(), f"{file}::{test}"
