@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from omegaconf import DictConfig, OmegaConf
 
+from ..components.converters.keymap import Loaded
 from ..components.converters.published import load_part
 from ..components.errors import UserError, few
 from ..components.layers.linear import pack_for_inference
@@ -151,14 +152,20 @@ def active_stages(config: DictConfig) -> list[str]:
 
 
 def build_task(
-    config: DictConfig, assets: dict[str, torch.Tensor], allowed: tuple[str, ...], *, empty: bool = False
+    config: DictConfig,
+    assets: dict[str, torch.Tensor],
+    allowed: tuple[str, ...],
+    *,
+    empty: bool = False,
+    parts: Mapping[str, torch.nn.Module] | None = None,
 ) -> Task:
     """Build the task of a config; files it needs come from the assets of its checkpoint.
 
     Args:
         empty: parameters on the meta device, to be filled by `load_state_dict(..., assign=True)`.
+        parts: role -> part that is built already.
     """
-    given: dict[str, Any] = {}
+    given: dict[str, Any] = dict(parts or {})
     if config.task.get("frontend") is not None:
         given["frontend"] = build(config.frontend, allowed=allowed)  # it may hold tables that no checkpoint has
     if "tokenizer" in assets:
@@ -185,8 +192,11 @@ def tokenizer_from_asset(config: DictConfig, content: torch.Tensor, allowed: tup
     return cls.from_bytes(content.numpy().tobytes(), **named)
 
 
-def load_pretrained(task: Task, config: DictConfig) -> list[str]:
+def load_pretrained(task: Task, config: DictConfig, already: Mapping[str, Loaded] | None = None) -> list[str]:
     """Take parts of published models: `ROLE.pretrained` of the config. Returns one line a part, for the log.
+
+    Args:
+        already: role -> what was loaded, of parts that came with their weights.
 
     Raises:
         UserError: a folder that is none, or weights of another shape than the part.
@@ -194,7 +204,13 @@ def load_pretrained(task: Task, config: DictConfig) -> list[str]:
     parts = task.parts()
     # Front end and tokenizer have no weights.
     sources = {role: source for role, source in pretrained_sources(config).items() if role in parts}
-    lines = [_load_published(role, parts[role], role, source) for role, source in sources.items()]
+    already = already or {}
+    lines = [
+        _loaded_line(role, already[role], source)
+        if role in already
+        else _load_published(role, parts[role], role, source)
+        for role, source in sources.items()
+    ]
     if "unit_extractor" in parts:
         lines += load_pretrained_encoder(parts["unit_extractor"], config)
     return lines
@@ -222,7 +238,10 @@ def load_pretrained_encoder(extractor: Any, config: DictConfig) -> list[str]:
 
 
 def _load_published(name: str, part: torch.nn.Module, role: str, source: str) -> str:
-    loaded = load_part(part, role, source)
+    return _loaded_line(name, load_part(part, role, source), source)
+
+
+def _loaded_line(name: str, loaded: Loaded, source: str) -> str:
     new = f"new: {few(loaded.missing)}" if loaded.missing else "nothing is new"
     left = f"left there: {few(loaded.beyond)}" if loaded.beyond else "nothing of it is left"
     return f"{name}: {len(loaded.state)} tensors from {source}; {new}; {left}"

@@ -30,6 +30,7 @@ from .blocks import set_up_blocks
 from .checkpoints import AtomicCheckpointIO, Checkpointer, Interrupted, write_atomically
 from .examples import Examples
 from .lora import lora_lines
+from .mapped import is_sharded, mapped_parts
 from .precision import precision_settings
 from .progress import RunProgress
 from .run import (
@@ -165,9 +166,11 @@ def build_for_training(config: DictConfig, folder: Path) -> Task:
     """Build the task, load `init`, apply `freeze`, attach optimizer and schedule."""
     allowed = allow_list(config)
     task = build_task(config, {}, allowed)
+    mapped = mapped_parts(config, allowed, in_file=is_sharded(config)) if fresh else {}
+    task = build_task(config, {}, allowed, parts={role: part for role, (part, _) in mapped.items()})
     fresh = not (folder / "checkpoints" / "last.ckpt").exists()
     if fresh:  # a run that goes on has all weights of its own
-        for line in load_pretrained(task, config):
+        for line in load_pretrained(task, config, {role: loaded for role, (_, loaded) in mapped.items()}):
             say(f"pretrained {line}")
     for line in load_parts(task, dict(config.init), folder):
         say(f"init {line}")

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import copy
 import csv
+import json
 import shutil
+import subprocess
+import sys
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -290,3 +293,31 @@ def test_compiled_layers_give_the_same_gradients_at_any_length(stack: str, train
 def test_a_backend_that_is_none_is_refused(trained):
     with pytest.raises(UserError, match=r"compile=fast: .*inductor"):
         trained(["compile=fast"])
+
+
+# Published weights, shard by shard
+
+
+@pytest.mark.slow
+def test_processes_take_their_shards_of_published_weights_alone(tiny: list[str], tmp_path: Path):
+    """No process has all of the model in memory of its own, and together they have what one process has."""
+    transformers = pytest.importorskip("transformers")
+    config = transformers.Wav2Vec2BertConfig(
+        feature_projection_input_dim=80, hidden_size=256, num_hidden_layers=12, num_attention_heads=4,
+        intermediate_size=1024, conv_depthwise_kernel_size=5,
+    )  # fmt: skip
+    transformers.Wav2Vec2BertModel(config).save_pretrained(tmp_path / "model")
+    (tmp_path / "model" / "preprocessor_config.json").write_text('{"num_mel_bins": 20, "stride": 4}')
+    script = Path(__file__).parents[1] / "benchmarks" / "sharded_loading.py"
+    parts = ["adaptor=tiny", "text_seq2seq=tiny", "tokenizer=tiny", *tiny[-2:], f"root={tmp_path}"]
+    found = []
+    for processes in (1, 2):
+        command = [sys.executable, script, tmp_path / "model", "--processes", str(processes), "--", *parts]
+        done = subprocess.run([*map(str, command)], capture_output=True, text=True, timeout=300)
+        assert done.returncode == 0, done.stderr
+        found.append(json.loads(done.stdout))
+    ((one,), two) = found
+    assert one["weights"] > 60e6
+    assert {process["digest"] for process in two} == {one["digest"]}
+    for process in two:  # measured: 0.51 of it, for a model of 583 MB
+        assert process["anonymous"] < 0.8 * one["weights"]
