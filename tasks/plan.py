@@ -21,7 +21,7 @@ from typing import Any
 
 import torch
 from omegaconf import DictConfig, OmegaConf
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..components.errors import UserError
 from ..components.roles import Tokenizer
@@ -241,9 +241,7 @@ class Rehearsal:
         self.task.train()
         set_up_blocks(self.task.parts(), {RECOMPUTE: config.get(RECOMPUTE)})
         self.fake = make_fake(self.task, self.setting.dtype)
-        self.optimizer: OptimizerFootprint = simulate_optimizer(
-            build(config.optim, allowed=self.allowed), self.task, self.setting.kind
-        )
+        self.optimizer = self._optimizer(like)
         t2u = self.task.parts().get("t2u")
         if t2u is not None and self.tokenizer is not None:  # its table was on the meta device
             t2u.set_characters(self.tokenizer.piece_characters(), self.tokenizer.pieces())  # pyright: ignore
@@ -254,6 +252,14 @@ class Rehearsal:
             self.data = self._read_data()
         else:
             self.longest, self.batches, self.data = like.longest, like.batches, like.data
+
+    def _optimizer(self, like: Rehearsal | None) -> OptimizerFootprint:
+        """Of this task, or what it is of another by the bytes that learn."""
+        if like is None:
+            optimizer = build(self.config.optim, allowed=self.allowed)
+            return simulate_optimizer(optimizer, self.task, self.setting.kind)
+        rate = learning_bytes(self.task) / learning_bytes(like.task)
+        return OptimizerFootprint(int(like.optimizer.states * rate), int(like.optimizer.step * rate))
 
     # Data
 
@@ -446,7 +452,7 @@ class Rehearsal:
         setting, task = self.setting, self.task
         found = [(rows, *self.footprint(rows)) for rows in self.batches]
         rows, footprint, size = max(found, key=lambda one: one[1].peak)
-        learn = sum(p.nbytes for p in task.parameters() if p.requires_grad)
+        learn = learning_bytes(task)
         owned = {id(p) for part in task.parts().values() for p in part.parameters()}
         modules = task.parts()
         frozen = {
@@ -487,14 +493,14 @@ class Rehearsal:
         Memory grows nearly evenly with their number, from what is there without any: a line through two numbers says
         which, and a step of so many checks it.
         """
-        if self._least(setting) > memory:
+        if self.least(setting) > memory:
             return 0
 
         def need(count: int) -> int:
             return self.need([self.longest] * count, setting)
 
         planned = len(self.batches[0])
-        known = {0: self._least(setting), planned: need(planned)}
+        known = {0: self.least(setting), planned: need(planned)}
         low, high = 0, planned
         for _ in range(4):
             slope = max((known[high] - known[low]) / (high - low), 1.0)
@@ -508,15 +514,15 @@ class Rehearsal:
             low, high = sorted(sorted(known, key=lambda count: abs(known[count] - memory))[:2])
         return max((count for count in known if count and known[count] <= memory), default=0)
 
-    def _least(self, setting: Setting | None = None) -> int:
+    def least(self, setting: Setting | None = None) -> int:
         """Bytes on each device without any batch."""
-        before = sum(p.nbytes for p in self.task.parameters() if p.requires_grad)
+        before = learning_bytes(self.task)
         empty = self.moments(Footprint(peak=before), 0, setting)
         return max(m.total for m in empty.values())
 
     def fitting(self, memory: int, setting: Setting | None = None) -> dict[str, Any] | None:
         """What it needs with the batches as they are planned or, where these do not fit, with the largest that does."""
-        if self._least(setting) > memory:
+        if self.least(setting) > memory:
             return None
         needs = max(self.need(rows, setting) for rows in self.batches)
         if needs <= memory:
@@ -563,20 +569,18 @@ def _advise(plan: Plan, rehearsal: Rehearsal, memory: int) -> Iterator[dict[str,
         count = plan.budget["utterances"]
         yield from told("", {"needs": rehearsal.need([rehearsal.longest] * count), "budget": plan.budget})
     setting = rehearsal.setting
+    kept = [("", rehearsal)]  # what a sharded run may begin from
     for changes in _switches(rehearsal):
-        found = _changed(rehearsal, changes).fitting(memory)
-        yield from told(" ".join(f"{key}={str(value).lower()}" for key, value in changes.items()), found)
+        change = " ".join(f"{key}={str(value).lower()}" for key, value in changes.items())
+        other = _changed(rehearsal, changes)
+        found = other.fitting(memory)
+        yield from told(change, found)
+        kept.append((f" {change}", other))
         if found is not None and found["budget"] is None:
             break  # what more could be changed is not needed
     if setting.kind == "cuda":
-        tried = [rehearsal.fitting(memory, setting.over("fsdp2", n)) for n in _DEVICES]
-        more = [(n, found) for n, found in zip(_DEVICES, tried, strict=True) if found and n > _cut(setting)]
-        if more:
-            yield from told(f"trainer=fsdp2 trainer.devices={more[0][0]}", more[0][1])
-    sizes = {
-        role: sum(p.nbytes for p in part.parameters() if p.requires_grad)
-        for role, part in rehearsal.task.parts().items()
-    }
+        yield from _sharded(kept, memory)
+    sizes = {role: learning_bytes(part) for role, part in rehearsal.task.parts().items()}
     roles = sorted((role for role, size in sizes.items() if size), key=lambda role: -sizes[role])
     for number in range(1, len(roles)):  # parts to freeze, the largest first
         other = _changed(rehearsal, {f"freeze.{role}": True for role in roles[:number]})
@@ -584,6 +588,19 @@ def _advise(plan: Plan, rehearsal: Rehearsal, memory: int) -> Iterator[dict[str,
         if found is not None:
             yield from told(" ".join(f"freeze.{role}=true" for role in roles[:number]), found)
             break
+
+
+def _sharded(kept: list[tuple[str, Rehearsal]], memory: int) -> Iterator[dict[str, Any]]:
+    """The fewest devices over which the planned batches fit, with as few other changes as possible."""
+    for change, rehearsal in kept:
+        for devices in (n for n in _DEVICES if n > _cut(rehearsal.setting)):
+            setting = rehearsal.setting.over("fsdp2", devices)
+            if rehearsal.least(setting) > memory:
+                continue
+            needs = max(rehearsal.need(rows, setting) for rows in rehearsal.batches)
+            if needs <= memory:
+                yield {"change": f"trainer=fsdp2 trainer.devices={devices}{change}", "needs": needs, "budget": None}
+                return
 
 
 def _changed(rehearsal: Rehearsal, changes: dict[str, Any]) -> Rehearsal:
@@ -611,6 +628,11 @@ def _switches(rehearsal: Rehearsal) -> Iterator[dict[str, Any]]:
         yield half
     if half and again:
         yield {**half, **again}
+
+
+def learning_bytes(module: nn.Module) -> int:
+    """Bytes of the parameters that learn."""
+    return sum(p.nbytes for p in module.parameters() if p.requires_grad)
 
 
 def _share(parameter: Tensor, devices: int) -> int:

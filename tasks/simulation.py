@@ -10,6 +10,7 @@ Letters: B batch, V vocabulary.
 
 from __future__ import annotations
 
+import gc
 import math
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -351,6 +352,8 @@ def simulate(
     trainable = [p for p in task.parameters() if p.requires_grad]
     handles = [p.register_post_accumulate_grad_hook(lambda p: ledger.is_gradient(p.grad)) for p in trainable]
     found = Footprint()
+    collects = gc.isenabled()
+    gc.disable()  # what dies when must not depend on what ran before
     try:
         with _as_if_there(), ledger, _Pretend(fake, kind):
             before = [torch.empty_like(p) for p in trainable]  # gradients of the step before
@@ -371,6 +374,8 @@ def simulate(
             del total
         found.activations, found.peak, found.flops = ledger.most, ledger.most_together, ledger.flops
     finally:
+        if collects:
+            gc.enable()
         for handle in handles:
             handle.remove()
         for p in trainable:

@@ -97,8 +97,9 @@ def _show_plan(plan: Plan | None) -> None:
     if plan is None:
         console.print("  No gradient steps: nothing to plan.\n")
         return
-    where = f"{plan.devices} x {'GPU' if plan.device == 'cuda' else 'CPU process'}, {plan.strategy}, {plan.precision}"
-    table = Table(title=f"GB on each device: {where}", box=box.SIMPLE_HEAD, title_justify="left")
+    kind = "GPU" if plan.device == "cuda" else "CPU process"
+    many = f"each of {plan.devices} {kind}{'es' if kind != 'GPU' else 's'}" if plan.devices > 1 else f"one {kind}"
+    table = Table(box=box.SIMPLE_HEAD)
     table.add_column("")
     for name in plan.moments:
         table.add_column(name, justify="right")
@@ -108,6 +109,7 @@ def _show_plan(plan: Plan | None) -> None:
         if any(sizes):
             table.add_row(kind, *(_gb(size) if size else "" for size in sizes))
     table.add_row("total", *(_gb(moment.total) for moment in plan.moments.values()))
+    console.print(f"plan: GB on {many}, {plan.strategy}, {plan.precision}", style="italic", highlight=False)
     console.print(table)
     for line in _lines(plan):
         console.print(f"  {line}", highlight=False)
@@ -119,10 +121,10 @@ def _lines(plan: Plan) -> Iterator[str]:
     if plan.frozen:
         yield "frozen: " + ", ".join(f"{part} ({count:,})" for part, count in plan.frozen.items())
     yield f"optimizer: {plan.optimizer}, states of {plan.states_per_parameter:.3g} times the trainable parameters"
-    yield (
-        f"largest batch: {batch['utterances']} utterances of up to {batch['seconds']:.3g} s, {batch['padded_seconds']:.4g} "
-        f"padded seconds, {batch['target_tokens']:,} target tokens"
-    )
+    sizes = f"{batch['utterances']} utterances of up to {batch['seconds']:.3g} s"
+    padded = f"{batch['padded_seconds']:.4g} padded seconds"
+    tokens = f", {batch['target_tokens']:,} target tokens" if batch["target_tokens"] else ""
+    yield f"largest batch: {sizes}, {padded}{tokens}"
     yield f"a step: {plan.flops:.3g} FLOPs" + (f" on {plan.devices} devices" if plan.devices > 1 else "")
     if data.utterances is None:
         yield f"data: {data.note}"
@@ -130,7 +132,8 @@ def _lines(plan: Plan) -> Iterator[str]:
         tokens = ""
         if data.target_tokens is not None:
             tokens = f", {'about ' if data.guessed_tokens else ''}{data.target_tokens:,} target tokens"
-        yield f"an epoch: {data.steps:,} steps, {data.utterances:,} utterances, {data.hours:.3g} h{tokens} ({data.note})"
+        read = f"{data.utterances:,} utterances, {data.hours:.3g} h{tokens}"
+        yield f"an epoch: {data.steps:,} steps, {read} ({data.note})"
     if plan.memory is None:
         here = memory_here(plan.device)
         kind = "the GPU here" if plan.device == "cuda" else "this machine"
@@ -146,7 +149,7 @@ def _verdict(plan: Plan, memory: int) -> Iterator[str]:
     else:
         parts = sorted(moment.parts.items(), key=lambda item: -item[1])
         most = ", ".join(f"{kind} {_gb(size)}" for kind, size in parts if size > 0.01 * moment.total)
-        yield f"does not fit {_gb(memory)} GB: needs {_gb(plan.peak)} GB at the {name}: {most}"
+        yield f"does not fit {_gb(memory)} GB: needs {_gb(plan.peak)} GB in the {name}: {most}"
     if plan.budget is not None:
         yield f"largest batch that fits: {_budget(plan.budget)}"
     else:
@@ -155,9 +158,8 @@ def _verdict(plan: Plan, memory: int) -> Iterator[str]:
         yield "what would fit:"
         width = max(len(one["change"]) for one in plan.advice)
         for one in plan.advice:
-            smaller = (
-                "" if one["budget"] is None else f" ({one['budget']['utterances']} x {one['budget']['seconds']:.3g} s)"
-            )
+            budget = one["budget"]
+            smaller = f" (batches of {budget['utterances']} x {budget['seconds']:.3g} s)" if budget else ""
             yield f"  {one['change']:{width}}  {_gb(one['needs'])} GB{smaller}"
     elif not plan.fits:
         yield "no change that voxzoo knows makes it fit: take smaller parts"
