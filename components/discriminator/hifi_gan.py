@@ -135,9 +135,9 @@ class ConvStack(nn.Module):
 
     def advance(self) -> None:
         """One power iteration of each spectral norm."""
-        for conv in self.convs:
-            assert isinstance(conv, nn.Conv1d)
-            weight: Any = conv.parametrizations.weight
+        convs: Any = self.convs
+        for conv in convs:
+            weight = conv.parametrizations.weight
             if isinstance(weight[0], SpectralNorm):
                 weight[0].advance(weight.original)
 
