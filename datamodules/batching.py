@@ -89,13 +89,13 @@ class BatchSampler(Sampler[list[Item]]):
     ) -> None:
         if batch_seconds is None and batch_tokens is None and batch_size is None:
             raise UserError("a batch needs a budget: set batch_seconds, batch_tokens or batch_size")
-        for name, value in (
+        for budget, value in (
             ("batch_seconds", batch_seconds),
             ("batch_tokens", batch_tokens),
             ("batch_size", batch_size),
         ):
             if value is not None and value <= 0:
-                raise UserError(f"{name}={value}: expected more than 0")
+                raise UserError(f"{budget}={value}: expected more than 0")
         if batch_tokens is not None and tokens is None:
             raise UserError("batch_tokens needs the number of tokens of each item: give the data a tokenizer")
         if len(seconds) == 0:
