@@ -54,6 +54,24 @@ def dtypes(tensors) -> Counter:
     return Counter(value.dtype for value in tensors if value.is_floating_point())
 
 
+def gone_on(voxzoo, first: list[str], then: list[str], folder: Path) -> Path:
+    """Run four steps as `first` (folder `straight`), and the last two of them again as `then` (the one returned)."""
+    words = [*SETTINGS, "trainer.val_check_interval=2", "trainer.max_steps=4", "checkpoint.keep_best=2"]
+    words += [f"root={folder}", "name=half"]
+    done = voxzoo("train", *first, *words, cwd=folder)
+    assert done.returncode == 0, done.stderr
+    stopped = folder / "half"
+    stopped.rename(folder / "straight")
+    (stopped / "checkpoints").mkdir(parents=True)  # as it was when step 2 was saved
+    for name in ("config.yaml", "tokenizer.model"):
+        shutil.copy(folder / "straight" / name, stopped / name)
+    shutil.copy(folder / "straight/checkpoints/step00000002.ckpt", stopped / "checkpoints/last.ckpt")
+    done = voxzoo("train", *then, *words, cwd=folder)
+    assert done.returncode == 0, done.stderr
+    assert "resuming from" in done.stderr
+    return stopped
+
+
 # Precision
 
 
@@ -129,18 +147,8 @@ def test_low_precision_follows_the_run_in_float32(how: str, precision: str, voxz
 @pytest.mark.slow
 def test_a_run_in_bfloat16_goes_on_as_it_was_and_is_evaluated(voxzoo, tiny: list[str], exact: Path):
     folder = exact.parent
-    words = [*tiny, *SETTINGS, "trainer.precision=bf16-true", "trainer.val_check_interval=2", "trainer.max_steps=4"]
-    words += ["checkpoint.keep_best=2", f"root={folder}", "name=half"]
-    assert voxzoo("train", *words, cwd=folder).returncode == 0
-    stopped = folder / "half"
-    stopped.rename(folder / "straight")
-    (stopped / "checkpoints").mkdir(parents=True)  # as it was when step 2 was saved
-    for name in ("config.yaml", "tokenizer.model"):
-        shutil.copy(folder / "straight" / name, stopped / name)
-    shutil.copy(folder / "straight/checkpoints/step00000002.ckpt", stopped / "checkpoints/last.ckpt")
-    done = voxzoo("train", *words, cwd=folder)
-    assert done.returncode == 0, done.stderr
-    assert "resuming from" in done.stderr
+    precise = ["trainer.precision=bf16-true"]
+    stopped = gone_on(voxzoo, [*tiny, *precise], [*tiny, *precise], folder)
     whole, resumed = last(folder / "straight"), last(stopped)
     for key, value in whole["state_dict"].items():
         assert torch.equal(value, resumed["state_dict"][key]), key
@@ -152,7 +160,7 @@ def test_a_run_in_bfloat16_goes_on_as_it_was_and_is_evaluated(voxzoo, tiny: list
     done = voxzoo("evaluate", stopped, "--split", "test", "--json", cwd=folder)
     assert done.returncode == 0, done.stderr
     (audio, *_) = sorted(Path(tiny[-1].removeprefix("cache_dir=")).rglob("test_*.flac"))
-    done = voxzoo("translate", stopped, audio, "--to", "eng", "--out", folder / "out", cwd=folder)
+    done = voxzoo("translate", stopped, audio, "--task", "s2tt", "--to", "eng", "--out", folder / "out", cwd=folder)
     assert done.returncode == 0, done.stderr
 
 
@@ -288,6 +296,18 @@ def test_compiled_layers_give_the_same_gradients_at_any_length(stack: str, train
             compiled = counters["stats"]["unique_graphs"]
     assert compiled > 0
     assert counters["stats"]["unique_graphs"] == compiled, "no length is compiled for itself"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("compiled_first", [True, False])
+def test_a_run_goes_on_compiled_or_not(compiled_first: bool, voxzoo, tiny: list[str], tmp_path: Path):
+    plain, other = tiny, [*tiny, "compile=eager", "activation_checkpointing=true"]  # eager: traced, nothing else
+    stopped = gone_on(voxzoo, *((other, plain) if compiled_first else (plain, other)), tmp_path)
+    whole, resumed = last(tmp_path / "straight")["state_dict"], last(stopped)["state_dict"]
+    assert whole.keys() == resumed.keys()
+    assert not any("_orig_mod" in name or "_checkpoint" in name for name in whole)
+    for name, value in whole.items():
+        torch.testing.assert_close(resumed[name], value, atol=1e-6, rtol=1e-5)
 
 
 def test_a_backend_that_is_none_is_refused(trained):
