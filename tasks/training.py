@@ -165,10 +165,9 @@ def _is_trainable(tokenizer: DictConfig) -> bool:
 def build_for_training(config: DictConfig, folder: Path) -> Task:
     """Build the task, load `init`, apply `freeze`, attach optimizer and schedule."""
     allowed = allow_list(config)
-    task = build_task(config, {}, allowed)
+    fresh = not (folder / "checkpoints" / "last.ckpt").exists()
     mapped = mapped_parts(config, allowed, in_file=is_sharded(config)) if fresh else {}
     task = build_task(config, {}, allowed, parts={role: part for role, (part, _) in mapped.items()})
-    fresh = not (folder / "checkpoints" / "last.ckpt").exists()
     if fresh:  # a run that goes on has all weights of its own
         for line in load_pretrained(task, config, {role: loaded for role, (_, loaded) in mapped.items()}):
             say(f"pretrained {line}")
