@@ -1,4 +1,7 @@
-"""All paths: `python -m benchmarks` prints the README's table; `--out FILE` writes everything as JSON."""
+"""All paths: `python -m benchmarks` prints the README's table; `--out FILE` writes everything as JSON.
+
+`python -m benchmarks plan` compares the memory that `voxzoo check` plans with a measured peak.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +15,9 @@ PATHS = ("speech_encoder", "s2tt_training", "text_beam", "s2tt_beam", "s2st", "v
 
 
 def main(argv: Sequence[str] | None = None) -> int:
+    words = list(sys.argv[1:] if argv is None else argv)
+    if words[:1] == ["plan"]:  # against a measurement, not against another implementation
+        return importlib.import_module(".plan", __package__).main(words[1:])
     parser = arguments(__doc__ or "")
     parser.add_argument("paths", nargs="*", metavar="PATH", help=f"of {', '.join(PATHS)} (default: all)")
     args = parser.parse_args(argv)

@@ -42,7 +42,7 @@ _PIECE = 4  # characters of a subword, where the vocabulary is not there yet
 _CONTEXT = {1: 0.6, 2: 1.0}  # GB that CUDA (and NCCL, on several devices) keeps on each GPU
 _DEVICES = (2, 4, 8, 16, 32, 64, 128)
 _LARGE = 500_000_000  # parameters
-_MOST = 4096  # utterances: a larger batch is no use to anyone
+_MOST = 1024  # utterances: a larger batch is no use to anyone
 
 
 @dataclass(frozen=True)
@@ -382,7 +382,7 @@ class Rehearsal:
 
     def footprint(self, rows: Sequence[Sizes]) -> tuple[Footprint, int]:
         """What a step on these utterances takes, and the bytes of the batch itself."""
-        key = tuple(rows)
+        key = tuple(map(id, rows))  # all of them are kept as long as this is
         if key not in self._footprints:
             setting = self.setting
             batch = self.batch(rows, setting.dtype)

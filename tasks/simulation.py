@@ -75,15 +75,20 @@ class Footprint:
 
 
 class _Fake(FakeTensorMode):
-    """Does not look for GPUs each time that it is entered: no tensor is ever on one."""
+    """Does not look for GPUs each time that it is entered: no tensor is ever on one.
 
-    avoid_device_init = False  # pyright: ignore[reportIncompatibleMethodOverride]
+    Attributes:
+        told: the device that its tensors name, where it is another than the CPU.
+    """
+
+    avoid_device_init = False  # pyright: ignore
+    told: torch.device | None = None
 
 
 class Ledger(TorchDispatchMode):
     """Follows the storages that operations make; a storage counts from its operation to its death."""
 
-    def __init__(self, fake: FakeTensorMode, kind: Kind) -> None:
+    def __init__(self, fake: _Fake, kind: Kind) -> None:
         super().__init__()
         self.fake, self.round = fake, _ROUND[kind]
         self.live = self.gradients = self.casts = 0
@@ -110,12 +115,17 @@ class Ledger(TorchDispatchMode):
             return args[0].fake_device
         kwargs = kwargs or {}
         packet = func._overloadpacket
+        told, self.fake.told = self.fake.told, None
         with torch._C.DisableTorchFunction():
             if packet is torch.ops.aten.index:  # how many steps a mask keeps is known
                 args = (args[0], [place for x in args[1] for place in _places(x)])
             if packet is torch.ops.aten.rand and not args[0]:  # a coin for a layer: none is dropped
                 func, packet = torch.ops.aten.ones.default, torch.ops.aten.ones
-            if FakeTensor in types or not _stays_real(packet, args, kwargs):
+            if packet is torch.ops.aten._ctc_loss:  # its sizes are data
+                out = _ctc_states(self.fake, *args)
+            elif packet is torch.ops.aten._ctc_loss_backward:
+                out = self.fake.dispatch(torch.ops.aten.empty_like.default, types, args[1:2], {})
+            elif FakeTensor in types or not _stays_real(packet, args, kwargs):
                 out = self.fake.dispatch(func, types, args, kwargs)  # entering the mode looks for GPUs each time
             else:
                 out = func(*args, **kwargs)
@@ -125,9 +135,10 @@ class Ledger(TorchDispatchMode):
             for x in out if isinstance(out, (tuple, list)) else (out,):
                 if isinstance(x, Tensor):
                     self._enter(x, cast)
-            held = self.live + (_scratch(packet, args, out) if self.round == _ROUND["cpu"] else 0)
+            held = self.live + _scratch(packet, args, out, self.round == _ROUND["cpu"])
             self.most = max(self.most, held)
             self.most_together = max(self.most_together, held + self.gradients)
+        self.fake.told = told
         return out
 
     def _enter(self, x: Tensor, cast: bool) -> None:
@@ -161,13 +172,27 @@ class _Entry:
     gradient: bool = False
 
 
-def _scratch(packet: Any, args: Any, out: Any) -> int:
-    """Bytes that a convolution takes on a CPU while it runs: oneDNN wants channels in blocks, and copies."""
-    if packet is torch.ops.aten.convolution:
+def _scratch(packet: Any, args: Any, out: Any, cpu: bool) -> int:
+    """Bytes that a kernel takes for itself while it runs. A convolution on a CPU: oneDNN wants channels in blocks, and
+    copies. The gradient of CTC: as many states backwards as forwards."""
+    if packet is torch.ops.aten._ctc_loss_backward:
+        return args[6].nbytes
+    if cpu and packet is torch.ops.aten.convolution:
         return args[0].nbytes + out.nbytes
-    if packet is torch.ops.aten.convolution_backward:
+    if cpu and packet is torch.ops.aten.convolution_backward:
         return args[0].nbytes + 2 * args[1].nbytes
     return 0
+
+
+def _ctc_states(
+    fake: FakeTensorMode, log_probs: Tensor, targets: Tensor, lengths: Any, target_lengths: Any, *_: Any
+) -> tuple[Tensor, Tensor]:
+    """(T, B, V) log-probabilities -> (B,) losses and (B, T, 2 S + 1) states of the longest target."""
+    batch, longest = log_probs.shape[1], int(torch.as_tensor(target_lengths).max())
+    with fake:
+        losses = torch.empty(batch, dtype=log_probs.dtype, device="cpu")
+        states = torch.empty(batch, log_probs.shape[0], 2 * longest + 1, dtype=log_probs.dtype, device="cpu")
+    return losses, states
 
 
 def _stays_real(packet: Any, args: Any, kwargs: Any) -> bool:
@@ -189,7 +214,7 @@ def _storage(x: Any) -> int:
     return x.untyped_storage()._cdata
 
 
-_IS_META, _DEVICE = torch.Tensor.is_meta.__get__, torch.Tensor.device.__get__  # pyright: ignore[reportAttributeAccessIssue]
+_IS_META = torch.Tensor.is_meta.__get__  # pyright: ignore[reportAttributeAccessIssue]
 _IS_CUDA = torch.Tensor.is_cuda.__get__  # pyright: ignore[reportAttributeAccessIssue]
 # What autocast on a GPU takes to float32 and on a CPU leaves.
 _TO_FLOAT = {F.layer_norm, F.softmax, torch.softmax, Tensor.softmax, F.log_softmax, torch.log_softmax,
@@ -200,7 +225,7 @@ class _Pretend(TorchFunctionMode):
     """Fake tensors live on the CPU, where the autograd engine runs without a GPU; to the model they are where the plan
     is for, and without values, as the meta device is."""
 
-    def __init__(self, fake: FakeTensorMode, kind: Kind) -> None:
+    def __init__(self, fake: _Fake, kind: Kind) -> None:
         super().__init__()
         self.fake, self.kind = fake, kind
 
@@ -210,8 +235,6 @@ class _Pretend(TorchFunctionMode):
             return isinstance(args[0], FakeTensor)
         if self.kind == "cpu":
             return func(*args, **kwargs)
-        if func == _DEVICE:
-            return torch.device("cuda", 0) if isinstance(args[0], FakeTensor) else func(*args)
         if func == _IS_CUDA:
             return isinstance(args[0], FakeTensor)
         # A model that leaves autocast for a while names the device it sees.
@@ -283,17 +306,40 @@ def _autocast(kind: Kind, dtype: torch.dtype | None) -> Iterator[None]:
             yield
 
 
+_device: Any = FakeTensor.device.fget  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def _told_device(tensor: FakeTensor) -> torch.device:
+    told = getattr(tensor.fake_mode, "told", None)
+    return told if told is not None and not tensor.fake_mode.in_kernel_invocation else _device(tensor)
+
+
 @contextmanager
-def _as_if_there() -> Iterator[None]:
-    """Autocast asks whether there is a GPU, also that of recomputed layers."""
+def _as_if_there(fake: _Fake, kind: Kind) -> Iterator[None]:
+    """To the model, tensors are on the device that is planned for. Autocast asks whether there is a GPU, also that of
+    recomputed layers."""
+    if kind == "cpu":
+        yield
+        return
+    fake.told = torch.device(kind, 0)
+    try:
+        with _as_if_on_gpu():
+            yield
+    finally:
+        fake.told = None
+
+
+@contextmanager
+def _as_if_on_gpu() -> Iterator[None]:
     with (
+        patch.object(FakeTensor, "device", property(_told_device)),
         patch.object(torch.cuda.amp.common, "amp_definitely_not_available", lambda: False),
         patch.object(torch.cuda, "is_bf16_supported", lambda *_, **__: True),
     ):
         yield
 
 
-def make_fake(task: nn.Module, dtype: torch.dtype | None = None) -> FakeTensorMode:
+def make_fake(task: nn.Module, dtype: torch.dtype | None = None) -> _Fake:
     """Replace the meta parameters and buffers of a task by fake ones, tied ones still tied; `dtype`: of parameters."""
     fake = _Fake(allow_non_fake_inputs=True)
     made: dict[int, Any] = {}
@@ -329,7 +375,7 @@ def tensors_of(value: Any) -> list[Tensor]:
 
 def simulate(
     task: Task,
-    fake: FakeTensorMode,
+    fake: _Fake,
     batch: Batch,
     kind: Kind,
     *,
@@ -355,7 +401,7 @@ def simulate(
     collects = gc.isenabled()
     gc.disable()  # what dies when must not depend on what ran before
     try:
-        with _as_if_there(), ledger, _Pretend(fake, kind):
+        with _as_if_there(fake, kind), ledger, _Pretend(fake, kind):
             before = [torch.empty_like(p) for p in trainable]  # gradients of the step before
             for gradient in before:
                 ledger.is_gradient(gradient)
