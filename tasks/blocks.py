@@ -6,7 +6,7 @@ All of it is done in place. Modules, parameter names and checkpoints stay as the
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
@@ -16,14 +16,14 @@ from torch.utils.checkpoint import checkpoint
 
 from ..components.errors import UserError
 
-_STACKS = ("layers", "attentions")
+STACKS = ("layers", "attentions")
 """What parts call their stacks."""
 
 
-def blocks(module: nn.Module) -> Iterator[nn.Module]:
-    """The layers of all stacks in a module, in the order of its modules."""
+def blocks(module: nn.Module, stacks: Sequence[str] = STACKS) -> Iterator[nn.Module]:
+    """The layers of all stacks of these names in a module, each once, in the order of its modules."""
     for name, stack in module.named_modules():
-        if isinstance(stack, nn.ModuleList) and name.rpartition(".")[2] in _STACKS:
+        if isinstance(stack, nn.ModuleList) and name.rpartition(".")[2] in stacks:
             yield from stack
 
 

@@ -5,15 +5,18 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import signal
 import threading
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from lightning import LightningModule, Trainer
+from lightning.fabric.strategies.launchers.subprocess_script import _ChildProcessObserver
 from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
@@ -76,13 +79,14 @@ def read_checkpoint(path: Path, *, whole: bool = True) -> dict[str, Any]:
 
     Args:
         path: the file.
-        whole: where it is in shards, read these too.
+        whole: where it is in shards, read these too. Otherwise tensors stay in the mapped file until they are copied:
+            processes that take a shard each hold nothing else.
 
     Raises:
         UserError: not a checkpoint, cut off, or not one of voxzoo's.
     """
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        content = torch.load(path, map_location="cpu", weights_only=True, mmap=not whole)
     except (OSError, EOFError, RuntimeError, zipfile.BadZipFile) as error:
         raise UserError(f"{path}: cannot be read as a checkpoint ({_first_line(error)}); is it whole?") from None
     except Exception as error:  # pickle.UnpicklingError: something that would run code, or no pickle at all
@@ -177,12 +181,15 @@ class Checkpointer(Checkpoint):
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.is_global_zero:
             remove_leftovers(self.folder)
+        # From here on, though the first step, which will be saved, may be minutes away.
         if threading.current_thread() is threading.main_thread():
             self._handlers = {number: signal.getsignal(number) for number in _SIGNALS}
+            for number in self._handlers:
+                signal.signal(number, self._note_signal)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        # Behind Lightning, which put its own in between: that one tells the other processes by a collective of its own,
-        # from within the handler, where they may be in the middle of another.
+        # In a trainer of someone's own, behind Lightning, which put its own in between: that one tells the other
+        # processes by a collective, from within the handler, where they may be in the middle of another.
         for number in self._handlers:
             signal.signal(number, self._note_signal)
 
@@ -220,10 +227,11 @@ class Checkpointer(Checkpoint):
         if trainer.fit_loop._should_accumulate() or self._validation_due(trainer):
             return
         if self._stopping(trainer):
-            trainer.save_checkpoint(self.last)
+            _save(trainer, self.last)
+            _let_processes_end()
             raise Interrupted(self._signal, trainer.global_step)
         if trainer.global_step % self.every_steps == 0:
-            trainer.save_checkpoint(self.last)
+            _save(trainer, self.last)
 
     def _validation_due(self, trainer: Trainer) -> bool:
         fetcher = trainer.fit_loop._data_fetcher
@@ -250,7 +258,7 @@ class Checkpointer(Checkpoint):
         progress = loop.epoch_loop.val_loop.batch_progress
         progress.reset()
         vars(progress.total).update(ready=1, started=1)  # by which Lightning knows a validation that was cut off
-        trainer.save_checkpoint(self.last)
+        _save(trainer, self.last)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.sanity_checking or trainer.state.fn != "fit":
@@ -261,20 +269,18 @@ class Checkpointer(Checkpoint):
         # go on from. A run that is killed goes on from the step before, and comes by here again.
         whole = not trainer.fit_loop._should_accumulate()
         if whole:
-            trainer.save_checkpoint(self.last)
+            _save(trainer, self.last)
         elif name in self.best:
-            trainer.save_checkpoint(self.folder / name)
-        if trainer.is_global_zero:
-            if whole and name in self.best:
-                temporary = self.folder / f".{name}.tmp"
-                temporary.unlink(missing_ok=True)
-                os.link(self.last, temporary)  # last.ckpt is only ever replaced, never written into
-                os.replace(temporary, self.folder / name)
-            write_atomically(
-                self.folder / "best.json", lambda file: file.write(json.dumps(self.best, indent=1).encode())
-            )
-            for stale in removed:
-                (self.folder / stale).unlink(missing_ok=True)
+            _save(trainer, self.folder / name)
+        with _all_hear(trainer):
+            if trainer.is_global_zero:
+                if whole and name in self.best:
+                    _link(self.last, self.folder / name)
+                write_atomically(
+                    self.folder / "best.json", lambda file: file.write(json.dumps(self.best, indent=1).encode())
+                )
+                for stale in removed:
+                    (self.folder / stale).unlink(missing_ok=True)
         if self.keep_best > 0 and self.monitor not in trainer.callback_metrics:
             known = ", ".join(name for name in sorted(trainer.callback_metrics) if name.startswith("valid/"))
             raise UserError(f"checkpoint.monitor={self.monitor}: validation measures {known}")
@@ -289,10 +295,49 @@ class Checkpointer(Checkpoint):
         return ordered[self.keep_best :]
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        trainer.save_checkpoint(self.last)
+        _save(trainer, self.last)
 
 
-def pick_checkpoint(folder: Path) -> Path:
+def _save(trainer: Trainer, path: Path) -> None:
+    """`trainer.save_checkpoint`, but what keeps the first process from writing ends all of them."""
+    content = trainer._checkpoint_connector.dump_checkpoint(False)
+    with _all_hear(trainer):
+        trainer.strategy.save_checkpoint(content, path)
+
+
+@contextmanager
+def _all_hear(trainer: Trainer) -> Iterator[None]:
+    """Raise on all processes what the first one raises inside: alone it would leave the others waiting for it."""
+    problem = ""
+    try:
+        yield
+    except (UserError, OSError) as error:
+        problem = str(error)
+    if trainer.world_size > 1:
+        problem = trainer.strategy.broadcast(problem)
+    if problem:
+        raise UserError(problem)
+
+
+def _link(source: Path, target: Path) -> None:
+    """Another name for a file that is only ever replaced, never written into; a copy where there are no such names."""
+    temporary = target.with_name(f".{target.name}.tmp")
+    temporary.unlink(missing_ok=True)
+    try:
+        os.link(source, temporary)
+    except OSError:
+        shutil.copyfile(source, temporary)
+    os.replace(temporary, target)
+
+
+def _let_processes_end() -> None:
+    """Lightning watches the processes it started: one that ends first, by our exit code, would get this one killed."""
+    for thread in threading.enumerate():
+        if isinstance(thread, _ChildProcessObserver):
+            thread._run = lambda: True
+
+
+def pick_checkpoint(folder: Path, advice: str = "train it first with `voxzoo train`") -> Path:
     """The best checkpoint of a folder, else the last.
 
     Raises:
@@ -305,4 +350,4 @@ def pick_checkpoint(folder: Path) -> Path:
                 return folder / name
     if (folder / "last.ckpt").exists():
         return folder / "last.ckpt"
-    raise UserError(f"{folder.parent}: no checkpoint yet; train it first with `voxzoo train`")
+    raise UserError(f"{folder.parent}: there is no checkpoint; {advice}")

@@ -1,8 +1,7 @@
-"""Parts of published models that are never initialised, and whose weights stay in their file until they are cut up."""
+"""Parts that are never initialised: those of published models, whose weights stay in their file until they are cut up,
+and all parts of a run that goes on in shards."""
 
 from __future__ import annotations
-
-from typing import Any
 
 import torch
 from omegaconf import DictConfig, OmegaConf
@@ -31,9 +30,9 @@ def mapped_parts(config: DictConfig, allowed: tuple[str, ...], *, in_file: bool)
             continue
         with torch.device("meta"):
             part = build(config.task[role], allowed=allowed)
+        if _has_tables(part):
+            continue
         state = part.state_dict()
-        if {name for name, _ in part.named_buffers()} - state.keys():
-            continue  # tables that no checkpoint has
         loaded = read_part(role, source, {key: value.shape for key, value in state.items()})
         if loaded.missing or loaded.unused:
             continue
@@ -48,7 +47,33 @@ def mapped_parts(config: DictConfig, allowed: tuple[str, ...], *, in_file: bool)
     return found
 
 
-def is_sharded(config: DictConfig) -> bool:
-    """Whether the strategy of a config cuts weights up over processes."""
-    target: Any = OmegaConf.select(config, "trainer.strategy._target_")
-    return str(target).endswith((".FSDP", ".FSDP2"))
+def empty_parts(config: DictConfig, allowed: tuple[str, ...]) -> dict[str, nn.Module]:
+    """The parts of a config on the meta device: for a run whose weights all come from its checkpoint, by shards. Parts
+    with tables that no checkpoint has are not among them, nor any where LoRA is to be added."""
+    found: dict[str, nn.Module] = {}
+    for role, node in config.task.items():
+        if (
+            role in ("frontend", "tokenizer")
+            or config.lora
+            or not isinstance(node, DictConfig)
+            or "_target_" not in node
+        ):
+            continue
+        with torch.device("meta"):
+            part = build(node, allowed=allowed)
+        if isinstance(part, nn.Module) and not _has_tables(part):
+            found[str(role)] = part
+    return found
+
+
+def _has_tables(part: nn.Module) -> bool:
+    """Whether a part has buffers that no checkpoint has."""
+    return bool({name for name, _ in part.named_buffers()} - part.state_dict().keys())
+
+
+def materialise(module: nn.Module, device: torch.device) -> None:
+    """Give what is on the meta device memory, which is not initialised; the rest stays."""
+    for inner in module.modules():
+        own = [*inner.parameters(recurse=False), *inner.buffers(recurse=False)]
+        if any(tensor.is_meta for tensor in own):
+            inner.to_empty(device=device, recurse=False)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from typing import Any
 
-from lightning.pytorch.plugins.precision import HalfPrecision
+import torch
+from lightning.pytorch.plugins.precision import HalfPrecision, MixedPrecision
 from torch import nn
+from torch.amp.grad_scaler import GradScaler
 
 from ..components.errors import UserError
 from ..components.types import Batch
@@ -58,4 +61,14 @@ def precision_settings(name: Any) -> dict[str, Any]:
             "trainer.precision=16-true: float16 ends at 65504, which gradients of a whole batch pass; "
             "expected bf16-true, bf16-mixed, 16-mixed (scaled) or 32-true"
         )
-    return {"precision": None, "plugins": [BFloat16()]} if str(name) == "bf16-true" else {"plugins": []}
+    if str(name) == "bf16-true":
+        return {"precision": None, "plugins": [BFloat16()]}
+    if str(name) == "16-mixed" and torch.cuda.is_available():
+        return {"precision": None, "plugins": [MixedPrecision("16-mixed", "cuda", gradient_scaler(GradScaler))]}
+    return {"plugins": []}
+
+
+def gradient_scaler(kind: Callable[..., Any]) -> Any:
+    """A scaler of float16 gradients for losses that are sums over a batch: these are as large as means that were scaled
+    by the number of tokens already. It grows from there, where others fall from 65536."""
+    return kind(init_scale=1.0)

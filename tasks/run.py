@@ -338,9 +338,15 @@ def pid_lock(folder: Path) -> Any:
     file = open(folder / ".lock", "w")  # noqa: SIM115 - held open for the life of the run
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
+    except BlockingIOError:
         file.close()
         raise UserError(f"{folder} is being trained by another process") from None
+    except OSError as error:
+        file.close()
+        raise UserError(
+            f"{folder}: its file system has no locks ({error.strerror}), which keep two trainings apart; take another "
+            "root=, or mount it with locks (Lustre: -o flock)"
+        ) from None
     file.write(str(os.getpid()))
     file.flush()
     return file

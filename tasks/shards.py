@@ -74,8 +74,8 @@ def write_shards(
             os.rename(part, path.with_name(name))
             index[SHARDS] = {"folder": name, "files": files, "tensors": {k: _describe(v) for k, v in tensors.items()}}
             write_index(index)
-        except (UserError, OSError) as error:
-            problem = str(error)
+        except Exception as error:  # whatever it is: the others wait for the word
+            problem = str(error) or type(error).__name__
     problem = broadcast(problem)
     if problem:
         if first:

@@ -14,7 +14,7 @@ from lightning.fabric.strategies.model_parallel import _load_raw_module_state
 from lightning.pytorch.accelerators import CPUAccelerator
 from lightning.pytorch.core.optimizer import LightningOptimizer
 from lightning.pytorch.plugins.precision import FSDPPrecision, MixedPrecision, Precision
-from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy
+from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy, StrategyRegistry
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, set_optimizer_state_dict
@@ -37,9 +37,10 @@ from torch.optim import Optimizer
 
 from ..components.errors import UserError
 from ..components.layers.transformer import DecoderLayer
-from ..components.roles import Part
 from ..configs.targets import class_of
+from .blocks import blocks
 from .checkpoints import misfit, read_checkpoint
+from .precision import gradient_scaler
 from .shards import SHARDS, load_shards, state_place, tensors_of, weight_place, write_shards
 
 # What Lightning and the commands call on a task in place of `forward`: weights outside the layers are gathered for it.
@@ -165,7 +166,7 @@ class FSDP(FSDPStrategy):
         if isinstance(precision_plugin, FSDPPrecision):
             name = precision_plugin.precision
             device = "cpu" if isinstance(self.accelerator, CPUAccelerator) else "cuda"
-            scaler: Any = ShardedGradScaler() if name == "16-mixed" else None
+            scaler: Any = gradient_scaler(ShardedGradScaler) if name == "16-mixed" else None
             precision_plugin = MixedPrecision(name, device, scaler) if name.endswith("mixed") else Precision()  # pyright: ignore[reportArgumentType]
         self._precision_plugin = precision_plugin
 
@@ -248,8 +249,37 @@ class FSDP(FSDPStrategy):
 
 def cuts_weights(config: DictConfig) -> bool:
     """Whether the strategy of a config cuts weights up over processes."""
+    return _is_of(config, ModelParallelStrategy, FSDPStrategy)
+
+
+def faults_of_strategy(config: DictConfig) -> list[tuple[str, str]]:
+    """(key, message) of a strategy that cuts weights up in a way that the gradient norm would not know of."""
+    name = OmegaConf.select(config, "trainer.strategy")
+    if isinstance(name, DictConfig) and "_target_" not in name:
+        return [
+            (
+                "trainer.strategy",
+                f"{', '.join(map(str, name))}: settings of no strategy; choose trainer=fsdp2 with them",
+            )
+        ]
+    known = StrategyRegistry.available_strategies()
+    if isinstance(name, str) and name not in {*known, "auto"}:
+        return [("trainer.strategy", f"there is no {name!r}; take ddp, or trainer=fsdp2")]
+    foreign = isinstance(name, str) and name.startswith(("fsdp", "deepspeed", "model_parallel"))
+    if foreign or (cuts_weights(config) and not _is_of(config, FSDP, FSDP2)):
+        shown = name if isinstance(name, str) else name.get("_target_")
+        return [("trainer.strategy", f"{shown} would clip by the norm of a shard; take trainer=fsdp2 (or fsdp)")]
+    return []
+
+
+def _is_of(config: DictConfig, *classes: type) -> bool:
     found = class_of(OmegaConf.select(config, "trainer.strategy"), config)
-    return found is not None and issubclass(found, (ModelParallelStrategy, FSDPStrategy))
+    return found is not None and issubclass(found, classes)
+
+
+def loads_by_shards(config: DictConfig) -> bool:
+    """Whether the strategy of a config fills a task that is cut up already when it goes on."""
+    return _is_of(config, FSDP2)
 
 
 WHOLE_DIM = "voxzoo_dim"
@@ -310,16 +340,7 @@ def _empty_like(parameter: torch.Tensor, shape: torch.Size, dtype: torch.dtype, 
 
 def units(task: nn.Module) -> Iterator[nn.Module]:
     """The layers of all parts; what is in none of them is one unit with the task itself."""
-    seen: set[nn.Module] = set()
-    for part in task.modules():
-        if not isinstance(part, Part):
-            continue
-        for name, stack in part.named_modules():
-            if isinstance(stack, nn.ModuleList) and name.rpartition(".")[2] == "layers":
-                for layer in stack:
-                    if layer not in seen:
-                        seen.add(layer)
-                        yield layer
+    return blocks(task, ("layers",))
 
 
 def shard(task: LightningModule, mesh: DeviceMesh, reshard_after_forward: bool = True) -> None:
@@ -358,3 +379,13 @@ def gathered(task: LightningModule) -> Iterator[None]:
             module.reshard()
             if module is not task and isinstance(strategy, FSDP2):
                 module.set_reshard_after_forward(strategy.reshard_after_forward, recurse=False)
+            _forget_order(module)
+
+
+def _forget_order(module: FSDPModule) -> None:
+    """The next backward pass gathers layers ahead in the order in which they were called, also in what came before it.
+    Where each process called them another number of times, they would gather different ones, and wait forever."""
+    group: Any = module._get_fsdp_state()._fsdp_param_group
+    if group is not None:
+        group.comm_ctx.post_forward_order.clear()
+        group._post_forward_indices.clear()

@@ -14,7 +14,7 @@ import torch
 from lightning import LightningModule
 from lightning.pytorch.callbacks import WeightAveraging
 from lightning_utilities.core.rank_zero import rank_zero_warn
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
@@ -26,9 +26,10 @@ from ..components.search import SearchOptions
 from ..components.types import Batch, Loss, Prediction
 from ..configs.targets import class_of
 from .checkpoints import misfit
+from .mapped import materialise
 from .references import ENTRY, leave_out
 from .running_statistics import RunningStatistics
-from .strategies import FSDP2, WHOLE_DIM, cuts_weights, is_flat, shard
+from .strategies import FSDP2, WHOLE_DIM, cuts_weights, faults_of_strategy, is_flat, shard
 
 FILES = "published/"
 """Begins the names of assets that are files of a published model."""
@@ -93,12 +94,10 @@ class Task(LightningModule, ABC):
     @classmethod
     def faults(cls, config: DictConfig) -> list[tuple[str, str]]:
         """What `voxzoo check` cannot see in signatures: (key, message) each."""
-        name = OmegaConf.select(config, "trainer.strategy")
-        if isinstance(name, str) and name.startswith(("fsdp", "deepspeed", "model_parallel")):
-            return [("trainer.strategy", f"{name} would clip by the norm of a shard; take trainer=fsdp2 (or fsdp)")]
+        faults = faults_of_strategy(config)
         if not cuts_weights(config):
-            return []
-        return [
+            return faults
+        faults += [
             (
                 f"callbacks.{name}",
                 f"{found.__name__} keeps the whole model on each process, which the strategy cuts up; take trainer=ddp",
@@ -106,6 +105,7 @@ class Task(LightningModule, ABC):
             for name, node in config.get("callbacks", {}).items()
             if (found := class_of(node, config)) is not None and issubclass(found, WeightAveraging)
         ]
+        return faults
 
     # Parts
 
@@ -148,6 +148,7 @@ class Task(LightningModule, ABC):
         strategy = self.trainer.strategy
         if isinstance(strategy, FSDP2) and not isinstance(self, FSDPModule):
             shard(self, strategy.device_mesh["data_parallel"], strategy.reshard_after_forward)
+            materialise(self, strategy.root_device)  # what a checkpoint will fill
 
     def attach_optimizer(self, optimizer: Callable[..., Any], schedule: Callable[..., Any] | None) -> None:
         """Give the optimizer (called with the trainable parameters) and the schedule (called with the optimizer)."""
@@ -422,7 +423,8 @@ def _square(tensors: Iterable[Tensor]) -> Tensor:
             blocks = (block.double() for block in tensor.reshape(-1).split(_BLOCK))
             sums += [torch.dot(block, block) for block in blocks]
         else:
-            sums.append(torch.linalg.vector_norm(tensor, dtype=torch.float64).square())
+            blocks = tensor.reshape(-1).split(64 * _BLOCK)
+            sums += [torch.linalg.vector_norm(block, dtype=torch.float64).square() for block in blocks]
     return torch.stack(sums).sum()
 
 

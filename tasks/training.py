@@ -27,10 +27,10 @@ from ..configs.check import require_valid
 from ..configs.compose import compose, to_yaml
 from ..configs.targets import allow_list
 from .blocks import set_up_blocks
-from .checkpoints import AtomicCheckpointIO, Checkpointer, Interrupted, write_atomically
+from .checkpoints import AtomicCheckpointIO, Checkpointer, Interrupted, pick_checkpoint, write_atomically
 from .examples import Examples
 from .lora import lora_lines
-from .mapped import is_sharded, mapped_parts
+from .mapped import empty_parts, mapped_parts
 from .precision import precision_settings
 from .progress import RunProgress
 from .run import (
@@ -44,6 +44,7 @@ from .run import (
     settle_config,
     turns,
 )
+from .strategies import cuts_weights, loads_by_shards
 from .task import Task
 
 # What a run that was stopped by a signal exits with; 75 (EX_TEMPFAIL) tells a scheduler to requeue.
@@ -101,6 +102,7 @@ def _train_one(config: DictConfig) -> dict[str, Any]:
             data = prepare_data(config)
             settle_config(folder, to_yaml(config))
         if is_done(folder):
+            pick_checkpoint(folder / "checkpoints", advice=f"delete {folder / 'done.json'} and train it again")
             say(f"{folder}: already trained")
             return {"status": "ok", "run": str(folder), **json.loads((folder / "done.json").read_text())}
         torch.manual_seed(config.seed)
@@ -166,13 +168,16 @@ def build_for_training(config: DictConfig, folder: Path) -> Task:
     """Build the task, load `init`, apply `freeze`, attach optimizer and schedule."""
     allowed = allow_list(config)
     fresh = not (folder / "checkpoints" / "last.ckpt").exists()
-    mapped = mapped_parts(config, allowed, in_file=is_sharded(config)) if fresh else {}
-    task = build_task(config, {}, allowed, parts={role: part for role, (part, _) in mapped.items()})
+    mapped = mapped_parts(config, allowed, in_file=cuts_weights(config)) if fresh else {}
+    parts = {role: part for role, (part, _) in mapped.items()}
+    if not fresh and loads_by_shards(config):
+        parts = empty_parts(config, allowed)
+    task = build_task(config, {}, allowed, parts=parts)
     if fresh:  # a run that goes on has all weights of its own
         for line in load_pretrained(task, config, {role: loaded for role, (_, loaded) in mapped.items()}):
             say(f"pretrained {line}")
-    for line in load_parts(task, dict(config.init), folder):
-        say(f"init {line}")
+        for line in load_parts(task, dict(config.init), folder):
+            say(f"init {line}")
     for line in lora_lines(task):
         say(f"lora {line}")
     task.freeze_parts([str(role) for role, frozen in config.freeze.items() if frozen])
@@ -192,14 +197,19 @@ def _fit(config: DictConfig, task: Task, data: Any, folder: Path) -> dict[str, A
     keeper = Checkpointer(folder=str(folder / "checkpoints"), **OmegaConf.to_container(config.checkpoint))  # pyright: ignore[reportCallIssue]
     callbacks = [Examples(), keeper, RunProgress(), *build(config.callbacks, allowed=allowed).values()]
     precision = precision_settings(config.trainer.get("precision"))
+    settings = config.trainer.copy()
+    if isinstance(settings.get("val_check_interval"), int):  # Lightning counts batches
+        settings.val_check_interval *= settings.get("accumulate_grad_batches") or 1
     trainer = build(
-        config.trainer,
+        settings,
         allowed=allowed,
         logger=build(config.logger, allowed=allowed) or False,
         callbacks=callbacks,
         default_root_dir=str(folder),
         **{**precision, "plugins": [AtomicCheckpointIO(), *precision["plugins"]]},
     )
+    # Lightning's own handlers end a run that has not begun with exit 0, and tell other processes by a collective.
+    trainer._signal_connector.register_signal_handlers = lambda: None
     counts = [sum(p.numel() for p in task.parameters() if p.requires_grad), sum(p.numel() for p in task.parameters())]
     say(f"{type(task).__name__}: {counts[0]:,} of {counts[1]:,} parameters learn; run folder {folder}")
     resume = str(keeper.last) if keeper.last.exists() else None
@@ -344,12 +354,12 @@ class _Stage:
         return self.process.returncode
 
     def stop(self) -> None:
-        """Ask the stage to save and stop, and wait for it."""
+        """Ask the stage to save and stop, and wait for it; a second signal kills it."""
         if self.process.poll() is None:
             self.process.send_signal(signal.SIGINT)
             try:
-                self.process.wait(60)
-            except subprocess.TimeoutExpired:
+                self.process.wait()  # a large model takes minutes to write
+            except BaseException:  # told a second time
                 self.process.kill()
         self.thread.join(5)
 

@@ -21,6 +21,7 @@ from voxzoo.components.types import Batch, Loss, Padded
 from voxzoo.components.unit_extractor import KMeansUnits
 from voxzoo.configs import compose
 from voxzoo.tasks.blocks import blocks, set_up_blocks
+from voxzoo.tasks.mapped import materialise
 from voxzoo.tasks.precision import BFloat16
 from voxzoo.tasks.task import Task
 from voxzoo.tasks.training import build_for_training, prepare_data
@@ -341,3 +342,20 @@ def test_processes_take_their_shards_of_published_weights_alone(tiny: list[str],
     assert {process["digest"] for process in two} == {one["digest"]}
     for process in two:  # measured: 0.51 of it, for a model of 583 MB
         assert process["anonymous"] < 0.8 * one["weights"]
+
+
+def test_a_run_that_goes_on_in_shards_builds_no_weights(tiny: list[str], tmp_path: Path):
+    """Its parts are on the meta device until each process has cut its share of them, which the checkpoint fills."""
+    config = compose([*tiny, f"root={tmp_path}", "trainer=fsdp2", "init.speech_encoder=gone"])
+    prepare_data(config)
+    last = Path(config.run_dir) / "checkpoints" / "last.ckpt"
+    last.parent.mkdir(parents=True)
+    last.touch()
+    task = build_for_training(config, Path(config.run_dir))
+    for role, part in task.parts().items():
+        assert all(tensor.is_meta for tensor in part.state_dict().values()), role
+    assert not any(parameter.is_meta for parameter in task.ctc_head.parameters())
+    before = [parameter.clone() for parameter in task.ctc_head.parameters()]
+    materialise(task, torch.device("cpu"))
+    assert not any(tensor.is_meta for tensor in task.state_dict().values())
+    assert all(torch.equal(kept, now) for kept, now in zip(before, task.ctc_head.parameters(), strict=True))

@@ -262,7 +262,7 @@ def test_what_is_not_a_run_is_refused(call, tmp_path: Path, run: Path):
     for given, message in {
         "absent": "no such run folder or checkpoint",
         "empty": "not a run (no config.yaml in it)",
-        "begun": "no checkpoint yet",
+        "begun": "there is no checkpoint; train it first",
         "text.ckpt": "text.ckpt",
     }.items():
         for words in (

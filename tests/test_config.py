@@ -255,7 +255,7 @@ def test_weight_averages_are_refused_where_weights_are_cut():
     assert check(compose(["trainer=ddp", *ema])) == []
 
 
-@pytest.mark.parametrize("name", ["fsdp", "deepspeed_stage_2"])
+@pytest.mark.parametrize("name", ["fsdp", "deepspeed_stage_2", "{_target_: lightning.pytorch.strategies.FSDPStrategy}"])
 def test_strategies_that_are_not_ours_are_refused(name: str):
     (fault,) = check(compose(["trainer=gpu", f"+trainer.strategy={name}"]))
     assert fault.path == "trainer.strategy"

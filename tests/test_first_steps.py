@@ -56,7 +56,7 @@ class Joined(SpeechTranslationData):
 '''
 TWO = ["trainer.devices=2", "trainer.accelerator=cpu", "trainer.precision=32-true", "trainer.max_epochs=-1"]
 HOW = {
-    "accumulated": ["trainer.accumulate_grad_batches=2", "trainer.val_check_interval=48"],
+    "accumulated": ["trainer.accumulate_grad_batches=2"],
     "one": ["data._target_=quickstart_cuts.Joined"],
     "ddp": ["trainer=ddp", *TWO],
     "fsdp2": ["trainer=fsdp2", *TWO],

@@ -49,6 +49,9 @@ class Spy(Callback):
     def on_fit_start(self, trainer, pl_module):
         self.own = trainer.global_rank
 
+    def on_train_start(self, trainer, pl_module):
+        self.at("start")
+
     def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
         self.batch = batch.ids
 
@@ -181,6 +184,7 @@ def test_killed_at_random_moments_ends_bit_equal(how: str, runs: Runs):
 @pytest.mark.parametrize(
     ("how", "moment", "number"),
     [
+        ("one", "start", signal.SIGTERM),
         ("one", "step", signal.SIGTERM),
         ("one", "validation", signal.SIGUSR1),
         ("ddp", "validation", signal.SIGTERM),

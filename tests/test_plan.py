@@ -266,7 +266,7 @@ def test_a_verdict_with_advice_that_holds(tiny: list[str]):
 
 
 def test_too_little_for_one_utterance(tiny: list[str], capsys):
-    assert main(["check", *tiny, *GPU, "data=manifest", "--memory", "0.601"]) == 0
+    assert main(["check", *tiny, *GPU, "data=manifest", "--memory", "0.601"]) == 1
     shown = capsys.readouterr().out
     assert "does not fit 0.60 GB" in shown
     assert "not even one utterance of 35 s in a batch fits" in shown

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -521,3 +522,20 @@ def test_damaged_shards_are_refused_in_one_line(kind: str, alone, tmp_path: Path
     assert expected in said
     assert len(said.splitlines()) == 1
     assert "this should not happen" not in said
+
+
+@pytest.mark.slow
+def test_training_goes_on_behind_examples_of_unequal_length(voxzoo, tiny: list[str], tmp_path: Path):
+    """Generation calls layers another number of times on each process; the backward pass behind it must not notice."""
+    words = [
+        "trainer=fsdp2",
+        "trainer.accelerator=cpu",
+        "trainer.devices=2",
+        "trainer.precision=32-true",
+        "trainer.max_steps=9",
+        "trainer.val_check_interval=3",
+        "logger=tensorboard",
+    ]
+    done = voxzoo("train", *tiny, *words, f"root={tmp_path}", "name=run", cwd=tmp_path, timeout=200)
+    assert done.returncode == 0, done.stderr
+    assert len(re.findall(r"step \d+ +valid", done.stderr + done.stdout)) >= 3

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 from collections.abc import Iterator
 from dataclasses import asdict
 from typing import Any
@@ -36,10 +37,18 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--memory",
-        type=float,
+        type=_gigabytes,
         metavar="GB",
-        help="of each device (10^9 bytes): the plan, whether it fits, the largest batch that does, and what would fit",
+        help="of each device (10^9 bytes): the plan, whether it fits (exit 1 where it does not), the largest batch "
+        "that does, and what would fit",
     )
+
+
+def _gigabytes(text: str) -> float:
+    value = float(text)
+    if not 0 < value < math.inf:
+        raise argparse.ArgumentTypeError(f"{text}: expected more than 0 GB per device")
+    return value
 
 
 def run(args: argparse.Namespace) -> dict:
@@ -61,8 +70,11 @@ def run(args: argparse.Namespace) -> dict:
             plans[name] = plan_run(configs[name], args.memory)
             if not args.json:
                 _show_plan(plans[name])
+    small = [
+        plan for plan in plans.values() if plan is not None and plan.memory is not None and plan.peak > plan.memory
+    ]
     return {
-        "status": "ok",
+        "status": "does not fit" if small else "ok",
         "stages": {
             name: {
                 "task": configs[name].task._target_,
