@@ -363,7 +363,7 @@ def gathered(task: LightningModule) -> Iterator[None]:
     Enter and leave it on all processes together. In between nothing waits for the others: decoding, which ends after
     another number of steps on each process, cannot deadlock. The whole model must fit.
     """
-    strategy = task.trainer.strategy
+    strategy = task.trainer.strategy if task._trainer is not None else None
     if isinstance(strategy, FSDP):
         with strategy.whole():
             yield

@@ -13,6 +13,19 @@ import pytest
 PARTS = ["frontend=tiny", "speech_encoder=tiny", "adaptor=tiny", "text_seq2seq=tiny", "tokenizer=tiny"]
 
 
+_MEETING = ("MASTER_ADDR", "MASTER_PORT", "NODE_RANK", "LOCAL_RANK", "WORLD_SIZE")
+
+
+@pytest.fixture(autouse=True)
+def _no_meeting_place_is_left():
+    """Lightning writes where its processes meet into the environment: what a test starts later would all meet there."""
+    for name in _MEETING:
+        os.environ.pop(name, None)
+    yield
+    for name in _MEETING:
+        os.environ.pop(name, None)
+
+
 @pytest.fixture(scope="session")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     """Overrides: tiny parts on the tiny corpus, which is made once a session."""
@@ -25,7 +38,8 @@ def voxzoo() -> Callable[..., subprocess.CompletedProcess[str]]:
 
     def call(*words: object, cwd: Path, timeout: float = 120, **options) -> subprocess.CompletedProcess[str]:
         command = [sys.executable, "-m", "voxzoo.tasks.cli", *map(str, words)]
-        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        kept = {name: value for name, value in os.environ.items() if name not in _MEETING}
+        environment = {**kept, "OMP_NUM_THREADS": "1"}
         return subprocess.run(
             command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=timeout, **options
         )

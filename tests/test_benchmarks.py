@@ -20,7 +20,7 @@ sys.path.insert(0, str(ROOT))  # benchmarks are run from the checkout and belong
 
 from benchmarks import __main__ as every  # noqa: E402
 from benchmarks import harness  # noqa: E402
-from benchmarks.harness import Case, Options, Unequal, difference, measure, peak_growth  # noqa: E402
+from benchmarks.harness import Case, Options, Unequal, difference, measure  # noqa: E402
 
 QUICK = Options(threads=1, rounds=1, quick=True)
 
@@ -149,26 +149,26 @@ def test_memory_is_measured_by_a_process_of_its_own(monkeypatch):
     assert result["memory_ratio"] == 0.25
 
 
+def _growth(code: str) -> int:
+    """What a fresh process prints whose blocks are mapped one by one, as those that measure memory are."""
+    environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "131072"}
+    lines = f"import torch\nfrom benchmarks.harness import peak_growth\n{code}"
+    done = subprocess.run(
+        [sys.executable, "-c", lines], cwd=ROOT, env=environment, capture_output=True, text=True, check=True
+    )
+    return int(done.stdout)
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_holes_of_the_heap_are_not_counted_where_blocks_are_mapped():
     """What ran before leaves nothing behind: the peak of a run is what was alive at one time."""
-    code = (
-        "import torch; from benchmarks.harness import peak_growth\n"
-        "kept = []\n"
-        "for _ in range(40): torch.ones(2_000_000); kept.append(torch.ones(60_000))\n"
-        "print(peak_growth(lambda: [torch.ones(2_000_000) for _ in range(2)][:0]))"
-    )
-    environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "131072"}
-    done = subprocess.run(
-        [sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, text=True, check=True
-    )
-    assert 15e6 < int(done.stdout) < 19e6
+    before = "kept = []\nfor _ in range(40): torch.ones(2_000_000); kept.append(torch.ones(60_000))\n"
+    assert 15e6 < _growth(before + "print(peak_growth(lambda: [torch.ones(2_000_000) for _ in range(2)][:0]))") < 19e6
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_peak_growth_sees_what_was_freed_again():
-    def run() -> None:
-        torch.ones(8_000_000)  # 32 MB
-        torch.ones(4_000_000)
-
-    assert 30e6 < peak_growth(run) < 45e6
-    assert peak_growth(lambda: None) < 3e6
+    assert (
+        30e6 < _growth("print(peak_growth(lambda: (torch.ones(8_000_000).sum(), torch.ones(4_000_000).sum())))") < 45e6
+    )
+    assert _growth("print(peak_growth(lambda: None))") < 3e6
