@@ -12,7 +12,7 @@ import zipfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NoReturn
 
 import torch
 from lightning import LightningModule, Trainer
@@ -207,6 +207,10 @@ class Checkpointer(Checkpoint):
             self._signal = signal.SIGTERM
         return told
 
+    def _stop(self, trainer: Trainer) -> NoReturn:
+        _let_processes_end()
+        raise Interrupted(self._signal, trainer.global_step)
+
     def restore_handlers(self) -> None:
         """Give the signals back to whom they belonged to before the fit."""
         for number, handler in self._handlers.items():
@@ -228,8 +232,7 @@ class Checkpointer(Checkpoint):
             return
         if self._stopping(trainer):
             _save(trainer, self.last)
-            _let_processes_end()
-            raise Interrupted(self._signal, trainer.global_step)
+            self._stop(trainer)
         if trainer.global_step % self.every_steps == 0:
             _save(trainer, self.last)
 
@@ -248,7 +251,7 @@ class Checkpointer(Checkpoint):
     ) -> None:
         if not trainer.sanity_checking and self._stopping(trainer):
             self._save_before_validation(trainer)
-            raise Interrupted(self._signal, trainer.global_step)
+            self._stop(trainer)
 
     def _save_before_validation(self, trainer: Trainer) -> None:
         """Save the step that this validation follows, in such a way that a run that goes on begins with all of it."""

@@ -70,9 +70,7 @@ def run(args: argparse.Namespace) -> dict:
             plans[name] = plan_run(configs[name], args.memory)
             if not args.json:
                 _show_plan(plans[name])
-    small = [
-        plan for plan in plans.values() if plan is not None and plan.memory is not None and plan.peak > plan.memory
-    ]
+    small = any(plan is not None and plan.fits is False for plan in plans.values())
     return {
         "status": "does not fit" if small else "ok",
         "stages": {
