@@ -101,10 +101,8 @@ def _train_one(config: DictConfig) -> dict[str, Any]:
         with turns(folder):
             data = prepare_data(config)
             settle_config(folder, to_yaml(config))
-        if is_done(folder):
-            pick_checkpoint(folder / "checkpoints", advice=f"delete {folder / 'done.json'} and train it again")
-            say(f"{folder}: already trained")
-            return {"status": "ok", "run": str(folder), **json.loads((folder / "done.json").read_text())}
+        if _is_trained(folder):
+            return {"status": "ok", "run": str(folder), **_result(folder)}
         torch.manual_seed(config.seed)
         task = build_for_training(config, folder)
         if hasattr(task, "run_once"):  # a task without gradient steps, such as fitting units: one process does it
@@ -119,11 +117,28 @@ def _train_one(config: DictConfig) -> dict[str, Any]:
     return {"status": "ok", "run": str(folder), **result}
 
 
+def _is_trained(folder: Path) -> bool:
+    """Whether a run has ended and its checkpoint is there; says so.
+
+    Raises:
+        UserError: it has ended, and its checkpoint is gone.
+    """
+    if not is_done(folder):
+        return False
+    pick_checkpoint(folder / "checkpoints", advice=f"delete {folder / 'done.json'} and train it again")
+    say(f"{folder}: already trained")
+    return True
+
+
+def _result(folder: Path) -> dict[str, Any]:
+    return json.loads((folder / "done.json").read_text())
+
+
 def _wait_for_result(folder: Path) -> dict[str, Any]:
     """What the first process of this run writes when it is done."""
     while not is_done(folder):
         time.sleep(0.2)
-    return json.loads((folder / "done.json").read_text())
+    return _result(folder)
 
 
 def prepare_data(config: DictConfig) -> Any:
@@ -236,7 +251,7 @@ def _train_stages(
     started = time.monotonic()
     settle_config(folder, to_yaml(config))
     after = {name: [n for n in config.stages[name].get("after") or () if n in names] for name in names}
-    done = [name for name in names if _is_trained(stages[name])]
+    done = [name for name in names if _needs_no_process(stages[name])]
     waiting, running = [name for name in names if name not in done], {}
     # Processes that torchrun or srun started take each stage together, one after the other.
     together = launched_processes() > 1
@@ -270,7 +285,7 @@ def _train_stages(
     return {"status": "ok", "run": str(folder), "seconds": round(time.monotonic() - started, 1), "stages": results}
 
 
-def _is_trained(config: DictConfig) -> bool:
+def _needs_no_process(config: DictConfig) -> bool:
     """Whether a stage has ended, so that no process is needed to find out; refuses another config, as `_train_one`."""
     folder = Path(config.run_dir)
     if not is_done(folder):
@@ -278,8 +293,7 @@ def _is_trained(config: DictConfig) -> bool:
     if "tokenizer" in config.task and not config.tokenizer.languages:
         config.tokenizer.languages = OmegaConf.load(folder / "config.yaml").tokenizer.languages
     settle_config(folder, to_yaml(config))
-    say(f"{folder}: already trained")
-    return True
+    return _is_trained(folder)
 
 
 def launched_processes() -> int:

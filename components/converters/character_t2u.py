@@ -5,7 +5,7 @@ from __future__ import annotations
 from .keymap import Rule, same, stack, tied, within
 from .transformer import encoder_rules
 
-_DURATION = [
+DURATION_PREDICTOR = [
     same("conv1.~", "conv1.~"),
     same("norm1.~", "ln1.~"),
     same("conv2.~", "conv2.~"),
@@ -34,7 +34,7 @@ def t2u_rules(prefix: str) -> list[Rule]:
         same("t2u.character_embedding.weight", f"{decoder}embed_char.weight"),
         same("t2u.character_alpha", f"{decoder}pos_emb_alpha_char"),
         same("t2u.unit_alpha", f"{decoder}pos_emb_alpha"),
-        *within("t2u.duration.", f"{decoder}duration_predictor.", _DURATION),
+        *within("t2u.duration.", f"{decoder}duration_predictor.", DURATION_PREDICTOR),
         *within("t2u.layers.*.", f"{decoder}layers.*.", _LAYER),
         same("t2u.norm.~", f"{decoder}layer_norm.~"),
     ]

@@ -2,15 +2,9 @@
 
 from __future__ import annotations
 
+from .character_t2u import DURATION_PREDICTOR
 from .keymap import Rule, same, within
 
-_DURATIONS = [
-    same("conv1.~", "conv1.~"),
-    same("norm1.~", "ln1.~"),
-    same("conv2.~", "conv2.~"),
-    same("norm2.~", "ln2.~"),
-    same("proj.~", "proj.~"),
-]
 _GENERATOR = [
     same("pre.~", "conv_pre.~"),
     same("upsamplers.*.~", "upsampler.*.~"),
@@ -26,7 +20,7 @@ def vocoder_rules(prefix: str) -> list[Rule]:
         same("units.weight", "unit_embedding.weight"),
         same("langs.weight", "language_embedding.weight"),
         same("speakers.weight", "speaker_embedding.weight"),
-        *within("durations.", "dur_predictor.", _DURATIONS),
+        *within("durations.", "dur_predictor.", DURATION_PREDICTOR),
         *within("generator.", "hifi_gan.", _GENERATOR),
     ]
     return within("vocoder.", prefix, rules)

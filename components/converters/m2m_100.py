@@ -9,11 +9,10 @@ from typing import Any
 from ..errors import UserError
 from .family import Family, Nodes
 from .keymap import KeyMap
-from .settings import expect, parts_of, read_json_if, refuse_unless, value
+from .settings import activation, expect, parts_of, read_json_if, refuse_unless, value
 from .tokenizers import export_tokenizer_files, tokenizer_node
 from .transformer import decoder_rules, embedding_rules, encoder_rules
 
-_ACTIVATIONS = {"relu": "relu", "gelu": "gelu", "silu": "silu", "swish": "silu"}
 _LONGEST = 200  # tokens of an output, language token included, where no file says it: that of NLLB-200
 _EMBEDDINGS = ("model.shared.weight", "model.encoder.embed_tokens.weight", "model.decoder.embed_tokens.weight")
 
@@ -25,9 +24,6 @@ class M2M100(Family):
         for key in ("attention_heads", "ffn_dim", "layerdrop"):
             _refuse_two(settings, f"encoder_{key}", f"decoder_{key}")
         refuse_unless(settings, "tie_word_embeddings", True)
-        activation = settings.get("activation_function", "relu")
-        if activation not in _ACTIVATIONS:
-            raise UserError(f"activation_function={activation!r}: expected one of {', '.join(_ACTIVATIONS)}")
         pad = settings.get("pad_token_id", 1)
         nodes: Nodes = {
             "text_seq2seq": {
@@ -41,7 +37,7 @@ class M2M100(Family):
                 "dropout": settings.get("dropout", 0.1),
                 "attention_dropout": settings.get("attention_dropout", 0.1),
                 "activation_dropout": settings.get("activation_dropout", 0.0),
-                "activation": _ACTIVATIONS[activation],
+                "activation": activation(settings, "activation_function", "relu"),
                 "layerdrop": settings.get("decoder_layerdrop", 0.05),
                 "scale_embeddings": settings.get("scale_embedding", True),
                 "position_start": pad + 1,

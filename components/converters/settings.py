@@ -12,6 +12,7 @@ from ..errors import UserError
 from .family import Nodes
 from .files import read_json
 
+_ACTIVATIONS = {"relu": "relu", "gelu": "gelu", "silu": "silu", "swish": "silu"}  # published name -> ours
 _BESIDE = ("frontend", "tokenizer", "task")  # roles whose files stand beside the weights, in every layout
 
 
@@ -39,6 +40,18 @@ def refuse_unless(settings: dict[str, Any], key: str, expected: Any) -> None:
     """
     if key in settings and settings[key] != expected:
         raise UserError(f"{key}={settings[key]!r}: only {expected!r} is published, and only that can be converted")
+
+
+def activation(settings: dict[str, Any], key: str, default: str) -> str:
+    """Our name of the activation that a setting names.
+
+    Raises:
+        UserError: it is none that voxzoo's parts have.
+    """
+    name = settings.get(key, default)
+    if name not in _ACTIVATIONS:
+        raise UserError(f"{key}={name!r}: expected one of {', '.join(_ACTIVATIONS)}")
+    return _ACTIVATIONS[name]
 
 
 def fbank(folder: Path | None) -> dict[str, Any]:

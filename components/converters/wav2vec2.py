@@ -9,7 +9,7 @@ from ..errors import UserError
 from .family import Family, Nodes
 from .keymap import KeyMap, same, stack, within
 from .masking import masked, span_masking, span_masking_settings
-from .settings import expect, parts_of, read_json_if, refuse_unless, value
+from .settings import activation, expect, parts_of, read_json_if, refuse_unless, value
 
 _ATTENTION = [
     stack("qkv.weight", "q_proj.weight", "k_proj.weight", "v_proj.weight"),
@@ -44,7 +44,6 @@ _RENAME = [
     (r"(pos_conv_embed\.conv)\.weight_g$", r"\1.parametrizations.weight.original0"),
     (r"(pos_conv_embed\.conv)\.weight_v$", r"\1.parametrizations.weight.original1"),
 ]
-_ACTIVATIONS = {"gelu": "gelu", "relu": "relu", "silu": "silu", "swish": "silu"}
 
 
 class Wav2Vec2(Family):
@@ -53,9 +52,6 @@ class Wav2Vec2(Family):
 
     def nodes(self, settings: dict[str, Any], folder: Path | None = None) -> Nodes:
         self.refuse(settings)
-        activation = settings.get("hidden_act", "gelu")
-        if activation not in _ACTIVATIONS:
-            raise UserError(f"hidden_act={activation!r}: expected one of {', '.join(_ACTIVATIONS)}")
         norm = settings.get("feat_extract_norm", "group")
         if norm not in ("group", "layer"):
             raise UserError(f"feat_extract_norm={norm!r}: expected group or layer")
@@ -75,7 +71,7 @@ class Wav2Vec2(Family):
             "input_norm": settings.get("feat_proj_layer_norm", True),
             "position_kernel": settings.get("num_conv_pos_embeddings", 128),
             "position_groups": settings.get("num_conv_pos_embedding_groups", 16),
-            "activation": _ACTIVATIONS[activation],
+            "activation": activation(settings, "hidden_act", "gelu"),
             "leak_padding": _leak(norm, reader),
             "input_dropout": settings.get("feat_proj_dropout", 0.0),
             "dropout": settings.get("hidden_dropout", 0.1),

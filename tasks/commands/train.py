@@ -17,9 +17,11 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> dict:
-    from ..training import train  # torch loads only for a run, not for --help
+    from lightning.pytorch.utilities import rank_zero_only  # torch loads only for a run, not for --help
+
+    from ..training import train
 
     result = train(args.overrides, stage=args.stage, config_dirs=args.config_dir)
     if not args.json:
-        print(f"done: {result['run']}")
+        rank_zero_only(print)(f"done: {result['run']}")
     return result
