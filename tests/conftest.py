@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import os
 import subprocess
 import sys
@@ -11,6 +12,13 @@ from pathlib import Path
 import pytest
 
 PARTS = ["frontend=tiny", "speech_encoder=tiny", "adaptor=tiny", "text_seq2seq=tiny", "tokenizer=tiny"]
+
+
+def logged(run: Path, name: str) -> list[float]:
+    """A metric of a run at every step that logged it; logger=csv."""
+    (path,) = run.rglob("metrics.csv")
+    with path.open() as lines:
+        return [float(row[name]) for row in csv.DictReader(lines) if row.get(name)]
 
 
 _MEETING = ("MASTER_ADDR", "MASTER_PORT", "NODE_RANK", "LOCAL_RANK", "WORLD_SIZE")

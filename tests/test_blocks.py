@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import csv
 import json
 import shutil
 import subprocess
@@ -14,6 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest import logged
 from torch._dynamo.utils import counters
 from voxzoo.components.errors import UserError
 from voxzoo.components.layers.convolution import MaskedBatchNorm
@@ -38,13 +38,6 @@ HOW = {
     "ddp": ["trainer=ddp", *CPU],
     "fsdp2": ["trainer=fsdp2", *CPU],
 }
-
-
-def logged(run: Path, name: str) -> list[float]:
-    """A metric at every step."""
-    (path,) = run.rglob("metrics.csv")
-    with path.open() as lines:
-        return [float(row[name]) for row in csv.DictReader(lines) if row.get(name)]
 
 
 def last(run: Path) -> dict:

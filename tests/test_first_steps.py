@@ -7,11 +7,11 @@ epsilon is large; sizes, voices, schedule, clipping and losses are the quickstar
 
 from __future__ import annotations
 
-import csv
 from pathlib import Path
 
 import pytest
 import torch
+from conftest import logged
 
 pytest.importorskip("espeakng_loader")
 
@@ -86,22 +86,16 @@ def runs(voxzoo, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def curve(run: Path, name: str) -> list[float]:
-    (path,) = run.rglob("metrics.csv")
-    with path.open() as lines:
-        return [float(row[name]) for row in csv.DictReader(lines) if row[name]]
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["one", "ddp", "fsdp2"])
 def test_first_50_steps_of_the_quickstart(name: str, runs: Path):
     """Losses, gradient norms and final weights are those of one process that accumulates two batches a step."""
     first, second = runs / "accumulated", runs / name
     for metric in ("train/loss", "train/text", "train/ctc", "train/grad_norm"):
-        expected = curve(first, metric)
+        expected = logged(first, metric)
         assert len(expected) == 50
-        assert curve(second, metric) == pytest.approx(expected, rel=1e-5)
-    assert curve(first, "train/loss")[-1] < 0.6 * curve(first, "train/loss")[0]
+        assert logged(second, metric) == pytest.approx(expected, rel=1e-5)
+    assert logged(first, "train/loss")[-1] < 0.6 * logged(first, "train/loss")[0]
     expected, found = (
         torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"] for run in (first, second)
     )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import functools
 import json
 import math
@@ -17,7 +16,9 @@ from typing import Any
 
 import pytest
 import torch
+from conftest import logged
 from lightning import Trainer
+from test_processes import assert_close
 from torch.utils.data import DataLoader
 from voxzoo.components import GriffinLimVocoder, HiFiGANDiscriminator, ISTFTVocoder
 from voxzoo.components.discriminator.hifi_gan import SpectralNorm
@@ -463,13 +464,6 @@ CPU = ["trainer.accelerator=cpu", "trainer.precision=32-true", "trainer.max_epoc
 HOW = {"one": ["trainer.accumulate_grad_batches=2"], "ddp": ["trainer=ddp", "trainer.devices=2", *CPU]}
 
 
-def rows(run: Path) -> list[dict[str, str]]:
-    """What was logged, a row a step."""
-    (path,) = run.rglob("metrics.csv")
-    with path.open() as lines:
-        return [row for row in csv.DictReader(lines) if row.get("train/grad_norm")]
-
-
 def last(run: Path) -> dict[str, Any]:
     return torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)
 
@@ -488,16 +482,11 @@ def runs(voxzoo, words: list[str], tmp_path_factory: pytest.TempPathFactory) -> 
 
 @pytest.mark.slow
 def test_two_processes_train_the_run_of_one(runs: Path):
-    ours, theirs = rows(runs / "one"), rows(runs / "ddp")
-    assert len(ours) == len(theirs) == 6
     for name in ("train/grad_norm", "train/grad_norm_discriminator", "train/mel", "train/discriminator"):
-        values = [[float(row[name]) for row in found] for found in (ours, theirs)]
-        assert values[1] == pytest.approx(values[0], rel=1e-5), name
-    first, second = last(runs / "one")["state_dict"], last(runs / "ddp")["state_dict"]
-    assert first.keys() == second.keys()
-    for key, value in first.items():
-        difference = float((value.double() - second[key].double()).norm())
-        assert difference <= 1e-5 * max(float(value.double().norm()), 1.0), f"{key}: {difference}"
+        ours = logged(runs / "one", name)
+        assert len(ours) == 6
+        assert logged(runs / "ddp", name) == pytest.approx(ours, rel=1e-5), name
+    assert_close(last(runs / "one")["state_dict"], last(runs / "ddp")["state_dict"])
 
 
 @pytest.mark.slow

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import os
 import signal
@@ -14,6 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest import logged
 
 SETTINGS = [
     "trainer.val_check_interval=4", "data.batch_size=5", "checkpoint.every_steps=1", "schedule=constant",
@@ -34,13 +34,6 @@ HOW = {
 
 def weights(run: Path) -> dict[str, torch.Tensor]:
     return torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
-
-
-def norms(run: Path) -> list[float]:
-    """The gradient norm of every step."""
-    (path,) = run.rglob("metrics.csv")
-    with path.open() as lines:
-        return [float(row["train/grad_norm"]) for row in csv.DictReader(lines) if row.get("train/grad_norm")]
 
 
 def assert_close(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> None:
@@ -67,9 +60,9 @@ def runs(voxzoo, tiny: list[str], tmp_path_factory: pytest.TempPathFactory) -> P
 @pytest.mark.parametrize("name", ["ddp", "fsdp2", "fsdp"])
 def test_two_processes_train_the_run_of_one(name: str, runs: Path):
     """A step over two processes is the step of one that accumulates the same batches, to rounding."""
-    expected = norms(runs / "one")
+    expected = logged(runs / "one", "train/grad_norm")
     assert len(expected) == 6
-    assert norms(runs / name) == pytest.approx(expected, rel=1e-5)
+    assert logged(runs / name, "train/grad_norm") == pytest.approx(expected, rel=1e-5)
     assert_close(weights(runs / "one"), weights(runs / name))
 
 
