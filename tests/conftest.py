@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 
 PARTS = ["frontend=tiny", "speech_encoder=tiny", "adaptor=tiny", "text_seq2seq=tiny", "tokenizer=tiny"]
 
@@ -25,11 +26,17 @@ _MEETING = ("MASTER_ADDR", "MASTER_PORT", "NODE_RANK", "LOCAL_RANK", "WORLD_SIZE
 
 
 @pytest.fixture(autouse=True)
-def _no_meeting_place_is_left():
-    """Lightning writes where its processes meet into the environment: what a test starts later would all meet there."""
-    for name in _MEETING:
-        os.environ.pop(name, None)
+def _no_process_group_is_left():
+    """Lightning leaves its process group open, and writes where processes meet into the environment: what a test starts
+    later would all meet there."""
+    _leave_the_group()
     yield
+    _leave_the_group()
+
+
+def _leave_the_group() -> None:
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
     for name in _MEETING:
         os.environ.pop(name, None)
 
