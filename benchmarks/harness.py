@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import ctypes
 import gc
+import importlib
 import json
 import math
 import os
@@ -32,6 +33,7 @@ from torch import Tensor, nn
 
 SIDES = ("peer", "ours")
 _MMAP_THRESHOLD = -3  # M_MMAP_THRESHOLD of malloc.h
+_LEAST_SECONDS = 1.0  # of one side in one round: a single run of 0.2 s is as much the machine's noise
 _LOW_PRECISION = 0.5  # states of size 1 after many layers in bfloat16
 
 
@@ -190,7 +192,7 @@ def measure(path: str, case: Case, options: Options, memory: dict[str, float] | 
         turn: dict[str, dict[str, float]] = {}
         # Whoever runs first alternates, so that a drift of the machine favours neither.
         for side in SIDES if number % 2 == 0 else SIDES[::-1]:
-            turn[side] = _clocked(sides[side], options.device)
+            turn[side] = _clocked(sides[side], options.device, 0.0 if options.quick else _LEAST_SECONDS)
         result.rounds.append(turn)
     if memory is not None:
         result.memory = memory
@@ -200,15 +202,16 @@ def measure(path: str, case: Case, options: Options, memory: dict[str, float] | 
     return result
 
 
-def _clocked(run: Callable[[], Any], device: str) -> dict[str, float]:
+def _clocked(run: Callable[[], Any], device: str, least: float) -> dict[str, float]:
+    """Mean seconds of a run, over as many as take `least` seconds together."""
     gc.collect()
     _synchronise(device)
-    wall, cpu = time.perf_counter(), time.process_time()
-    kept = run()
-    _synchronise(device)
-    taken = {"wall": time.perf_counter() - wall, "cpu": time.process_time() - cpu}
-    del kept
-    return taken
+    wall, cpu, runs = time.perf_counter(), time.process_time(), 0
+    while not runs or time.perf_counter() - wall < least:
+        run()
+        _synchronise(device)
+        runs += 1
+    return {"wall": (time.perf_counter() - wall) / runs, "cpu": (time.process_time() - cpu) / runs}
 
 
 def _synchronise(device: str) -> None:
@@ -418,6 +421,11 @@ def run(path: str, cases: Callable[[Options], Iterator[Case]], options: Options)
         del case, result
         gc.collect()
     return results
+
+
+def run_path(path: str, options: Options) -> list[dict[str, Any]]:
+    """`run` for the module of a path."""
+    return run(path, importlib.import_module(f".{path}", __package__).cases, options)
 
 
 def arguments(description: str) -> argparse.ArgumentParser:
