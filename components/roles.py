@@ -33,6 +33,8 @@ class Frontend(ABC):
     sample_rate: int
     output_dim: int
     """Features per step; 1 for raw samples (then the output is (N,), not (N, 1))."""
+    longest_seconds: float | None = None
+    """Longest clip it takes; None: any."""
 
     @abstractmethod
     def __call__(self, waveform: Tensor) -> Tensor:

@@ -125,6 +125,41 @@ def test_text_scores_files_and_order(data, tmp_path):
     assert json.loads((tmp_path / "out" / "test.json").read_text()) == json.loads(json.dumps(found))
 
 
+class LongSpeech(Parrot):
+    """One whose front end takes a second."""
+
+    class frontend(Samples):
+        longest_seconds = 1.0
+
+    class tokenizer:
+        languages = ("spa", "eng")
+
+        @staticmethod
+        def knows(lang):
+            return lang in LongSpeech.tokenizer.languages
+
+        @staticmethod
+        def prefix(*_):
+            return []
+
+    def __init__(self, texts: dict[str, str]):
+        super().__init__(texts)
+        self.frontend, self.tokenizer = type(self).frontend(), type(self).tokenizer()
+
+
+def test_audio_that_the_front_end_cannot_take_is_cut_and_none_is_dropped(data, tmp_path: Path):
+    words = {n: TEXTS[n].split() for n in (3, 4)}
+    pieces = {f"s2tt/u{n}/{place}": " ".join(words[n][4 * place : 4 * place + 4]) for n in words for place in (0, 1)}
+    model = LongSpeech({**answers(), **pieces})
+    found = evaluate(model, data, "test", tmp_path / "out", task="s2tt", batch_size=2)
+    assert found["num_utterances"] == 5
+    assert found["num_dropped"] == 0
+    assert found["tasks"]["s2tt"]["bleu"] == pytest.approx(100.0)
+    assert found["notes"] == ["2 of 5 are longer than 1 s and were cut at quiet places: u3, u4"]
+    asked = {name for _, names, _ in model.asked for name in names}
+    assert asked == {"u0", "u1", "u2", "u3/0", "u3/1", "u4/0", "u4/1"}
+
+
 def test_speech_is_judged_against_its_ceiling(data, tmp_path, monkeypatch):
     monkeypatch.setattr(recogniser_module, "Recogniser", Judge)
     found = evaluate(Parrot(answers()), data, "test", tmp_path / "out", limit=1)

@@ -22,7 +22,7 @@ from voxzoo.tasks.run import pick_device
 
 
 class Samples:
-    sample_rate, output_dim, fingerprint = 16000, 1, "samples"
+    sample_rate, output_dim, fingerprint, longest_seconds = 16000, 1, "samples", None
 
     def __call__(self, waveform):
         return waveform

@@ -42,7 +42,7 @@ class WhisperLogMel(Frontend):
         if output_dim is not None and output_dim != num_mel_bins:
             raise ValueError(f"output_dim must be num_mel_bins={num_mel_bins}; got {output_dim}. Leave it out")
         self.num_mel_bins = num_mel_bins
-        self.pad_seconds = pad_seconds
+        self.pad_seconds = self.longest_seconds = pad_seconds
         self.output_dim = num_mel_bins
         self._window: Tensor | None = None
         self._filters: Tensor | None = None
@@ -85,7 +85,7 @@ class WhisperLogMel(Frontend):
         if num_samples > self._padded:
             raise UserError(
                 f"a clip of {num_samples / _RATE:.2f} s, but frontend.pad_seconds={self.pad_seconds:g} is the longest "
-                "there is: cut it (voxzoo translate does), leave it out (data.max_seconds), or set "
+                "there is: cut it (voxzoo translate and evaluate do), leave it out (data.max_seconds), or set "
                 "frontend.pad_seconds=null"
             )
         return self._padded // _HOP

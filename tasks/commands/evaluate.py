@@ -37,6 +37,13 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--beam", type=int, metavar="N", help="beam size of the text (default: as the run was configured)"
     )
     parser.add_argument(
+        "--segment",
+        type=float,
+        metavar="SECONDS",
+        help="cut longer audio at quiet places and join what comes of the pieces (default: what the front end cannot "
+        "take whole)",
+    )
+    parser.add_argument(
         "--recogniser",
         choices=RECOGNISERS,
         default="base",
@@ -51,7 +58,8 @@ def run(args: argparse.Namespace) -> dict:
     from ..run import load_run
     from ..training import quiet_libraries
 
-    for flag, value in (("--limit", args.limit), ("--batch-size", args.batch_size), ("--beam", args.beam)):
+    for flag in ("--limit", "--batch-size", "--beam", "--segment"):
+        value = getattr(args, flag[2:].replace("-", "_"))
         if value is not None and value < 1:
             raise UserError(f"{flag} {value}: expected at least 1")
     quiet_libraries()
@@ -67,6 +75,7 @@ def run(args: argparse.Namespace) -> dict:
         task=args.task,
         batch_size=args.batch_size,
         beam=args.beam,
+        segment=args.segment,
         recogniser=args.recogniser,
     )
     if not args.json:
@@ -84,6 +93,7 @@ def evaluate(
     task: str | None = None,
     batch_size: int = 16,
     beam: int | None = None,
+    segment: float | None = None,
     recogniser: str = "base",
 ) -> dict[str, Any]:
     """Predict a split and score it; write `<split>.json`, `<split>.hypotheses.jsonl`, `<split>/<id>.wav` into `out`.
@@ -94,6 +104,7 @@ def evaluate(
         split, limit: which utterances; None for all.
         task: what to do with every utterance; None for what the data says.
         batch_size, beam: utterances at a time; beam size, None for the model's own.
+        segment: seconds; longer audio is cut at quiet places. None: what the front end cannot take whole.
         recogniser: `base`, `tiny.en` or `none`.
 
     Returns:
@@ -111,7 +122,7 @@ def evaluate(
     notes: list[str] = []
     speaks = any(row.task.endswith("2st") or row.task == "u2s" for row in rows)
     judge = open_recogniser(recogniser, notes) if speaks else None
-    evaluation = _Evaluation(model, data, out / split, judge, notes, dropped, batch_size, beam)
+    evaluation = _Evaluation(model, data, out / split, judge, notes, dropped, batch_size, beam, segment)
     scored = evaluation.serve(rows)
     if not scored:
         reason = dropped[0]["reason"]
@@ -211,13 +222,16 @@ class _Evaluation:
         dropped: list[dict[str, str]],
         batch_size: int,
         beam: int | None,
+        segment: float | None,
     ) -> None:
         from .translate import search_options
 
         self.model, self.data, self.folder, self.judge = model, data, folder, judge
         self.notes, self.dropped = notes, dropped
-        self.batch_size = batch_size
+        self.batch_size, self.beam = batch_size, beam
         self.options = search_options(model, beam)
+        longest = getattr(getattr(model, "frontend", None), "longest_seconds", None)
+        self.segment = min((limit for limit in (segment, longest) if limit is not None), default=None)
         self.collate = model.collator()
         self._names: set[str] = set()
 
@@ -225,8 +239,9 @@ class _Evaluation:
         """Predict and judge; what comes back is in the order of the split."""
         done: dict[tuple[str, str], Any] = {}
         by_task: defaultdict[str, list[Any]] = defaultdict(list)
+        long: list[Any] = []
         for row in rows:
-            by_task[row.task].append(row)
+            (long if self._is_long(row) else by_task[row.task]).append(row)
         batches = [
             group[start : start + self.batch_size]
             for members in by_task.values()
@@ -236,6 +251,13 @@ class _Evaluation:
         ]
         for batch in _progress(batches, "predicting"):
             done.update({(scored.task, scored.id): scored for scored in self._batch(batch)})
+        for row in _progress(long, "predicting long audio"):
+            done.update({(scored.task, scored.id): scored for scored in self._in_pieces(row)})
+        if long:
+            names = ", ".join(dict.fromkeys(row.id for row in long[:5])) + (" ..." if len(long) > 5 else "")
+            self.notes.append(
+                f"{len(long)} of {len(rows)} are longer than {self.segment:g} s and were cut at quiet places: {names}"
+            )
         return [done[row.task, row.id] for row in rows if (row.task, row.id) in done]
 
     def _batch(self, rows: list[Any]) -> Iterator[Any]:
@@ -249,11 +271,46 @@ class _Evaluation:
                 for row in rows:
                     yield from self._batch([row])
                 return
-            self.dropped.append({"id": rows[0].id, "reason": " ".join(str(error).split())})
-            print(f"voxzoo evaluate: dropped {rows[0].id}: {error}", file=sys.stderr)
+            self._drop(rows[0], str(error))
             return
         predictions = self.model.predict(batch, task=rows[0].task, options=self.options)
         yield from self._enter(rows, predictions)
+
+    def _drop(self, row: Any, reason: str) -> None:
+        reason = " ".join(reason.split())
+        self.dropped.append({"id": row.id, "reason": reason})
+        print(f"voxzoo evaluate: dropped {row.id}: {reason}", file=sys.stderr)
+
+    def _is_long(self, row: Any) -> bool:
+        from ...datamodules.audio import audio_seconds
+
+        if self.segment is None or not row.audio or row.task not in ("s2st", "s2tt", "asr"):
+            return False
+        try:
+            return audio_seconds(Path(row.audio)) > self.segment
+        except (ValueError, OSError):
+            return False  # what is wrong with it is said where it is read
+
+    def _in_pieces(self, row: Any) -> Iterator[Any]:
+        """Serve audio that is too long as `voxzoo translate` does."""
+        from .translate import Item, Translator, joined
+
+        assert self.segment is not None
+        translator = Translator(
+            self.model,
+            row.task,
+            row.tgt_lang,
+            row.src_lang or None,
+            self.batch_size,
+            self.beam,
+            self.segment,
+            self.folder,
+        )
+        for item in translator.serve([Item(row.id, row.id, Path(row.audio))]):
+            if item.error is not None:
+                self._drop(row, item.error)
+            else:
+                yield from self._enter([row], [joined(item.predictions)])
 
     def _enter(self, rows: list[Any], predictions: list[Any]) -> list[Any]:
         from ..scoring.evaluation import Scored, note_audio

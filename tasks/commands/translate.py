@@ -177,7 +177,7 @@ class Translator:
         to, source: ISO 639-3 codes.
         batch_size: pieces at a time.
         beam: beam size, or None for the task's own.
-        segment: longest piece in seconds.
+        segment: longest piece in seconds, where the front end takes as much.
         out: folder for audio; may be None where there is none.
 
     Raises:
@@ -220,7 +220,9 @@ class Translator:
             raise UserError(f"--task {mode} needs --out: the folder for the audio")
         self.out = Path(out) if out is not None else None
         self._taken: set[Path] = set()  # every input, and every file written so far
-        self.batch_size, self.segment = batch_size, segment
+        self.batch_size = batch_size
+        longest = None if self.reads_text else task.frontend.longest_seconds
+        self.segment = segment if longest is None else min(segment, longest)
         self.options = search_options(task, beam)
 
     def serve(self, items: Sequence[Item]) -> Iterator[Item]:
@@ -311,42 +313,32 @@ class Translator:
 
     def result(self, item: Item) -> dict[str, Any]:
         """The JSON object of a served item; writes its audio."""
-        import torch
-
         from ..scoring.speech import write_wav
-        from ..scoring.text import CHARACTER_LANGUAGES
 
-        predictions = item.predictions
-        texts = [p.text for p in predictions if p.text is not None]
-        units = [p.units for p in predictions if p.units is not None]
-        waves = [p.audio for p in predictions if p.audio is not None]
-        scores = [p.score for p in predictions if p.score is not None]
+        whole = joined(item.predictions)
         path, duration = None, None
-        if self.speaks and waves:
-            assert self.out is not None
-            rate = predictions[0].sample_rate
-            audio = torch.cat(waves)
-            duration = round(len(audio) / rate, 3)
+        if self.speaks and whole.audio is not None:
+            duration = round(len(whole.audio) / whole.sample_rate, 3)
             path = self._free_path(item)
-            write_wav(path, audio, rate)
+            write_wav(path, whole.audio, whole.sample_rate)
         answer: dict[str, Any] = {
             "id": item.id,
             "input": item.name,
             "task": self.mode,
             "src_lang": self.source,
             "tgt_lang": self.to,
-            "text": ("" if self.to in CHARACTER_LANGUAGES else " ").join(texts) if texts else None,
-            "units": [unit for row in units for unit in row] if units else None,
+            "text": whole.text,
+            "units": whole.units,
             "audio": str(path) if path is not None else None,
             "duration": duration,
-            "score": round(sum(scores) / len(scores), 6) if scores else None,
+            "score": round(whole.score, 6) if whole.score is not None else None,
         }
         if not self.reads_text:
             answer["source_duration"] = round(sum(piece.seconds for piece in item.pieces), 3)
         if len(item.pieces) > 1:
             answer["segments"] = [
                 {"start": round(piece.start, 3), "end": round(piece.start + piece.seconds, 3), "text": prediction.text}
-                for piece, prediction in zip(item.pieces, predictions, strict=True)
+                for piece, prediction in zip(item.pieces, item.predictions, strict=True)
             ]
         return answer
 
@@ -358,6 +350,26 @@ class Translator:
             path = path.with_name(f"{path.stem}.{self.to}.wav")
         self._taken.add(path.resolve())
         return path
+
+
+def joined(predictions: Sequence[Any]) -> Any:
+    """The `Prediction`s of the pieces of one input, one behind the other, as one; its score is their mean."""
+    import torch
+
+    from ..scoring.text import CHARACTER_LANGUAGES
+
+    first = predictions[0]
+    texts = [p.text for p in predictions if p.text is not None]
+    units = [p.units for p in predictions if p.units is not None]
+    waves = [p.audio for p in predictions if p.audio is not None]
+    scores = [p.score for p in predictions if p.score is not None]
+    return replace(
+        first,
+        text=("" if first.tgt_lang in CHARACTER_LANGUAGES else " ").join(texts) if texts else None,
+        units=[unit for row in units for unit in row] if units else None,
+        audio=torch.cat(waves) if waves else None,
+        score=sum(scores) / len(scores) if scores else None,
+    )
 
 
 def search_options(task: Any, beam: int | None) -> Any:
