@@ -111,6 +111,8 @@ class SpeechEncoder(Part):
 
     input_dim: int
     output_dim: int
+    longest_input: int | None = None
+    """Most steps (T or N) it takes; None: any number."""
 
     @abstractmethod
     def forward(self, speech: Padded) -> Padded:

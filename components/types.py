@@ -18,7 +18,11 @@ class _Movable:
     """`.to()` and `.pin_memory()` for a dataclass of tensors and nested movables."""
 
     def to(self, *args: Any, **kwargs: Any):
-        """Return a copy whose tensors (and nested batches) went through `Tensor.to`."""
+        """Return a copy whose tensors (and nested batches) went through `Tensor.to`; to a GPU without waiting, which
+        matters where they are in page-locked memory."""
+        target = args[0] if args else kwargs.get("device")
+        if isinstance(target, str | torch.device) and torch.device(target).type == "cuda":
+            kwargs.setdefault("non_blocking", True)
         return self._map(lambda value: value.to(*args, **kwargs))
 
     def pin_memory(self):
@@ -74,7 +78,7 @@ class Padded(_Movable):
                 **{k: v for k, v in kwargs.items() if k != "dtype"},
             )
         )
-        return Padded(data, self.lengths.to(data.device))
+        return Padded(data, self.lengths.to(data.device, non_blocking=kwargs.get("non_blocking", False)))
 
     def zeroed(self) -> Padded:
         """Return a copy whose padded steps are zero."""

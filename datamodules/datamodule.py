@@ -53,6 +53,9 @@ class _Utterances(Dataset[Utterance]):
         return replace(utterance, speed=self.speeds[draw % len(self.speeds)])
 
 
+_NEEDS = frozenset({"speech", "target"})
+
+
 class SpeechTranslationData(LightningDataModule):
     """Batches for every task of the zoo, the same on 1 or W processes and after a restart.
 
@@ -77,7 +80,8 @@ class SpeechTranslationData(LightningDataModule):
         seed: of the order of batches and of the speeds.
 
     Attributes:
-        needs: names of the `Batch` fields that the task reads; set it before a loader is made.
+        needs: names of the `Batch` fields that the task reads; a trainer's task says them itself.
+        longest_seconds: longest speech that the task takes, None for any; a trainer's task says it itself.
         dropped: split -> reason -> ids, of the loaders made so far.
 
     Raises:
@@ -131,7 +135,8 @@ class SpeechTranslationData(LightningDataModule):
         self.min_seconds, self.max_seconds, self.max_tokens = min_seconds, max_seconds, max_tokens
         self.speed_perturb = tuple(float(factor) for factor in speed_perturb)
         self.num_workers, self.cache_dir, self.seed = num_workers, cache_dir, seed
-        self.needs: frozenset[str] = frozenset({"speech", "target"})
+        self.needs: frozenset[str] = _NEEDS
+        self.longest_seconds: float | None = None
         self.dropped: dict[str, dict[str, list[str]]] = {}
         self._paths: dict[str, str] = {}
         if corpus is None:
@@ -147,6 +152,14 @@ class SpeechTranslationData(LightningDataModule):
         """Make the built-in corpus, if there is one."""
         if self.corpus is not None:
             self.corpus.prepare()
+
+    def setup(self, stage: str) -> None:
+        """Ask the trainer's task what it reads, where nobody has said it."""
+        task = self.trainer.lightning_module if self.trainer is not None else None
+        if self.needs is _NEEDS:
+            self.needs = getattr(task, "needs", _NEEDS)
+        if self.longest_seconds is None:
+            self.longest_seconds = getattr(task, "longest_seconds", None)
 
     def splits(self) -> tuple[str, ...]:
         """Names that `rows`, `texts` and `loader` take; also `test`, for the first test set."""
@@ -394,6 +407,8 @@ class SpeechTranslationData(LightningDataModule):
                 return f"shorter than {self.min_seconds:g} s", 0, 0
             if self.max_seconds is not None and length > self.max_seconds:
                 return f"longer than {self.max_seconds:g} s", 0, 0
+            if reads_speech and self.longest_seconds is not None and length > self.longest_seconds:
+                return f"longer than {self.longest_seconds:g} s, the most that the model takes", 0, 0
         count = 0
         if counted:
             assert self.tokenizer is not None

@@ -5,6 +5,7 @@ Letters: B batch, T memory steps, S subwords, N samples, H heads.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import fields, replace
 from typing import Any
@@ -48,7 +49,11 @@ class Examples(Callback):
         with gathered(pl_module):  # on every process, though one alone has a batch to show
             if self._batch is not None:
                 batch, self._batch = first_rows(self._batch, self.count), None
-                self._show(pl_module, batch, logger.experiment, trainer.global_step)
+                try:
+                    self._show(pl_module, batch, logger.experiment, trainer.global_step)
+                except Exception as error:  # one process alone is here: the others would wait, for a picture
+                    reason = " ".join(str(error).split())
+                    print(f"no examples of step {trainer.global_step}: {reason}", file=sys.stderr, flush=True)
 
     def _show(self, pl_module: Task, batch: Batch, writer: Any, step: int) -> None:
         # Random numbers drawn here are not missed by training: it seeds every step itself.
@@ -85,9 +90,11 @@ def targets(task: Task, batch: Batch, sample_rate: int) -> Iterator[tuple[str, l
 
 
 def example_mode(task: Task, batch: Batch) -> str:
-    """Speech where the task can speak, else what the batch asks for, else what the task can do."""
+    """Speech where the task can speak the languages, else what the batch asks for, else what the task can do."""
     asked = batch.task[0] if batch.task else ""
-    spoken = {"s2tt": "s2st", "t2tt": "t2st"}.get(asked, asked)
+    voices = getattr(task, "spoken_languages", None)
+    speaks = voices is None or set(batch.tgt_lang) <= set(voices)
+    spoken = {"s2tt": "s2st", "t2tt": "t2st"}.get(asked, asked) if speaks else asked
     return next(mode for mode in (spoken, asked, *sorted(task.modes)) if mode in task.modes)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 import time
 from typing import Any
@@ -42,7 +43,8 @@ class RunProgress(ProgressBar):
             columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
             self._bar = Progress(*columns, console=Console(stderr=True))
             total = trainer.max_steps if trainer.max_steps > 0 else trainer.estimated_stepping_batches
-            self._bar_id = self._bar.add_task("training", total=int(total), completed=trainer.global_step)
+            steps = int(total) if math.isfinite(total) else None
+            self._bar_id = self._bar.add_task("training", total=steps, completed=trainer.global_step)
             self._bar.start()
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]

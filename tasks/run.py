@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +19,7 @@ from ..components.errors import UserError, few
 from ..components.layers.linear import pack_for_inference
 from ..components.roles import Tokenizer
 from ..configs.build import build
+from ..configs.compose import to_yaml
 from ..configs.pretrained import KEY, pretrained_sources
 from ..configs.targets import locate, trusted
 from .checkpoints import misfit, pick_checkpoint, read_checkpoint, write_atomically
@@ -33,6 +34,8 @@ _FREE = (
     "trainer.accelerator", "trainer.devices", "trainer.num_nodes", "trainer.strategy",
     "trainer.accumulate_grad_batches",
 )  # fmt: skip
+
+_LEFT_BY_A_START = {"config.yaml", "tokenizer.model", ".lock", ".turn"}
 
 _PACK_FROM = 20_000_000  # parameters: a small model is not worth the timing
 
@@ -281,9 +284,31 @@ def load_parts(task: Task, sources: dict[str, str], run_dir: Path) -> list[str]:
         problem = misfit(parts[role].state_dict(), weights)
         if problem:
             raise UserError(f"init.{role}: the {role} of {checkpoint} does not fit this config; {problem}")
+        size = task.tokenizer.vocab_size if task.tokenizer is not None else None
+        if any(value.shape[:1] == (size,) for value in weights.values()):
+            _require_vocabulary(task, content["voxzoo"], role, checkpoint)
         parts[role].load_state_dict(weights)
         lines.append(f"{role}: {len(weights)} tensors from {checkpoint}" + (f"; {note}" if note else ""))
     return lines
+
+
+def _require_vocabulary(task: Task, saved: Mapping[str, Any], role: str, checkpoint: Path) -> None:
+    """Refuse weights whose rows stand for other tokens than those of this run."""
+    theirs, ours = saved["assets"].get("tokenizer"), task.assets().get("tokenizer")
+    if theirs is None or ours is None:
+        return
+    model = saved["config"]["tokenizer"].get("model")
+    if not torch.equal(theirs, ours):
+        raise UserError(
+            f"init.{role}: {checkpoint} has rows for the tokens of another vocabulary; take that one: "
+            f"tokenizer.model={model}"
+        )
+    there, here = (list(config["tokenizer"].get("languages") or ()) for config in (saved["config"], task.config))
+    if there and here and there != here:
+        raise UserError(
+            f"init.{role}: {checkpoint} has rows for the languages {', '.join(there)}, this run for {', '.join(here)}; "
+            f"give both the same: tokenizer.languages=[{','.join(dict.fromkeys([*there, *here]))}]"
+        )
 
 
 def settle_config(folder: Path, text: str) -> None:
@@ -294,14 +319,8 @@ def settle_config(folder: Path, text: str) -> None:
     """
     path = folder / "config.yaml"
     if path.exists():
-        old, new = OmegaConf.load(path), OmegaConf.create(text)
-        for config in (old, new):
-            for key in _FREE:
-                owner = OmegaConf.select(config, key.rpartition(".")[0]) if "." in key else config
-                if owner is not None:
-                    owner.pop(key.rpartition(".")[2], None)  # pyright: ignore[reportArgumentType, reportCallIssue]
-        if OmegaConf.to_container(old) != OmegaConf.to_container(new):
-            before, after = OmegaConf.to_yaml(old).splitlines(), OmegaConf.to_yaml(new).splitlines()
+        before, after = _settled(OmegaConf.load(path)), _settled(OmegaConf.create(text))
+        if before != after:
             changes = [
                 line for line in difflib.unified_diff(before, after, lineterm="", n=1) if line[:3] not in ("---", "+++")
             ]
@@ -312,6 +331,29 @@ def settle_config(folder: Path, text: str) -> None:
             )
         return
     write_atomically(path, lambda file: file.write(text.encode()))
+
+
+def _settled(config: Any, free: Sequence[str] = ()) -> list[str]:
+    """What may not change in a run, as lines of YAML."""
+    for key in (*_FREE, *free):
+        owner = OmegaConf.select(config, key.rpartition(".")[0]) if "." in key else config
+        if owner is not None:
+            owner.pop(key.rpartition(".")[2], None)
+    return OmegaConf.to_yaml(config, sort_keys=True).splitlines()
+
+
+def forget_failed_start(folder: Path, config: DictConfig) -> None:
+    """Give a folder free in which another config failed before it trained anything: what it left is a config and a
+    vocabulary. Call it before the vocabulary is read."""
+    path = folder / "config.yaml"
+    if not path.exists() or {item.name for item in folder.iterdir()} - _LEFT_BY_A_START:
+        return
+    old, unknown = OmegaConf.load(path), ["tokenizer.languages"]  # filled in from the data
+    if _settled(old.copy(), unknown) != _settled(OmegaConf.create(to_yaml(config)), unknown):
+        model = OmegaConf.select(old, "tokenizer.model")
+        if model and Path(str(model)).parent == folder:
+            Path(str(model)).unlink(missing_ok=True)
+        path.unlink()
 
 
 def is_done(folder: Path) -> bool:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import time
 from abc import ABC, abstractmethod
+from bisect import bisect_right
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, ClassVar
 
@@ -113,6 +114,19 @@ class Task(LightningModule, ABC):
         """Role -> part, absent parts left out, in the order of the data flow."""
         found = {role: getattr(self, role, None) for role in self.roles}
         return {role: part for role, part in found.items() if isinstance(part, nn.Module)}
+
+    @property
+    def longest_seconds(self) -> float | None:
+        """Longest speech that front end and encoder take; None: any, or this task reads none."""
+        frontend, encoder = getattr(self, "frontend", None), getattr(self, "speech_encoder", None)
+        longest = getattr(frontend, "longest_seconds", None)
+        steps = getattr(encoder, "longest_input", None)
+        if frontend is None or steps is None:
+            return longest
+        rate = frontend.sample_rate
+        most = steps * rate if longest is None else int(longest * rate)  # a step is a second at most
+        most = bisect_right(range(1, most + 1), steps, key=frontend.output_length)
+        return most / rate
 
     def freeze_parts(self, roles: Iterable[str]) -> None:
         """Take roles out of training: no gradients, and evaluation mode whatever the task is in.

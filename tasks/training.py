@@ -36,6 +36,7 @@ from .progress import RunProgress
 from .run import (
     active_stages,
     build_task,
+    forget_failed_start,
     is_done,
     load_parts,
     load_pretrained,
@@ -99,6 +100,7 @@ def _train_one(config: DictConfig) -> dict[str, Any]:
     first = not getattr(rank_zero_only, "rank", 0)  # of the processes of one run, the one that writes
     with pid_lock(folder) if first else nullcontext():
         with turns(folder):
+            forget_failed_start(folder, config)
             data = prepare_data(config)
             settle_config(folder, to_yaml(config))
         if _is_trained(folder):
@@ -208,7 +210,6 @@ def build_for_training(config: DictConfig, folder: Path) -> Task:
 
 def _fit(config: DictConfig, task: Task, data: Any, folder: Path) -> dict[str, Any]:
     allowed = allow_list(config)
-    data.needs = task.needs
     keeper = Checkpointer(folder=str(folder / "checkpoints"), **OmegaConf.to_container(config.checkpoint))  # pyright: ignore[reportCallIssue]
     callbacks = [Examples(), keeper, RunProgress(), *build(config.callbacks, allowed=allowed).values()]
     precision = precision_settings(config.trainer.get("precision"))

@@ -42,7 +42,7 @@ class Parrot(torch.nn.Module):
     """Says the right text except where it is told to be wrong, as a tone of one second."""
 
     modes = frozenset({"s2tt", "s2st", "asr"})
-    unit_extractor = None
+    unit_extractor = longest_seconds = None
     device = torch.device("cpu")
 
     def __init__(self, texts: dict[str, str], modes: frozenset[str] = modes):
@@ -126,10 +126,9 @@ def test_text_scores_files_and_order(data, tmp_path):
 
 
 class LongSpeech(Parrot):
-    """One whose front end takes a second."""
+    """One that takes a second at most."""
 
-    class frontend(Samples):
-        longest_seconds = 1.0
+    longest_seconds = 1.0
 
     class tokenizer:
         languages = ("spa", "eng")
@@ -144,10 +143,10 @@ class LongSpeech(Parrot):
 
     def __init__(self, texts: dict[str, str]):
         super().__init__(texts)
-        self.frontend, self.tokenizer = type(self).frontend(), type(self).tokenizer()
+        self.frontend, self.tokenizer = Samples(), type(self).tokenizer()
 
 
-def test_audio_that_the_front_end_cannot_take_is_cut_and_none_is_dropped(data, tmp_path: Path):
+def test_audio_that_the_model_cannot_take_is_cut_and_none_is_dropped(data, tmp_path: Path):
     words = {n: TEXTS[n].split() for n in (3, 4)}
     pieces = {f"s2tt/u{n}/{place}": " ".join(words[n][4 * place : 4 * place + 4]) for n in words for place in (0, 1)}
     model = LongSpeech({**answers(), **pieces})

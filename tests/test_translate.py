@@ -22,7 +22,7 @@ from voxzoo.tasks.run import pick_device
 
 
 class Samples:
-    sample_rate, output_dim, fingerprint, longest_seconds = 16000, 1, "samples", None
+    sample_rate, output_dim, fingerprint = 16000, 1, "samples"
 
     def __call__(self, waveform):
         return waveform
@@ -49,6 +49,7 @@ class Echo:
     """Says how long its input was; speaks it back."""
 
     modes = frozenset({"s2tt", "s2st", "asr", "t2tt", "t2st"})
+    longest_seconds = None
     device = torch.device("cpu")
 
     def __init__(self):

@@ -53,6 +53,7 @@ class WhisperEncoder(SpeechEncoder):
         self.input_dim = input_dim
         self.output_dim = dim
         self.max_positions = max_positions
+        self.longest_input = 2 * max_positions
         self.conv1 = nn.Conv1d(input_dim, dim, 3, padding=1)
         self.conv2 = nn.Conv1d(dim, dim, 3, stride=2, padding=1)
         self.positions = nn.Parameter(sinusoids(max_positions, dim, self.conv1.weight.device), requires_grad=False)

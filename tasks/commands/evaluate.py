@@ -40,7 +40,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--segment",
         type=float,
         metavar="SECONDS",
-        help="cut longer audio at quiet places and join what comes of the pieces (default: what the front end cannot "
+        help="cut longer audio at quiet places and join what comes of the pieces (default: what the model cannot "
         "take whole)",
     )
     parser.add_argument(
@@ -104,7 +104,7 @@ def evaluate(
         split, limit: which utterances; None for all.
         task: what to do with every utterance; None for what the data says.
         batch_size, beam: utterances at a time; beam size, None for the model's own.
-        segment: seconds; longer audio is cut at quiet places. None: what the front end cannot take whole.
+        segment: seconds; longer audio is cut at quiet places. None: what the model cannot take whole.
         recogniser: `base`, `tiny.en` or `none`.
 
     Returns:
@@ -230,8 +230,7 @@ class _Evaluation:
         self.notes, self.dropped = notes, dropped
         self.batch_size, self.beam = batch_size, beam
         self.options = search_options(model, beam)
-        longest = getattr(getattr(model, "frontend", None), "longest_seconds", None)
-        self.segment = min((limit for limit in (segment, longest) if limit is not None), default=None)
+        self.segment = min((limit for limit in (segment, model.longest_seconds) if limit is not None), default=None)
         self.collate = model.collator()
         self._names: set[str] = set()
 
@@ -265,15 +264,15 @@ class _Evaluation:
 
         try:
             batch = self.collate(rows).to(self.model.device)
+            predictions = self.model.predict(batch, task=rows[0].task, options=self.options)
         except (UserError, OSError) as error:
-            # A file that cannot be read is named and counted, and takes nothing else with it.
+            # What cannot be read or served is named and counted, and takes nothing else with it.
             if len(rows) > 1:
                 for row in rows:
                     yield from self._batch([row])
                 return
             self._drop(rows[0], str(error))
             return
-        predictions = self.model.predict(batch, task=rows[0].task, options=self.options)
         yield from self._enter(rows, predictions)
 
     def _drop(self, row: Any, reason: str) -> None:
@@ -300,7 +299,7 @@ class _Evaluation:
             self.model,
             row.task,
             row.tgt_lang,
-            row.src_lang or None,
+            row.src_lang if self.model.tokenizer.knows(row.src_lang) else None,
             self.batch_size,
             self.beam,
             self.segment,

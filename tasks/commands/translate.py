@@ -177,7 +177,7 @@ class Translator:
         to, source: ISO 639-3 codes.
         batch_size: pieces at a time.
         beam: beam size, or None for the task's own.
-        segment: longest piece in seconds, where the front end takes as much.
+        segment: longest piece in seconds, where the model takes as much.
         out: folder for audio; may be None where there is none.
 
     Raises:
@@ -221,7 +221,7 @@ class Translator:
         self.out = Path(out) if out is not None else None
         self._taken: set[Path] = set()  # every input, and every file written so far
         self.batch_size = batch_size
-        longest = None if self.reads_text else task.frontend.longest_seconds
+        longest = None if self.reads_text else task.longest_seconds
         self.segment = segment if longest is None else min(segment, longest)
         self.options = search_options(task, beam)
 
