@@ -51,6 +51,15 @@ class Family(ABC):
             UserError: parts that the layout has no place for; names the role and what it expects there.
         """
 
+    def special_ids(self, tokenizer: Any, nodes: Nodes) -> dict[str, Any]:
+        """Special ids in config.json of a model that was not imported; an imported one keeps those it came with.
+
+        Args:
+            tokenizer: of the model, or None.
+            nodes: as in `settings`.
+        """
+        return {}
+
     def export_tokenizer(self, tokenizer: Any, nodes: Nodes, folder: Path) -> None:
         """Write the tokenizer's files of a model that was not imported. Families without text have none."""
         return None

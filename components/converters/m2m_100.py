@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import UserError
+from ..tokenizer.sentencepiece import SPECIALS
 from .family import Family, Nodes
 from .keymap import KeyMap
 from .settings import activation, expect, parts_of, read_json_if, refuse_unless, value
@@ -74,7 +75,6 @@ class M2M100(Family):
             raise UserError("text_seq2seq.num_encoder_layers=0: the m2m_100 layout has a text_seq2seq with an encoder")
         pad = model["pad_id"]
         expect(nodes, "text_seq2seq", "TransformerSeq2Seq", position_start=pad + 1)
-        tokenizer = nodes.get("tokenizer", {})
         settings = {
             "architectures": ["M2M100ForConditionalGeneration"],
             "vocab_size": model["vocab_size"],
@@ -89,10 +89,16 @@ class M2M100(Family):
         for side in ("encoder", "decoder"):
             settings[f"{side}_attention_heads"] = model["num_heads"]
             settings[f"{side}_ffn_dim"] = model["ffn_dim"]
-        # Generation begins with eos, also in the layout of SeamlessM4T.
-        bos, eos = (0, 2) if tokenizer.get("layout", "nllb" if pad else "seamless_m4t") == "nllb" else (2, 3)
-        settings.update(bos_token_id=bos, eos_token_id=eos, decoder_start_token_id=eos)
         return settings
+
+    def special_ids(self, tokenizer: Any, nodes: Nodes) -> dict[str, Any]:
+        if tokenizer is None:  # of the two layouts there are, the one that numbers padding so
+            ids = SPECIALS["nllb" if nodes["text_seq2seq"].get("pad_id", 0) else "seamless_m4t"]
+            bos, eos = ids.bos, ids.eos
+        else:
+            bos, eos = tokenizer.bos_id, tokenizer.eos_id
+        # Generation begins with eos, also in the layout of SeamlessM4T.
+        return {"bos_token_id": bos, "eos_token_id": eos, "decoder_start_token_id": eos}
 
     def export_tokenizer(self, tokenizer: Any, nodes: Nodes, folder: Path) -> None:
         export_tokenizer_files(tokenizer, folder)

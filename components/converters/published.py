@@ -246,7 +246,8 @@ def to_transformers(model: Any, path: str | Path, *, model_type: str | None = No
         dtype = next(
             (str(v.dtype).removeprefix("torch.") for v in tensors.values() if v.is_floating_point()), "float32"
         )
-        merged = {**old, **settings, "model_type": model_type, "dtype": dtype}
+        ids = {} if old else family.special_ids(getattr(model, "tokenizer", None), nodes)
+        merged = {**ids, **old, **settings, "model_type": model_type, "dtype": dtype}
         merged.pop("torch_dtype", None)
         (part_folder / "config.json").write_text(json.dumps(merged, indent=2, sort_keys=True) + "\n")
         write_weights(part_folder, tensors)

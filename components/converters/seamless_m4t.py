@@ -133,6 +133,12 @@ class SeamlessM4T(Family):
             ("vocoder_offset", 4),
         ):
             refuse_unless(settings, key, expected)
+        layerdrop = settings.get("decoder_layerdrop", 0.05)
+        if settings.get("encoder_layerdrop", layerdrop) != layerdrop:
+            raise UserError(
+                f"encoder_layerdrop={settings['encoder_layerdrop']} and decoder_layerdrop={layerdrop}: expected to be "
+                "equal, as in all published models"
+            )
         kernel, stride = value(settings, "adaptor_kernel_size"), value(settings, "adaptor_stride")
         if kernel // 2 != stride // 2:
             raise UserError(

@@ -13,6 +13,7 @@ from typing import Any
 from ..errors import UserError
 from ..tokenizer import SentencePieceTokenizer
 from ..tokenizer.pieces import Layout, SentencePieces, first_added, read_fast
+from ..tokenizer.sentencepiece import SPECIALS
 from .settings import read_json_if
 
 _MODEL, _FAST, _CONFIG = "sentencepiece.bpe.model", "tokenizer.json", "tokenizer_config.json"
@@ -59,6 +60,7 @@ def _node(folder: Path, path: Path, settings: dict[str, Any]) -> dict[str, Any]:
     given = settings.get("vocab_size")
     added = _added(folder, config, fast, layout, first, None if given is None else int(given))
     _check_languages(generation, added, layout, first, folder)
+    _check_specials({"config.json": settings, "generation_config.json": generation}, layout, folder)
     rows = first + len(added)
     vocab_size = rows if given is None else int(given)
     if not rows <= vocab_size <= rows + _SPARE:
@@ -201,3 +203,16 @@ def _check_languages(generation: dict[str, Any], added: list[str], layout: Layou
                 f"{folder}: generation_config.json says that {name} is {number}, but in the tokenizer it is "
                 f"{ids.get(name, 'no language')}: the files are of different models"
             )
+
+
+def _check_specials(files: dict[str, dict[str, Any]], layout: Layout, folder: Path) -> None:
+    """A sentence ends and is padded with the tokenizer's ids; transformers would go by these files."""
+    ids = SPECIALS[layout]
+    expected = {"pad_token_id": ids.pad, "eos_token_id": ids.eos, "decoder_start_token_id": ids.eos}
+    for name, content in files.items():
+        for key, number in expected.items():
+            if content.get(key) not in (None, number):
+                raise UserError(
+                    f"{folder}: {name} has {key}={content[key]}, but in the tokenizer of the {layout} layout that is "
+                    f"{number}: the files are of different models"
+                )

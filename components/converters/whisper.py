@@ -125,7 +125,6 @@ class Whisper(Family):
             "num_mel_bins": encoder["input_dim"],
             "d_model": decoder["dim"],
             "encoder_layers": encoder["num_layers"],
-            "num_hidden_layers": encoder["num_layers"],
             "encoder_attention_heads": encoder["num_heads"],
             "encoder_ffn_dim": encoder["ffn_dim"],
             "max_source_positions": encoder["max_positions"],
@@ -140,6 +139,12 @@ class Whisper(Family):
             "tie_word_embeddings": True,
         }
 
+    def special_ids(self, tokenizer: Any, nodes: Nodes) -> dict[str, Any]:
+        if tokenizer is None:
+            return {}
+        ids = {"bos_token_id": tokenizer.eos_id, "eos_token_id": tokenizer.eos_id}
+        return {**ids, "decoder_start_token_id": tokenizer.bos_id}
+
     def export_tokenizer(self, tokenizer: Any, nodes: Nodes, folder: Path) -> None:
         """tokenizer.json, and the files that say how to generate and what to listen to."""
         (folder / "tokenizer.json").write_bytes(tokenizer.to_bytes())
@@ -150,9 +155,7 @@ class Whisper(Family):
         )
         search = nodes.get("task", {}).get("search") or {}
         generation = {
-            "decoder_start_token_id": tokenizer.bos_id,
-            "bos_token_id": tokenizer.eos_id,
-            "eos_token_id": tokenizer.eos_id,
+            **self.special_ids(tokenizer, nodes),
             "pad_token_id": tokenizer.pad_id,
             "max_length": nodes["text_seq2seq"].get("max_positions"),
             "suppress_tokens": list(search.get("suppress", ())),

@@ -49,7 +49,7 @@ class _Specials:
     eos: int
 
 
-_SPECIALS = {"seamless_m4t": _Specials(0, 1, 2, 3), "nllb": _Specials(1, 3, 0, 2)}
+SPECIALS = {"seamless_m4t": _Specials(0, 1, 2, 3), "nllb": _Specials(1, 3, 0, 2)}
 
 
 class SentencePieceTokenizer(Tokenizer):
@@ -138,13 +138,13 @@ class SentencePieceTokenizer(Tokenizer):
         legacy_source: bool,
         where: str,
     ) -> None:
-        for name, chosen, known in (("layout", layout, [*_SPECIALS]), ("normaliser", normaliser, _NORMALISERS)):
+        for name, chosen, known in (("layout", layout, [*SPECIALS]), ("normaliser", normaliser, _NORMALISERS)):
             if chosen not in known:
                 raise UserError(f"tokenizer.{name}={chosen!r}: expected one of {', '.join(known)}")
         read = FastPieces if data.lstrip()[:1] == b"{" else SentencePieces
         self.model: Pieces = read(data, layout, normaliser, where)
         """The pieces alone."""
-        specials = _SPECIALS[layout]
+        specials = SPECIALS[layout]
         self.pad_id, self.unk_id, self.bos_id, self.eos_id = specials.pad, specials.unk, specials.bos, specials.eos
         self.layout: Layout = layout
         self.legacy_source = legacy_source

@@ -174,6 +174,33 @@ def test_there_and_back_is_bit_equal(peer, imported, tmp_path):
     assert before == after
 
 
+@pytest.mark.parametrize(
+    "ids",
+    [{"bos_token_id": 6, "eos_token_id": 5, "decoder_start_token_id": 7}, {"pad_token_id": 0}, {"pad_token_id": 4}],
+)
+def test_special_ids_come_back_as_they_were(ids, tmp_path):
+    """Also those of another tokenizer, which no part of voxzoo holds."""
+    peer_of(**{**SHAPES["wide"], **ids}).save_pretrained(tmp_path / "published")
+    to_transformers(from_transformers(tmp_path / "published"), tmp_path / "exported")
+    for name in ("config.json", "generation_config.json"):
+        before = json.loads((tmp_path / "published" / name).read_text())
+        assert ids.items() <= before.items()
+        assert json.loads((tmp_path / "exported" / name).read_text()) == before
+
+
+@pytest.mark.parametrize("name", ["config.json", "generation_config.json"])
+@pytest.mark.parametrize(("key", "number"), [("eos_token_id", 5), ("decoder_start_token_id", 7), ("pad_token_id", 0)])
+def test_special_ids_of_another_tokenizer_are_refused(tokenizer, tmp_path, name, key, number):
+    peer_of(**{**SHAPES["deep"], "vocab_size": 98}).save_pretrained(tmp_path)
+    export_tokenizer_files(tokenizer, tmp_path)
+    describe(tmp_path)
+    content = json.loads((tmp_path / name).read_text())
+    (tmp_path / name).write_text(json.dumps({**content, key: number}))
+    match = f"{name} has {key}={number}, but in the tokenizer of the nllb layout that is [12]: the files"
+    with pytest.raises(UserError, match=match):
+        describe(tmp_path)
+
+
 def test_tables_of_older_files_are_left(peer, tmp_path):
     from safetensors.torch import load_file, save_file
 
@@ -330,6 +357,7 @@ def test_a_model_that_was_not_imported_goes_out(tokenizer, tmp_path):
     with torch.no_grad():
         got = model.text_seq2seq(model.text_seq2seq.encode(source), source).data[source.mask]
         torch.testing.assert_close(got, logits(peer.eval(), source, source).logits[source.mask], atol=2e-5, rtol=1e-5)
+    assert (peer.config.bos_token_id, peer.config.eos_token_id, peer.config.decoder_start_token_id) == (0, 2, 2)
     # It generates as a fresh run of voxzoo does, language token included in the length.
     assert (peer.generation_config.decoder_start_token_id, peer.generation_config.num_beams) == (2, 5)
     call = theirs(TEXTS[3], return_tensors="pt")
