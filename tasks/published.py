@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -93,12 +94,22 @@ def run_config(model: PublishedModel, folder: Path) -> DictConfig:
     return config
 
 
-def export_run(path: Any, destination: Path, model_type: str | None = None) -> tuple[Path, str]:
+def export_run(
+    path: Any, destination: Path, model_type: str | None = None, note: Callable[[str], None] | None = None
+) -> tuple[Path, str]:
     """Write a run in a published layout; returns the folder and the model type.
 
+    Args:
+        path: the run folder, or a checkpoint.
+        destination: the folder to write.
+        model_type: the layout; None: the one the run was imported from, or the only one with a place for its parts.
+        note: is given each line on what the layout cannot say; None: they are Python warnings.
+
     Raises:
-        UserError: not a run, no layout named and none it came from, or parts without a place in it.
+        UserError: not a run, no layout named where not just one would do, or parts without a place in it.
     """
     task = load_run(path).task
     chosen = model_type or task.config.get("model_type")
-    return to_transformers(task, destination, model_type=chosen), str(chosen)
+    said = {} if note is None else {"note": note}
+    folder = to_transformers(task, destination, model_type=chosen, **said)
+    return folder, str(json.loads((folder / "config.json").read_text())["model_type"])

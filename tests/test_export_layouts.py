@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
-from voxzoo.components.converters.published import _FAMILIES, family_of
+from voxzoo.components.converters import to_transformers
+from voxzoo.components.converters.published import _FAMILIES, _layout_of, family_of
 from voxzoo.components.errors import UserError
 
 
@@ -74,6 +76,33 @@ def test_what_a_config_leaves_out_is_the_default(
     """And an adaptor that does nothing is none."""
     found = family_of(model_type, "export").settings({**beside, **nodes})
     assert {key: found[key] for key in expected} == expected
+
+
+WHISPER_TEXT = part(
+    "TransformerSeq2Seq", vocab_size=20, dim=8, num_encoder_layers=0, activation="gelu", scale_embeddings=False,
+    key_bias=False, max_positions=9, pad_id=1,
+)  # fmt: skip
+
+
+class Model:
+    """What `to_transformers` asks of a task, up to the choice of a layout."""
+
+    def __init__(self, nodes: dict[str, Any]) -> None:
+        self.config = nodes
+
+    def parts(self) -> dict[str, Any]:
+        return self.config
+
+
+def test_the_only_layout_that_fits_is_chosen(tmp_path: Path):
+    assert _layout_of({"speech_encoder": WHISPER, "adaptor": NONE, "text_seq2seq": WHISPER_TEXT}) == "whisper"
+    assert _layout_of({"text_seq2seq": {**TEXT, "pad_id": 1}}) == "m2m_100"
+    several = r"which published layout\? these have places for its parts: hubert, wav2vec2; say it with `--as hubert`"
+    with pytest.raises(UserError, match=several):
+        to_transformers(Model({"speech_encoder": WAV2VEC2}), tmp_path / "out")
+    none = r"which published layout\? there are hubert, m2m_100, .*; say it with `--as whisper` .*which part"
+    with pytest.raises(UserError, match=none):
+        to_transformers(Model({"speech_encoder": WAV2VEC2, "adaptor": CONV}), tmp_path / "out")
 
 
 @pytest.mark.parametrize(

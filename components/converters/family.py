@@ -60,6 +60,11 @@ class Family(ABC):
         """
         return {}
 
+    def notes(self, nodes: Nodes) -> list[str]:
+        """What a model with these nodes does and the layout cannot say, so that transformers does otherwise; a line
+        each."""
+        return []
+
     def export_tokenizer(self, tokenizer: Any, nodes: Nodes, folder: Path) -> None:
         """Write the tokenizer's files of a model that was not imported. Families without text have none."""
         return None

@@ -5,7 +5,8 @@ from __future__ import annotations
 import importlib
 import json
 import shutil
-from collections.abc import Iterable, Mapping
+import warnings
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -202,19 +203,49 @@ def refuse_gaps(loaded: Loaded, folder: Any) -> None:
         raise UserError(f"{folder}: the weights do not fit config.json; " + "; ".join(problems))
 
 
-def to_transformers(model: Any, path: str | Path, *, model_type: str | None = None) -> Path:
+def _layout_of(nodes: Nodes) -> str:
+    """The one layout that has a place for every part.
+
+    Raises:
+        UserError: none has, or several have; names the choices.
+    """
+    fitting = []
+    for model_type in sorted(_FAMILIES):
+        try:
+            family_of(model_type, "export").settings(nodes)
+        except UserError:
+            continue
+        fitting.append(model_type)
+    if len(fitting) == 1:
+        return fitting[0]
+    named = ", ".join(fitting or sorted(_FAMILIES))
+    found = f"these have places for its parts: {named}" if fitting else f"there are {named}"
+    example = fitting[0] if fitting else "whisper"
+    why = "" if fitting else " (it says which part has no place there)"
+    raise UserError(f"which published layout? {found}; say it with `--as {example}` (model_type={example!r}){why}")
+
+
+def _warn(line: str) -> None:
+    warnings.warn(line, stacklevel=3)
+
+
+def to_transformers(
+    model: Any, path: str | Path, *, model_type: str | None = None, note: Callable[[str], None] = _warn
+) -> Path:
     """Write a folder that transformers loads: config.json, safetensors and the tokenizer's files.
 
     Args:
         model: a `PublishedModel`, or a `Task` (with `parts()` and a resolved `config`).
         path: a folder that does not exist yet or is empty. It appears complete or not at all.
-        model_type: the layout; None: the one the model came from.
+        model_type: the layout; None: the one the model came from, or the only one with a place for each of its parts.
+        note: is given each line on what the layout cannot say (`Family.notes`); a Python warning by default.
 
     Returns:
         The folder.
 
     Raises:
-        UserError: no layout named, parts that it has no place for, or a folder that holds something.
+        UserError: no layout named where not just one would do, parts that it has no place for, or a folder that holds
+            something.
     """
     target = Path(path).absolute()
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
@@ -226,7 +257,7 @@ def to_transformers(model: Any, path: str | Path, *, model_type: str | None = No
             raise UserError(f"export: refused to write a file named {name!r} that the checkpoint carries")
     model_type = model_type or getattr(model, "model_type", None) or getattr(model, "config", {}).get("model_type")
     if model_type is None:
-        raise UserError(f"say which published layout to write: {', '.join(sorted(_FAMILIES))}")
+        model_type = _layout_of(nodes)
     family = family_of(model_type, "export")
     settings = family.settings(nodes)
     state = {
@@ -256,6 +287,8 @@ def to_transformers(model: Any, path: str | Path, *, model_type: str | None = No
         part_folder.rename(target)
     finally:
         shutil.rmtree(part_folder, ignore_errors=True)
+    for line in family.notes(nodes):
+        note(line)
     return target
 
 

@@ -20,6 +20,7 @@ _KEYLESS = [
 ]
 _KEYLESS_MEMORY = [stack("product.weight", "k_proj.weight", "v_proj.weight"), same("bias", "v_proj.bias")]
 _TIMESTAMPS = 1501  # from 0 to 30 seconds, in steps of 0.02
+_STEPS = 50  # of the encoder in a second: two frames of 10 ms each
 _MULTILINGUAL = 51865  # rows of the smallest multilingual vocabulary; the English-only one has a row less
 
 
@@ -145,6 +146,14 @@ class Whisper(Family):
         ids = {"bos_token_id": tokenizer.eos_id, "eos_token_id": tokenizer.eos_id}
         return {**ids, "decoder_start_token_id": tokenizer.bos_id}
 
+    def notes(self, nodes: Nodes) -> list[str]:
+        if nodes.get("frontend", {}).get("pad_seconds", 30.0) is not None:
+            return []
+        return [
+            f"frontend.pad_seconds=null: this model reads clips as long as they are, but transformers fills each one "
+            f"up to {_seconds(nodes):g} s with silence, which the model was not trained on: expect other texts there"
+        ]
+
     def export_tokenizer(self, tokenizer: Any, nodes: Nodes, folder: Path) -> None:
         """tokenizer.json, and the files that say how to generate and what to listen to."""
         (folder / "tokenizer.json").write_bytes(tokenizer.to_bytes())
@@ -165,7 +174,6 @@ class Whisper(Family):
             **tokenizer.generation_ids(),
         }
         _write(folder / "generation_config.json", {key: v for key, v in generation.items() if v not in (None, [])})
-        seconds = nodes.get("frontend", {}).get("pad_seconds", 30.0) or 30.0
         preprocessor = {
             "feature_extractor_type": "WhisperFeatureExtractor",
             "processor_class": "WhisperProcessor",
@@ -173,9 +181,15 @@ class Whisper(Family):
             "sampling_rate": 16000,
             "n_fft": 400,
             "hop_length": 160,
-            "chunk_length": round(seconds),
+            "chunk_length": round(_seconds(nodes)),
         }
         _write(folder / "preprocessor_config.json", preprocessor)
+
+
+def _seconds(nodes: Nodes) -> float:
+    """What transformers fills clips up to: what the front end does, or else what the encoder has positions for."""
+    found = nodes.get("frontend", {}).get("pad_seconds", 30.0)
+    return found or nodes["speech_encoder"].get("max_positions", 1500) / _STEPS
 
 
 def _refuse_others(path: Path, generation: dict[str, Any], vocab_size: int) -> None:
@@ -210,8 +224,8 @@ def _frontend(settings: dict[str, Any], found: dict[str, Any]) -> dict[str, Any]
     for key, expected in (("sampling_rate", 16000), ("n_fft", 400), ("hop_length", 160), ("dither", 0.0)):
         refuse_unless(found, key, expected)
     bins = found.get("feature_size", value(settings, "num_mel_bins"))
-    # What the encoder has positions for, two frames of 10 ms each, where no file says it.
-    seconds = found.get("chunk_length", settings.get("max_source_positions", 1500) / 50)
+    # What the encoder has positions for, where no file says it.
+    seconds = found.get("chunk_length", settings.get("max_source_positions", 1500) / _STEPS)
     return {
         "_target_": "voxzoo.components.WhisperLogMel",
         "num_mel_bins": bins,

@@ -16,7 +16,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--as",
         dest="model_type",
         metavar="TYPE",
-        help="model type of the layout (default: the one it was imported from)",
+        help="model type of the layout (default: the one it was imported from, or the only one that fits its parts)",
     )
 
 
@@ -25,8 +25,11 @@ def run(args: argparse.Namespace) -> dict:
     from ..training import quiet_libraries
 
     quiet_libraries()
-    folder, model_type = export_run(args.run, Path(args.destination), args.model_type)
+    notes: list[str] = []
+    folder, model_type = export_run(args.run, Path(args.destination), args.model_type, notes.append)
     files = sorted(path.name for path in folder.iterdir())
     if not args.json:
+        for line in notes:
+            print(f"note: {line}")
         print(f"done: {folder} ({model_type}): {', '.join(files)}")
-    return {"status": "ok", "folder": str(folder), "model_type": model_type, "files": files}
+    return {"status": "ok", "folder": str(folder), "model_type": model_type, "files": files, "notes": notes}
