@@ -18,6 +18,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from ..components.errors import UserError
 from ..components.roles import ROLES
+from .bounds import faults_of_values
 from .compose import compose
 from .pretrained import KEY
 from .targets import allow_list, locate
@@ -65,7 +66,8 @@ def require_valid(config: DictConfig) -> None:
 
 
 def check(config: DictConfig) -> list[Fault]:
-    """Return all faults of a composed config: unknown keys, wrong types or choices, missing values, wrong slots."""
+    """Return all faults of a composed config: unknown keys, wrong types or choices, values out of bounds,
+    missing values, wrong slots."""
     walker = _Walker(config)
     known = sorted(set(compose()) | {"experiment", "debug"})
     for key in config:
@@ -86,6 +88,9 @@ def check(config: DictConfig) -> list[Fault]:
     for role in ROLES:  # a part no task uses is still checked, so that a typo in it is not silent
         if role in config:
             walker.visit(role, walker.raw(config, role), ROLES[role])
+    for path, message in list(faults_of_values(config, walker.has_fault)):
+        if not any(fault.path == path for fault in walker.faults):
+            walker.add(path, message)
     _of_task(walker)
     return list(dict.fromkeys(walker.faults))
 
@@ -110,6 +115,10 @@ class _Walker:
 
     def add(self, path: str, message: str) -> None:
         self.faults.append(Fault(path, message))
+
+    def has_fault(self, path: str) -> bool:
+        """Whether something is wrong at a path or below."""
+        return any(fault.path == path or fault.path.startswith(f"{path}.") for fault in self.faults)
 
     def raw(self, parent: DictConfig | ListConfig, key: Any) -> Any:
         """The value at a key; an interpolation of a whole node is a `_Link`, so that faults carry its source's path."""

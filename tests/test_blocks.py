@@ -161,7 +161,7 @@ def test_a_run_in_bfloat16_goes_on_as_it_was_and_is_evaluated(voxzoo, tiny: list
 def test_float16_weights_are_refused_in_one_line(voxzoo, tiny: list[str], tmp_path: Path):
     done = voxzoo("train", *tiny, f"root={tmp_path}", "trainer.precision=16-true", cwd=tmp_path)
     assert done.returncode != 0
-    assert "trainer.precision=16-true" in done.stderr.splitlines()[-1]
+    assert "trainer.precision: 16-true" in done.stderr.splitlines()[-1]
     assert "bf16-true" in done.stderr.splitlines()[-1]
 
 

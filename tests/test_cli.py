@@ -19,8 +19,9 @@ import pytest
 import soundfile
 import torch
 from voxzoo.tasks import checkpoints
+from voxzoo.tasks.checkpoints import read_checkpoint
 from voxzoo.tasks.cli import VERBS, main
-from voxzoo.tasks.run import pid_lock
+from voxzoo.tasks.run import load_run, pid_lock
 
 # As this process was started: a job in the background begins with SIGINT ignored.
 HANDLERS = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
@@ -121,6 +122,40 @@ def test_another_config_in_the_folder_is_refused_with_the_difference(tiny: list[
     assert "name=" in done.err
 
 
+def test_a_longer_run_goes_on_where_it_ended_as_if_it_had_never_stopped(tiny: list[str], run: Path, root: Path, call):
+    """Where the schedule does not depend on the length, as `constant`."""
+    longer = [*train(tiny, root, "longer", "logger=none"), "--json"]
+    assert call(*longer, "trainer.max_steps=2").json["steps"] == 2
+    assert call(*longer, "trainer.max_steps=3").json["steps"] == 3
+    first, second = (read_checkpoint(path / "checkpoints" / "last.ckpt") for path in (run, root / "longer"))
+    assert all(torch.equal(value, second["state_dict"][key]) for key, value in first["state_dict"].items())
+    shorter = call(*longer, "trainer.max_steps=2")
+    assert shorter.code == 1
+    assert "max_steps: 2" in shorter.err
+    by_length = call(*longer, "trainer.max_steps=9", "schedule=cosine")
+    assert by_length.code == 1
+    assert "max_steps: 9" in by_length.err
+
+
+def test_a_start_that_failed_leaves_its_folder_free(tiny: list[str], root: Path, call):
+    words = train(tiny, root, "corrected", "logger=none", "trainer.max_steps=1")
+    failed = call(*words, "init.speech_encoder=gone")
+    assert failed.code == 1
+    assert (root / "corrected" / "config.yaml").exists()
+    done = call(*words, "tokenizer.vocab_size=90", "--json")
+    assert done.code == 0, done.err
+    assert load_run(root / "corrected").task.tokenizer.vocab_size == 90  # and not that of the start that failed
+
+
+def test_rows_of_another_vocabulary_are_refused(tiny: list[str], root: Path, run: Path, call):
+    words = train(tiny, root, "taken", "logger=none", "trainer.max_steps=1", f"init.text_seq2seq={run}")
+    other = call(*words, "data.corpus.num_train=30")
+    assert other.code == 1
+    assert f"tokenizer.model={run / 'tokenizer.model'}" in other.err
+    same = call(*words, f"tokenizer.model={run / 'tokenizer.model'}", "--json")
+    assert same.code == 0, same.err
+
+
 def test_a_folder_that_another_process_trains_is_refused(tiny: list[str], root: Path, call):
     with pid_lock(root / "locked"):
         done = call(*train(tiny, root, "locked"))
@@ -193,7 +228,7 @@ def test_ctrl_c_belongs_to_the_caller_again_after_training(run: Path):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["trainer.devices=0"], "voxzoo train: trainer: `Trainer(devices=0)` value is not a valid input"),
+        (["trainer.fast_dev_run=-1"], "voxzoo train: trainer: fast_dev_run=-1 is not a valid configuration"),
         (["data=manifest"], "there is no data: set data.train, data.valid and data.test to manifests, or data.corpus"),
         (["data=manifest", "data.train=gone.jsonl", "data.valid=gone.jsonl"], "gone.jsonl: no such manifest"),
         (["tokenizer.vocab_size=20"], "choose another tokenizer.vocab_size"),

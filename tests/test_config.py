@@ -12,6 +12,7 @@ from voxzoo.configs import build, check, compose, require_valid
 from voxzoo.configs.compose import CONFIG_DIR
 from voxzoo.configs.targets import allow_list, locate, trusted
 from voxzoo.tasks import load_run
+from voxzoo.tasks.training import train
 
 
 def messages(*overrides: str) -> list[str]:
@@ -53,6 +54,87 @@ def test_settings_of_the_run_are_checked_too():
         "checkpoint.mode: 'least' is not one of 'min', 'max'",
         "checkpoint.every_step: unknown key; did you mean 'every_steps'?",
     ]
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        ("trainer.gradient_clip_val=-1", "-1: expected at least 0 (the norm to clip"),
+        ("trainer.accumulate_grad_batches=0", "0: expected at least 1"),
+        ("trainer.val_check_interval=0", "0: expected at least 1"),
+        ("trainer.val_check_interval=0.5", "0.5: expected a whole number of steps"),
+        ("trainer.max_steps=0", "0: expected at least 1, or -1 for no limit"),
+        ("trainer.max_epochs=-2", "-2: expected at least 1, or -1 for no limit"),
+        ("trainer.limit_train_batches=0", "0: expected a whole number from 1 on, or a share"),
+        ("trainer.limit_train_batches=1.5", "1.5: expected a whole number from 1 on, or a share"),
+        ("trainer.log_every_n_steps=0", "0: expected at least 1"),
+        ("trainer.num_nodes=0", "0: expected at least 1"),
+        ("trainer.devices=0", "0: expected a number of processes from 1 on, or auto, on a CPU"),
+        ("trainer.devices=-1", "-1: expected a number of processes from 1 on, or auto, on a CPU"),
+        ("trainer.devices=[0]", "[0]: expected a number of processes from 1 on, or auto, on a CPU"),
+        ("trainer=gpu trainer.devices=abc", "'abc': expected a number from 1 on, -1 or auto for all, or a list"),
+        ("trainer=gpu trainer.devices=[0,0]", "[0, 0]: expected a number from 1 on"),
+        ("trainer.accelerator=cup", "'cup': there is no such accelerator; there are: auto, gpu, cpu, cuda"),
+        ("trainer.precision=16-true", "16-true: float16 ends at 65504"),
+        ("trainer.gradient_clip_algorithm=nrom", "'nrom': expected norm or value"),
+        ("trainer.use_distributed_sampler=true", "true: expected false"),
+        ("data.batch_size=0", "0: expected more than 0"),
+        ("data.batch_seconds=-1.5", "-1.5: expected more than 0"),
+        ("data.num_workers=-1", "-1: expected at least 0"),
+        ("data.max_seconds=0.05", "0.05: expected more than min_seconds=0.1"),
+        ("checkpoint.every_steps=0", "0: expected at least 1"),
+        ("checkpoint.keep_best=-1", "-1: expected at least 0"),
+        ("optim.lr=0", "0: expected more than 0"),
+        ("threads=0", "0: expected at least 1"),
+    ],
+)
+def test_values_out_of_bounds_are_named(words: str, expected: str):
+    (found,) = messages(*words.split())
+    assert found.startswith(f"{words.split()[-1].partition('=')[0]}: {expected}")
+
+
+def test_bounds_of_a_constructor_and_of_the_table_come_at_once():
+    found = messages(
+        "trainer.max_steps=0",
+        "data.batch_size=0",
+        "data.batch_seconds=0",
+        "checkpoint.every_steps=0",
+        "adaptor.strid=2",
+    )
+    keys = ["adaptor.strid", "trainer.max_steps", "data.batch_seconds", "data.batch_size", "checkpoint.every_steps"]
+    assert [line.partition(":")[0] for line in found] == keys
+    (fault,) = messages("optim.betas=[0.9,2]")
+    assert fault == "optim: Invalid beta parameter at index 1: 2"
+    (fault,) = messages("data.batch_size=null", "data.batch_seconds=null")
+    assert fault == "data: needs a budget: set batch_seconds, batch_tokens or batch_size"
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "trainer.gradient_clip_val=0",
+        "trainer.gradient_clip_val=null",
+        "trainer.max_steps=-1 trainer.max_epochs=null",
+        "trainer.limit_train_batches=0.5 trainer.limit_val_batches=0",
+        "trainer.val_check_interval=1.0 trainer.check_val_every_n_epoch=1",
+        "trainer.val_check_interval='00:01:00:00'",
+        "trainer=ddp trainer.devices=-1",
+        "trainer=ddp trainer.devices='0,1'",
+        "trainer.devices='${oc.decode:${oc.env:VOXZOO_NONE,2}}'",
+        "trainer.num_nodes='${oc.decode:${oc.env:VOXZOO_NONE,1}}'",
+        "trainer.precision=null trainer.accelerator=auto",
+        "data=manifest data.batch_seconds=null",
+        "checkpoint.keep_best=0",
+    ],
+)
+def test_values_at_their_bounds_are_valid(words: str):
+    assert messages(*words.split()) == []
+
+
+def test_nothing_is_trained_or_written_before_faults_are_named(tiny: list[str], tmp_path: Path):
+    with pytest.raises(UserError, match="2 faults"):
+        train([*tiny, f"root={tmp_path}", "trainer.max_steps=0", "optim.lr=-1"])
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_part_in_the_wrong_slot_is_named():
@@ -199,7 +281,7 @@ def test_every_shipped_yaml_composes_and_is_valid(path: Path, tmp_path: Path):
         "task=gan_vocoder": ["unit_extractor=tiny", "vocoder=tiny_istft"],
         "task=fit_units": ["unit_extractor=tiny"],
         "task=speech_to_speech_unity": ["unit_extractor=tiny", "vocoder=tiny", "t2u=tiny"],
-        "task=text_to_text": ["text_seq2seq=tiny"],
+        "task=text_to_text": ["text_seq2seq=tiny", "data.tasks.s2tt=false", "data.tasks.t2tt=true"],
     }.get(override, [])
     config = compose([override, *extra, *needs])
     assert [str(fault) for fault in check(config)] == []

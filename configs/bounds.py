@@ -1,0 +1,251 @@
+"""Values of the right type that no run can be trained with.
+
+Bounds of parts, data, optimizers and checkpoints are written where these are made, and are asked there. The trainer is
+Lightning's: it names few of its bounds, and those when the run begins, so they are a table here.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from lightning.pytorch.accelerators import AcceleratorRegistry
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from ..components.errors import UserError
+from .build import build
+from .targets import allow_list
+
+Found = Iterator[tuple[str, str]]
+"""(key, what is wrong with its value) each."""
+
+
+@dataclass(frozen=True)
+class Bound:
+    """What a number must be.
+
+    Attributes:
+        least: the smallest value.
+        meaning: of the number, or of what stands for it.
+        above: whether it must be more than `least`.
+        endless: whether -1 stands for no limit.
+    """
+
+    least: int
+    meaning: str
+    above: bool = False
+    endless: bool = False
+
+    def problem(self, value: float) -> str | None:
+        if value > self.least or (value == self.least and not self.above) or (self.endless and value == -1):
+            return None
+        wanted = f"more than {self.least}" if self.above else f"at least {self.least}"
+        return f"{value!r}: expected {wanted}{', or -1 for no limit' if self.endless else ''} ({self.meaning})"
+
+
+BOUNDS = {
+    "max_skipped_steps": Bound(0, "steps in a row without a finite gradient before the run stops"),
+    "stage_jobs": Bound(1, "stages side by side"),
+    "threads": Bound(1, "threads of one process; null leaves it to torch"),
+    "checkpoint.keep_best": Bound(0, "best checkpoints; 0 keeps none"),
+    "data.num_workers": Bound(0, "processes that read data; 0 reads in the training process"),
+    "optim.lr": Bound(0, "a rate of 0 trains nothing; freeze.ROLE=true freezes a part", above=True),
+    "task.discriminator_lr": Bound(0, "freeze.ROLE=true freezes a part", above=True),
+    "trainer.accumulate_grad_batches": Bound(1, "batches of each step"),
+    "trainer.check_val_every_n_epoch": Bound(1, "epochs; null counts steps"),
+    "trainer.gradient_clip_val": Bound(0, "the norm to clip gradients at; 0 or null clips nothing"),
+    "trainer.limit_val_batches": Bound(0, "batches, or a share of them; 0 leaves validation out"),
+    "trainer.log_every_n_steps": Bound(1, "steps"),
+    "trainer.max_epochs": Bound(1, "epochs", endless=True),
+    "trainer.max_steps": Bound(1, "steps", endless=True),
+    "trainer.num_nodes": Bound(1, "machines"),
+    "trainer.num_sanity_val_steps": Bound(0, "batches of a validation before training", endless=True),
+}
+
+
+def faults_of_values(config: DictConfig, faulty: Callable[[str], bool]) -> Found:
+    """All values that are out of bounds.
+
+    Args:
+        config: composed.
+        faulty: whether something is wrong already at a key or below: what stands there is not asked again.
+    """
+    for key, bound in BOUNDS.items():
+        value = _value(config, key)
+        if _is_number(value) and (problem := bound.problem(value)):
+            yield key, problem
+    made = {"data": _make_data, "checkpoint": _make_checkpoints, "optim": _make_optimizer}
+    for key, problem in {
+        "trainer.limit_train_batches": _counted(_value(config, "trainer.limit_train_batches"), "of the batches"),
+        "trainer.val_check_interval": _interval(config),
+        "trainer.gradient_clip_algorithm": _algorithm(_value(config, "trainer.gradient_clip_algorithm")),
+        "trainer.accelerator": _accelerator(_value(config, "trainer.accelerator")),
+        "trainer.devices": device_problem(
+            _value(config, "trainer.devices", 1), _value(config, "trainer.accelerator", "auto")
+        ),
+        "trainer.precision": _precision(_value(config, "trainer.precision")),
+        "trainer.use_distributed_sampler": _sampler(_value(config, "trainer.use_distributed_sampler")),
+    }.items():
+        if problem and not faulty(key):
+            yield key, problem
+    for root, make in made.items():
+        if not faulty(root):
+            yield from make(config)
+
+
+def _value(config: DictConfig, key: str, default: Any = None) -> Any:
+    """A value; None where it is missing, or refers to what is not there: these are faults of their own."""
+    try:
+        return OmegaConf.select(config, key, default=default, throw_on_missing=False)
+    except OmegaConfBaseException:
+        return None
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+# The trainer
+
+
+def _counted(value: Any, of: str) -> str | None:
+    """A whole number counts, a fraction is a share."""
+    if not _is_number(value) or (value >= 1 if isinstance(value, int) else 0 < value <= 1):
+        return None
+    return f"{value!r}: expected a whole number from 1 on, or a share {of} above 0 and up to 1.0"
+
+
+def _interval(config: DictConfig) -> str | None:
+    value = _value(config, "trainer.val_check_interval")
+    shares = _value(config, "trainer.check_val_every_n_epoch", 1) is not None
+    if not shares and isinstance(value, float):
+        return f"{value!r}: expected a whole number of steps, for trainer.check_val_every_n_epoch=null counts steps"
+    if not shares and isinstance(value, int) and not isinstance(value, bool):
+        return Bound(1, "steps between validations; trainer.limit_val_batches=0 leaves them out").problem(value)
+    return _counted(value, "of an epoch")
+
+
+def _algorithm(value: Any) -> str | None:
+    return None if value in (None, "norm", "value") else f"{value!r}: expected norm or value"
+
+
+def _accelerator(value: Any) -> str | None:
+    known = ["auto", "gpu", *sorted(AcceleratorRegistry.available_accelerators())]
+    if not isinstance(value, str) or value in known:
+        return None
+    return f"{value!r}: there is no such accelerator; there are: {', '.join(known)}"
+
+
+def device_problem(devices: Any, accelerator: Any) -> str | None:
+    """What is wrong with `trainer.devices` on an accelerator; None where nothing is."""
+    if accelerator == "cpu":
+        if _devices(devices) in (None, -1) or isinstance(_devices(devices), list):
+            return f"{_shown(devices)}: expected a number of processes from 1 on, or auto, on a CPU"
+        return None
+    if _devices(devices) is not None:
+        return None
+    return f"{_shown(devices)}: expected a number from 1 on, -1 or auto for all, or a list of the numbers of devices"
+
+
+def _shown(value: Any) -> str:
+    return repr(list(value) if OmegaConf.is_list(value) else value)
+
+
+def _devices(value: Any) -> Any:
+    """A count, a list of numbers, -1 or "auto" as Lightning reads them; None where it cannot."""
+    if isinstance(value, str) and "," in value:
+        value = [part.strip() for part in value.split(",") if part]
+        value = [int(part) if part.isdigit() else part for part in value]
+    if isinstance(value, str):
+        return value if value == "auto" else _devices(int(value)) if re.fullmatch(r"\s*-?\d+\s*", value) else None
+    if OmegaConf.is_list(value) or isinstance(value, list | tuple):
+        numbers = [one for one in value if isinstance(one, int) and not isinstance(one, bool) and one >= 0]
+        return numbers if numbers and len(numbers) == len(value) == len(set(numbers)) else None
+    return value if isinstance(value, int) and not isinstance(value, bool) and (value >= 1 or value == -1) else None
+
+
+def count_devices(devices: Any, here: int) -> int:
+    """How many devices `trainer.devices` stands for where `here` are there (at least one is assumed)."""
+    found = _devices(devices)
+    if found in ("auto", -1):
+        return max(here, 1)
+    return len(found) if isinstance(found, list) else int(found)
+
+
+def _precision(value: Any) -> str | None:
+    from ..tasks.precision import precision_settings  # behind the tasks, which import this package
+
+    try:
+        precision_settings(value)
+    except UserError as error:
+        return str(error).removeprefix("trainer.precision=")
+    return None
+
+
+def _sampler(value: Any) -> str | None:
+    if value is not True:
+        return None
+    return "true: expected false, for the data module deals the batches to the processes"
+
+
+# What states its bounds itself
+
+
+def _make_data(config: DictConfig) -> Found:
+    """Budgets as the batches take them, and what the data module has against its settings; no file is read."""
+    node, allowed = config.get("data"), allow_list(config)
+    if not isinstance(node, DictConfig) or not str(node.get("_target_")).startswith("voxzoo."):
+        return
+    for key in ("batch_seconds", "batch_tokens", "batch_size"):
+        if _is_number(node.get(key)):
+            trial = {"_target_": "voxzoo.datamodules.batching.BatchSampler", "seconds": [0.0], "tokens": [1]}
+            yield from _tried(lambda trial=trial, key=key: build({**trial, key: node[key]}), config, "data")
+    corpus = _value(config, "data.corpus._target_")
+    if corpus is not None and not str(corpus).startswith("voxzoo."):
+        return
+    given: dict[str, Any] = {"tokenizer": None, "frontend": None}
+    if corpus is None and not any([node.get("train"), node.get("valid"), *(node.get("test") or {}).values()]):
+        given["train"] = "-"  # a config may be looked at before there are data
+    yield from _tried(lambda: build(node, allowed=allowed, **given), config, "data")
+
+
+def _make_checkpoints(config: DictConfig) -> Found:
+    settings: Any = OmegaConf.to_container(config.get("checkpoint") or OmegaConf.create(), resolve=True)
+    node = {"_target_": "voxzoo.tasks.checkpoints.Checkpointer", "folder": "checkpoints", **settings}
+    yield from _tried(lambda: build(node), config, "checkpoint")
+
+
+def _make_optimizer(config: DictConfig) -> Found:
+    node = config.get("optim")
+    if not isinstance(node, DictConfig) or not str(node.get("_target_")).startswith("torch."):
+        return
+    if _is_number(node.get("lr")) and BOUNDS["optim.lr"].problem(node.lr):
+        return
+    parameter = torch.nn.Parameter(torch.empty(2, 2, device="meta"))
+    yield from _tried(lambda: build(node)([parameter]), config, "optim")
+
+
+def _tried(make: Callable[[], Any], config: DictConfig, root: str) -> Found:
+    """What a constructor has against its values, at the key that its message begins with."""
+    try:
+        make()
+    except (UserError, ValueError) as error:
+        message = " ".join(str(error).split())
+        begin = re.match(r"([a-z_]+(?:\.[a-z_]+)*)(?:=| )(.+)", message)
+        for key in (begin[1], f"{root}.{begin[1]}") if begin else ():
+            if key == root or (key.startswith(f"{root}.") and _has(config, key)):
+                yield key, begin[2]  # pyright: ignore[reportOptionalSubscript]
+                return
+        yield root, message
+    except (OmegaConfBaseException, RuntimeError):
+        return  # no word on a value: reported where it stands, or of another device
+
+
+def _has(config: DictConfig, key: str) -> bool:
+    head, _, tail = key.rpartition(".")
+    owner = OmegaConf.select(config, head)
+    return isinstance(owner, Mapping | DictConfig) and tail in owner
