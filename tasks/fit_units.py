@@ -11,12 +11,14 @@ from ..components.roles import UnitExtractor
 from ..components.search import SearchOptions
 from ..components.types import Batch, Loss, Prediction
 from .checkpoints import write_atomically
+from .run import pick_device
 from .task import Task
 from .units import Column, extract_units, fit_units
 
 
 class FitUnits(Task):
-    """Fits a unit extractor on the training speech and writes `units.jsonl` for all splits.
+    """Fits a unit extractor on the training speech and writes `units.jsonl` for all splits, on a GPU where there is one
+    and `trainer.accelerator` allows it.
 
     Args:
         unit_extractor: what is fitted.
@@ -45,11 +47,13 @@ class FitUnits(Task):
 
     def run_once(self, data: Any, folder: Path) -> dict[str, Any]:
         """Fit, extract, save; returns statistics. What is already written is not made again."""
+        self.to(_device(self.config.get("trainer") or {}))
         fitted = fit_units(
             self.unit_extractor, data.rows("train"), column=self.column, max_hours=self.max_hours, seed=self.seed
         )
         rows = [row for split in data.splits() for row in data.rows(split)]
         extracted = extract_units(self.unit_extractor, rows, column=self.column, path=folder / "units.jsonl")
+        self.to("cpu")
         content: dict[str, Any] = {"state_dict": self.state_dict()}
         self.on_save_checkpoint(content)
         write_atomically(folder / "checkpoints" / "last.ckpt", lambda file: torch.save(content, file))
@@ -62,3 +66,11 @@ class FitUnits(Task):
         self, batch: Batch, *, task: str | None = None, options: SearchOptions | None = None
     ) -> list[Prediction]:
         raise RuntimeError("a unit extractor translates nothing; use `voxzoo units extract`")
+
+
+def _device(trainer: dict[str, Any]) -> torch.device:
+    """Where the trainer's settings put a task of one process; GPUs are listed in `devices` by their numbers."""
+    if trainer.get("accelerator", "auto") == "cpu":
+        return torch.device("cpu")
+    device, listed = pick_device("auto"), trainer.get("devices")
+    return torch.device(device.type, int(listed[0])) if device.type != "cpu" and isinstance(listed, list) else device

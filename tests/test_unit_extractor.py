@@ -16,6 +16,8 @@ from voxzoo.components.layers.stft import STFT
 from voxzoo.components.roles import Frontend, SpeechEncoder
 from voxzoo.components.types import Padded
 from voxzoo.datamodules.manifest import Utterance, read_manifest, write_manifest
+from voxzoo.tasks.cli import main
+from voxzoo.tasks.fit_units import FitUnits
 from voxzoo.tasks.units import card_of, extract_units, fit_units, load_extractor, read_units, save_extractor
 
 RATE = 16000
@@ -388,3 +390,51 @@ def test_an_extractor_folder(corpus, tmp_path):
     assert torch.equal(loaded(speech).data, part(speech).data)
     with pytest.raises(UserError, match="no such run"):
         load_extractor(tmp_path / "nothing")
+
+
+@pytest.mark.parametrize(
+    ("trainer", "moved"),
+    [
+        ({}, ["cuda", "cpu"]),
+        ({"accelerator": "auto", "devices": 2}, ["cuda", "cpu"]),
+        ({"accelerator": "gpu", "devices": [3, 1]}, ["cuda:3", "cpu"]),
+        ({"accelerator": "cuda", "devices": "auto"}, ["cuda", "cpu"]),
+        ({"accelerator": "cpu", "devices": 2}, ["cpu", "cpu"]),
+    ],
+)
+def test_the_task_fits_where_the_trainer_says(corpus, tmp_path, monkeypatch, trainer, moved):
+    """And keeps what it found as tensors of the CPU. The GPU is pretended: where the task would go is written down."""
+    told = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(FitUnits, "to", lambda self, device: told.append(str(device)))
+
+    class Data:
+        def rows(self, split):
+            return corpus
+
+        def splits(self):
+            return ["train"]
+
+    task = FitUnits(unit_extractor=tiny())
+    task.config = {"trainer": trainer}
+    task.run_once(Data(), tmp_path)
+    assert told == moved
+    saved = torch.load(tmp_path / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
+    assert torch.equal(saved["unit_extractor.centroids"], task.unit_extractor.centroids)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    task.run_once(Data(), tmp_path)
+    assert told[2:] == ["cpu", "cpu"]
+
+
+def test_the_command_takes_a_device(corpus, tmp_path, capsys):
+    manifest, out = str(tmp_path / "all.jsonl"), str(tmp_path / "units")
+    sizes = ["unit_extractor.num_units=4", "unit_extractor.num_mel_bins=20"]
+    fit = ["units", "fit", manifest, "--out", out, "--set", *sizes]
+    extract = ["units", "extract", out, manifest, "--out", str(tmp_path / "units.jsonl")]
+    for command in (fit, extract, ["units", "resynthesise", out, str(tmp_path / "units.jsonl"), "--out", out]):
+        assert main([*command, "--device", "cuda:99"]) == 1
+        assert "--device cuda:99: there is none here" in capsys.readouterr().err
+    assert not (tmp_path / "units").exists()
+    for command in (fit, extract):
+        assert main([*command, "--device", "cpu"]) == 0
+    assert len(dict(read_units(tmp_path / "units.jsonl"))) == 5

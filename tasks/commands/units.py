@@ -22,7 +22,7 @@ from ...configs.check import require_valid
 from ...configs.compose import compose
 from ...configs.targets import allow_list
 from ...datamodules.manifest import read_manifest
-from ..run import load_pretrained_encoder, load_run
+from ..run import load_pretrained_encoder, load_run, pick_device
 from ..units import (
     BATCH_SECONDS,
     card_of,
@@ -59,6 +59,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     _column(fit)
     fit.add_argument("--max-hours", type=float, default=1.0, help="speech to fit on (default 1)")
     fit.add_argument("--seed", type=int, default=0)
+    _device(fit)
     fit.add_argument("--encoder", metavar="RUN", help="cluster states of this run's speech encoder instead of log-mels")
     fit.add_argument("--layer", type=int, help="with --encoder: the output of this layer, counted from 1")
 
@@ -67,6 +68,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     extract.add_argument("manifest", help="a manifest (TSV or JSONL)")
     extract.add_argument("--out", required=True, metavar="FILE", help="the JSONL file to write")
     _column(extract)
+    _device(extract)
     extract.add_argument("--batch-seconds", type=float, default=BATCH_SECONDS, help="audio in a batch (default 20)")
 
     again = verbs.add_parser("resynthesise", help="units to audio files through a run's vocoder")
@@ -80,12 +82,17 @@ def configure(parser: argparse.ArgumentParser) -> None:
     again.add_argument("--speaker", type=int, help="speaker index, for a vocoder of several")
     again.add_argument("--lang", type=int, help="language index, for a vocoder of several")
     again.add_argument("--batch-size", type=int, default=8)
+    _device(again)
 
 
 def _column(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--column", choices=("tgt_audio", "audio"), default="tgt_audio", help="which speech (tgt_audio)"
     )
+
+
+def _device(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--device", default="auto", help="cpu, cuda, cuda:1 ... (default: a GPU where there is one)")
 
 
 def run(args: argparse.Namespace) -> dict:
@@ -100,7 +107,9 @@ def run(args: argparse.Namespace) -> dict:
 def _fit(args: argparse.Namespace) -> dict[str, Any]:
     if args.layer is not None and not args.encoder:
         raise UserError("--layer chooses a layer of an encoder: give --encoder RUN as well")
+    device = pick_device(args.device)
     extractor, config = _new_extractor(args)
+    extractor.to(device)
     statistics = fit_units(
         extractor, read_manifest(args.manifest), args.column, args.max_hours, args.seed, _Bar("fitting units", "h")
     )
@@ -138,14 +147,16 @@ def _new_extractor(args: argparse.Namespace) -> tuple[Any, dict[str, Any]]:
 
 
 def _extract(args: argparse.Namespace) -> dict[str, Any]:
-    extractor = load_extractor(args.extractor)
+    device = pick_device(args.device)
+    extractor = load_extractor(args.extractor).to(device)
     bar = _Bar("extracting", "rows")
     return extract_units(extractor, read_manifest(args.manifest), args.column, args.out, bar, args.batch_seconds)
 
 
 @torch.inference_mode()
 def _resynthesise(args: argparse.Namespace) -> dict[str, Any]:
-    task = load_run(args.run).task
+    device = pick_device(args.device)
+    task = load_run(args.run, device=args.device).task
     vocoder = getattr(task, "vocoder", None)
     if vocoder is None:
         raise UserError(f"{args.run}: this run has no vocoder")
@@ -165,11 +176,13 @@ def _resynthesise(args: argparse.Namespace) -> dict[str, Any]:
     bar, files, seconds = _Bar("resynthesising", "rows"), [], 0.0
     for start in range(0, len(rows), args.batch_size):
         chunk = rows[start : start + args.batch_size]
-        units = Padded.from_list([torch.tensor(row) for _, row in chunk])
+        units = Padded.from_list([torch.tensor(row) for _, row in chunk]).to(device)
         durations = None if args.predict_durations else units.with_data(torch.ones_like(units.data)).zeroed()
         if args.predict_durations:
             units, _ = reduce_runs(units)
-        conditions = [None if v is None else torch.full((len(chunk),), v) for v in (args.lang, args.speaker)]
+        conditions = [
+            None if v is None else torch.full((len(chunk),), v, device=device) for v in (args.lang, args.speaker)
+        ]
         try:
             audio = vocoder(units, *conditions, durations=durations)
         except (ValueError, IndexError) as error:
