@@ -11,13 +11,15 @@ import pytest
 import torch
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 from voxzoo.components import TransformerSeq2Seq, WhisperEncoder, WhisperLogMel, WhisperTokenizer
-from voxzoo.components.converters import describe, from_transformers
+from voxzoo.components.converters import describe, from_transformers, to_transformers
 from voxzoo.components.errors import UserError
 from voxzoo.components.layers.attention import MultiHeadAttention
 from voxzoo.components.search import SearchOptions, generate
 from voxzoo.components.types import Padded
+from voxzoo.configs import build, compose
 from voxzoo.tasks import load_run
 from voxzoo.tasks.cli import main
+from voxzoo.tasks.shapes import FakeTokenizer
 
 PIECES = 330
 SPECIALS = ["endoftext", "startoftranscript", "en", "zh", "es", "fr", "yue", "translate", "transcribe", "notimestamps"]
@@ -200,6 +202,16 @@ def test_clips_are_filled_up_to_thirty_seconds():
         front.output_length(480001)
 
 
+@pytest.mark.parametrize("pad", ["30.0", "null"])
+def test_the_longest_speech_is_what_front_end_and_encoder_take(pad: str):
+    words = ["frontend=whisper", f"frontend.pad_seconds={pad}", "speech_encoder=whisper_tiny", "adaptor=tiny"]
+    config = compose([*words, "text_seq2seq=tiny", "tokenizer=tiny"])
+    with torch.device("meta"):
+        task = build(config.task, frontend=build(config.frontend), tokenizer=FakeTokenizer(400, ("eng",)))
+    assert task.longest_seconds == pytest.approx(30, abs=0.01)
+    assert task.frontend.output_length(int(task.longest_seconds * 16000)) <= 3000
+
+
 def test_clips_as_long_as_they_are():
     front = WhisperLogMel(num_mel_bins=20, pad_seconds=None)
     for samples in (0, 1, 159, 160, 200, 201, 479, 16000, 480160):
@@ -378,13 +390,52 @@ def test_the_tokenizer_of_another_whisper_is_refused(tmp_path: Path, told: dict,
         describe(tmp_path)
 
 
-def test_a_frozen_encoder_under_new_parts_trains_from_yaml_alone(tiny: list[str], tmp_path: Path):
+def publish(folder: Path) -> None:
+    """A small Whisper, random weights, in the layout of transformers."""
     transformers = pytest.importorskip("transformers")
     settings = config(d_model=12, encoder_ffn_dim=20, max_source_positions=400, decoder_start_token_id=PIECES + 1)
     special = dict.fromkeys(("pad_token_id", "bos_token_id", "eos_token_id"), PIECES)
     del settings["model_type"]
     published = transformers.WhisperForConditionalGeneration(transformers.WhisperConfig(**settings, **special))
-    published.save_pretrained(tmp_path / "whisper")
+    published.save_pretrained(folder)
+
+
+def test_a_run_of_both_parts_goes_out_as_the_layout_that_fits(
+    tiny: list[str], path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    """And export says that transformers fills clips up, which this model does not."""
+    publish(tmp_path / "whisper")
+    source = tmp_path / "whisper"
+    command = [
+        *("task=speech_to_text", "data=tiny", f"root={tmp_path}", "name=run", tiny[-1], "data.num_workers=0"),
+        *("frontend=pretrained", "frontend.pad_seconds=null", "adaptor=none", "task.ctc_weight=0"),
+        *("tokenizer=whisper", f"tokenizer.model={path}", f"tokenizer.vocab_size={V}"),
+        *("speech_encoder=pretrained", f"speech_encoder.pretrained={source}"),
+        *("text_seq2seq=pretrained", f"text_seq2seq.pretrained={source}"),
+        *("trainer.max_steps=1", "trainer.val_check_interval=1"),
+    ]
+    assert main(["train", *command]) == 0
+    capsys.readouterr()
+    assert main(["export", str(tmp_path / "run"), str(tmp_path / "out")]) == 0
+    said = capsys.readouterr().out
+    assert "out (whisper): config.json" in said
+    notes = [line for line in said.splitlines() if line.startswith("note: ")]
+    assert len(notes) == 1
+    assert "frontend.pad_seconds=null" in notes[0]
+    assert "fills each one up to 8 s" in notes[0]
+    written = {name: json.loads((tmp_path / "out" / f"{name}.json").read_text()) for name in
+               ("config", "generation_config", "preprocessor_config")}  # fmt: skip
+    assert written["preprocessor_config"]["chunk_length"] == 8
+    ids = {"bos_token_id": PIECES, "eos_token_id": PIECES, "pad_token_id": PIECES, "decoder_start_token_id": PIECES + 1}
+    assert ids.items() <= written["config"].items()
+    assert ids.items() <= written["generation_config"].items()
+    task = load_run(tmp_path / "run").task
+    with pytest.warns(UserWarning, match=r"frontend\.pad_seconds=null: this model reads clips as long as they are"):
+        to_transformers(task, tmp_path / "again", model_type="whisper")
+
+
+def test_a_frozen_encoder_under_new_parts_trains_from_yaml_alone(tiny: list[str], tmp_path: Path):
+    publish(tmp_path / "whisper")
     command = [
         *("experiment=whisper_mixed", f"speech_encoder.pretrained={tmp_path / 'whisper'}", f"root={tmp_path}"),
         *("data=tiny", "text_seq2seq=tiny", "adaptor=tiny", "tokenizer=tiny", tiny[-1]),
