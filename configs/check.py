@@ -13,12 +13,14 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Union, get_args, get_origin
 
+import torch
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from ..components.errors import UserError
 from ..components.roles import ROLES
 from .bounds import faults_of_values
+from .build import build
 from .compose import compose
 from .pretrained import KEY
 from .targets import allow_list, locate
@@ -104,6 +106,32 @@ def _of_task(walker: _Walker) -> None:
         return  # reported where it stands
     for path, message in getattr(found, "faults", lambda config: [])(walker.config):
         walker.add(path, message)
+    _of_parts(walker, str(name).rpartition(".")[2], getattr(found, "roles", ()))
+
+
+def _of_parts(walker: _Walker, task: str, roles: Sequence[str]) -> None:
+    """Settings of the run that are about parts of the task."""
+    from ..tasks.blocks import faults_of_blocks  # behind the tasks, which import this package
+
+    config = walker.config
+    there = [role for role in roles if OmegaConf.select(config, f"task.{role}._target_") is not None]
+
+    def part_of(role: str) -> Any:
+        if walker.has_fault(role):
+            return None
+        try:
+            with torch.device("meta"):
+                return build(config[role], allowed=walker.allowed)
+        except (UserError, OmegaConfBaseException):
+            return None  # a combination of values, which is reported where the task is built
+
+    if isinstance(config.get("activation_checkpointing"), bool | DictConfig):
+        for path, message in faults_of_blocks(config, there, part_of):  # pyright: ignore[reportArgumentType]
+            walker.add(path, message)
+    frozen = config.get("freeze")
+    for role, on in (frozen if isinstance(frozen, DictConfig) else {}).items():
+        if on and there and role not in there:
+            walker.add(f"freeze.{role}", f"{task} has no such part{_near(str(role), there)}")
 
 
 class _Walker:

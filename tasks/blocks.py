@@ -6,7 +6,7 @@ All of it is done in place. Modules, parameter names and checkpoints stay as the
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
@@ -18,6 +18,7 @@ from ..components.errors import UserError
 
 STACKS = ("layers", "attentions")
 """What parts call their stacks."""
+RECOMPUTE = "activation_checkpointing"
 
 
 def blocks(module: nn.Module, stacks: Sequence[str] = STACKS) -> Iterator[nn.Module]:
@@ -96,22 +97,50 @@ def set_up_blocks(parts: Mapping[str, nn.Module], config: Mapping[str, Any]) -> 
             parts, or a map of roles to true.
 
     Raises:
-        UserError: a role that is not there, or has no stack of layers; a backend that is none.
+        UserError: what `faults_of_blocks` finds.
+    """
+    for path, message in faults_of_blocks(config, list(parts), parts.get):
+        raise UserError(f"{path}: {message}")
+    backend = config.get("compile") or False
+    for part in parts.values() if backend else ():
+        compile_blocks(part, _backend(backend))
+    for role in _recomputed_roles(config, parts):
+        recompute_blocks(parts[role])
+
+
+def faults_of_blocks(
+    config: Mapping[str, Any], roles: Sequence[str], part_of: Callable[[str], nn.Module | None]
+) -> Iterator[tuple[str, str]]:
+    """(key, message) of what `set_up_blocks` cannot do: a backend that is none; a role that is not there, or that has
+    no stack of layers.
+
+    Args:
+        config: see `set_up_blocks`.
+        roles: that the task has a part for.
+        part_of: gives the part of a role, maybe on the meta device; None: it cannot be told.
     """
     backend = config.get("compile") or False
-    if backend:
-        name = "inductor" if backend is True else str(backend)
-        known = torch.compiler.list_backends(exclude_tags=())
-        if name not in known:
-            raise UserError(f"compile={name}: expected true, false or a backend of torch.compile: {', '.join(known)}")
-        for part in parts.values():
-            compile_blocks(part, name)
-    again = config.get("activation_checkpointing") or False
-    roles = {role: bool(on) for role, on in again.items()} if isinstance(again, Mapping) else dict.fromkeys(parts, True)
-    for role, on in roles.items() if again else ():
-        if role not in parts:
-            raise UserError(f"activation_checkpointing.{role}: there is no such part; there are: {', '.join(parts)}")
-        if on and not recompute_blocks(parts[role]) and isinstance(again, Mapping):
-            raise UserError(
-                f"activation_checkpointing.{role}: {type(parts[role]).__name__} has no stack of layers; leave it out"
-            )
+    if backend and _backend(backend) not in torch.compiler.list_backends(exclude_tags=()):
+        # Those that torch tags are for debugging, or raise errors on purpose.
+        known = ", ".join(torch.compiler.list_backends())
+        yield "compile", f"{backend!r} is not true, false or a backend of torch.compile: {known}"
+    if not isinstance(config.get(RECOMPUTE), Mapping):
+        return
+    for role in _recomputed_roles(config, roles):
+        path = f"{RECOMPUTE}.{role}"
+        if role not in roles:
+            yield path, f"there is no such part; there are: {', '.join(roles)}"
+        elif (part := part_of(role)) is not None and next(blocks(part), None) is None:
+            yield path, f"{type(part).__name__} has no stack of layers; leave it out"
+
+
+def _backend(compiled: Any) -> str:
+    return "inductor" if compiled is True else str(compiled)
+
+
+def _recomputed_roles(config: Mapping[str, Any], roles: Iterable[str]) -> list[str]:
+    """The roles that `activation_checkpointing` is on for."""
+    again = config.get(RECOMPUTE) or False
+    if isinstance(again, Mapping):
+        return [str(role) for role, on in again.items() if on]
+    return list(roles) if again else []

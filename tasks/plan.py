@@ -28,7 +28,7 @@ from ..components.roles import Tokenizer
 from ..components.types import Batch, Padded
 from ..configs.build import build
 from ..configs.targets import allow_list
-from .blocks import set_up_blocks
+from .blocks import RECOMPUTE, set_up_blocks
 from .lora import apply_lora
 from .shapes import FakeTokenizer
 from .simulation import Footprint, Kind, OptimizerFootprint, make_fake, simulate, simulate_optimizer, tensors_of
@@ -36,7 +36,6 @@ from .strategies import units
 from .task import Task
 
 GB = 10**9
-RECOMPUTE = "activation_checkpointing"
 _TEXT_RATE, _UNIT_RATE, _SAMPLE_RATE = 4.0, 50, 16000  # a second of speech: subwords, units, samples
 _PIECE = 4  # characters of a subword, where the vocabulary is not there yet
 _CONTEXT = {1: 0.6, 2: 1.0}  # GB that CUDA (and NCCL, on several devices) keeps on each GPU

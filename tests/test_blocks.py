@@ -305,7 +305,7 @@ def test_a_run_goes_on_compiled_or_not(compiled_first: bool, voxzoo, tiny: list[
 
 
 def test_a_backend_that_is_none_is_refused(trained):
-    with pytest.raises(UserError, match=r"compile=fast: .*inductor"):
+    with pytest.raises(UserError, match=r"compile: 'fast' is not .*inductor"):
         trained(["compile=fast"])
 
 

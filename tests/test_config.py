@@ -131,6 +131,24 @@ def test_values_at_their_bounds_are_valid(words: str):
     assert messages(*words.split()) == []
 
 
+def test_what_is_compiled_computed_again_or_frozen_is_there():
+    found = messages(
+        "compile=nonsense", "activation_checkpointing={speech_encodr: true, adaptor: false}", "freeze.vocodr=true"
+    )
+    assert [line.partition(":")[0] for line in found] == [
+        "compile", "activation_checkpointing.speech_encodr", "freeze.vocodr"
+    ]  # fmt: skip
+    assert "TESTING_ONLY" not in found[0]
+    assert "inductor" in found[0]
+    assert "there are: speech_encoder, adaptor, text_seq2seq" in found[1]
+    (found,) = messages("adaptor=none", "activation_checkpointing={adaptor: true}")
+    assert found == "activation_checkpointing.adaptor: NoAdaptor has no stack of layers; leave it out"
+    (found,) = messages("freeze.vocoder=true")
+    assert found.startswith("freeze.vocoder: SpeechToText has no such part")
+    for valid in ("compile=aot_eager", "compile=true", "activation_checkpointing={speech_encoder: true}"):
+        assert messages(valid, "activation_checkpointing.t2u=false", "freeze.vocoder=false") == []
+
+
 def test_nothing_is_trained_or_written_before_faults_are_named(tiny: list[str], tmp_path: Path):
     with pytest.raises(UserError, match="2 faults"):
         train([*tiny, f"root={tmp_path}", "trainer.max_steps=0", "optim.lr=-1"])
