@@ -16,13 +16,14 @@ from typing import Any, Literal, NoReturn
 
 import torch
 from lightning import LightningModule, Trainer
-from lightning.fabric.strategies.launchers.subprocess_script import _ChildProcessObserver
 from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
 from ..components.errors import UserError, few
+from .launcher import let_processes_end
 from .references import fill_in
 from .shards import SHARDS, read_shards, remove_unused
+from .signals import EXIT_CODES, Interrupted
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -115,18 +116,6 @@ def misfit(own: Mapping[str, torch.Tensor], weights: Mapping[str, torch.Tensor])
     return f"other shapes: {few(shapes, 3)}; missing: {few(missing)}; unexpected: {few(unexpected)}"
 
 
-_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
-
-
-class Interrupted(Exception):
-    """A signal asked the run to stop, and its state is saved."""
-
-    def __init__(self, number: int, step: int | None) -> None:
-        where = "" if step is None else f" at step {step}"
-        super().__init__(f"stopped by {signal.Signals(number).name}{where}; the same command continues")
-        self.number = number
-
-
 class Checkpointer(Checkpoint):
     """Saves `last.ckpt` every so many steps and after each validation, and keeps the best ones.
 
@@ -163,6 +152,7 @@ class Checkpointer(Checkpoint):
         self.mode = mode
         self.copy_frozen = copy_frozen
         self.best: dict[str, float] = {}
+        self._saved = -1  # the step that `last` holds, once this process has saved it
         self._signal = 0
         self._handlers: dict[int, Any] = {}
 
@@ -183,7 +173,7 @@ class Checkpointer(Checkpoint):
             remove_leftovers(self.folder)
         # From here on, though the first step, which will be saved, may be minutes away.
         if threading.current_thread() is threading.main_thread():
-            self._handlers = {number: signal.getsignal(number) for number in _SIGNALS}
+            self._handlers = {number: signal.getsignal(number) for number in EXIT_CODES}
             for number in self._handlers:
                 signal.signal(number, self._note_signal)
 
@@ -200,15 +190,13 @@ class Checkpointer(Checkpoint):
 
     def _stopping(self, trainer: Trainer) -> bool:
         """Whether any process was told to stop: saving is done together, so all must stop at the same step."""
-        told = bool(self._signal)
         if trainer.world_size > 1:
-            told = trainer.strategy.reduce_boolean_decision(told, all=False)
-        if told and not self._signal:
-            self._signal = signal.SIGTERM
-        return told
+            told = torch.tensor(self._signal, device=trainer.strategy.root_device)
+            self._signal = int(trainer.strategy.reduce(told, reduce_op="max"))
+        return bool(self._signal)
 
     def _stop(self, trainer: Trainer) -> NoReturn:
-        _let_processes_end()
+        let_processes_end()
         raise Interrupted(self._signal, trainer.global_step)
 
     def restore_handlers(self) -> None:
@@ -233,8 +221,10 @@ class Checkpointer(Checkpoint):
         if self._stopping(trainer):
             _save(trainer, self.last)
             self._stop(trainer)
-        if trainer.global_step % self.every_steps == 0:
-            _save(trainer, self.last)
+        # The last step too, here: at the end of the training its epoch is counted as read, and a longer run that goes on
+        # would leave out the rest of it.
+        if trainer.global_step % self.every_steps == 0 or trainer.global_step == trainer.max_steps:
+            self._save_last(trainer)
 
     def _validation_due(self, trainer: Trainer) -> bool:
         fetcher = trainer.fit_loop._data_fetcher
@@ -272,7 +262,7 @@ class Checkpointer(Checkpoint):
         # go on from. A run that is killed goes on from the step before, and comes by here again.
         whole = not trainer.fit_loop._should_accumulate()
         if whole:
-            _save(trainer, self.last)
+            self._save_last(trainer)
         elif name in self.best:
             _save(trainer, self.folder / name)
         with _all_hear(trainer):
@@ -298,7 +288,12 @@ class Checkpointer(Checkpoint):
         return ordered[self.keep_best :]
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self._saved != trainer.global_step:
+            self._save_last(trainer)
+
+    def _save_last(self, trainer: Trainer) -> None:
         _save(trainer, self.last)
+        self._saved = trainer.global_step
 
 
 def _save(trainer: Trainer, path: Path) -> None:
@@ -331,13 +326,6 @@ def _link(source: Path, target: Path) -> None:
     except OSError:
         shutil.copyfile(source, temporary)
     os.replace(temporary, target)
-
-
-def _let_processes_end() -> None:
-    """Lightning watches the processes it started: one that ends first, by our exit code, would get this one killed."""
-    for thread in threading.enumerate():
-        if isinstance(thread, _ChildProcessObserver):
-            thread._run = lambda: True
 
 
 def pick_checkpoint(folder: Path, advice: str = "train it first with `voxzoo train`") -> Path:

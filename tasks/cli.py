@@ -9,12 +9,14 @@ import importlib
 import importlib.metadata
 import json
 import os
+import signal
 import sys
 import traceback
 from pathlib import Path
 from typing import Any
 
 from ..components.errors import UserError
+from .signals import EXIT_CODES, STOPPED, Interrupted, tell_launcher
 
 VERBS = ("train", "check", "evaluate", "translate", "parts", "data", "units", "import", "export", "consolidate")
 _FILES = {"import": "import_model", "export": "export_model"}  # `import` cannot be the name of a module
@@ -30,7 +32,7 @@ def main(argv: list[str] | None = None) -> int:
         parser.print_help()
         return 2
     module = _module(arguments.verb)
-    status = 1
+    status, speaks = 1, True
     result: dict[str, Any]
     # Under --json standard output holds one object and nothing else, whatever a library prints: also below Python.
     with _only_json() if arguments.json else contextlib.nullcontext(sys.stdout) as out:
@@ -39,13 +41,18 @@ def main(argv: list[str] | None = None) -> int:
             status = 0 if result.get("status", "ok") == "ok" else 1
         except KeyboardInterrupt:
             result, status = {"status": "failed", "error": "interrupted"}, 130
+        except Interrupted as error:
+            result, status = {"status": "failed", "error": str(error)}, EXIT_CODES[signal.Signals(error.number)]
+            speaks = _is_first()  # all processes of a run were stopped
         except BrokenPipeError:
             return 1
         except Exception as error:
             result, status = _failure(error, arguments)
         if arguments.json and _is_first():
             print(json.dumps(result, ensure_ascii=False, default=str), file=out, flush=True)
-    if status and result.get("error"):
+    if status == STOPPED:
+        tell_launcher("stopped")
+    if status and speaks and result.get("error"):
         print(f"voxzoo {arguments.verb}: {result['error']}", file=sys.stderr)
     return status
 
@@ -70,13 +77,10 @@ def _parse(parser: argparse.ArgumentParser, words: list[str]) -> argparse.Namesp
 def _failure(error: Exception, arguments: argparse.Namespace) -> tuple[dict[str, Any], int]:
     from lightning.fabric.utilities.exceptions import MisconfigurationException
 
-    from .checkpoints import Interrupted
-    from .training import EXIT_CODES, StageFailed
+    from .training import StageFailed
 
     if arguments.traceback:
         traceback.print_exc()
-    if isinstance(error, Interrupted):
-        return {"status": "failed", "error": str(error)}, EXIT_CODES[error.number]  # pyright: ignore[reportArgumentType]
     if isinstance(error, StageFailed):
         return {"status": "failed", "error": str(error)}, error.code if error.code > 0 else 1
     if isinstance(error, UserError | OSError):
@@ -84,8 +88,19 @@ def _failure(error: Exception, arguments: argparse.Namespace) -> tuple[dict[str,
     text = " ".join(str(error).split())
     if isinstance(error, MisconfigurationException):  # Lightning's word on a setting of `trainer`
         return {"status": "failed", "error": f"trainer: {text}"}, 1
+    if isinstance(error, RuntimeError) and any(word in text.lower() for word in _LOST):
+        lost = "another process of this run has ended (killed, or out of memory?)"
+        text = f"{lost}; its own lines say why. The same command goes on from the last save"
+        return {"status": "failed", "error": text}, 1
     hint = "" if arguments.traceback else " (this should not happen: --traceback shows where)"
     return {"status": "failed", "error": f"{type(error).__name__}: {text}{hint}"}, 1
+
+
+# What gloo, NCCL and the store where processes meet say when a process at the other end is gone.
+_LOST = (
+    "connection closed by peer", "connection reset by peer", "broken pipe", "failed to recv, got 0 bytes",
+    "ncclremoteerror", "remote process exited", "communicator was aborted",
+)  # fmt: skip
 
 
 @contextlib.contextmanager

@@ -27,8 +27,9 @@ from ..configs.check import require_valid
 from ..configs.compose import compose, to_yaml
 from ..configs.targets import allow_list
 from .blocks import set_up_blocks
-from .checkpoints import AtomicCheckpointIO, Checkpointer, Interrupted, pick_checkpoint, write_atomically
+from .checkpoints import AtomicCheckpointIO, Checkpointer, pick_checkpoint, write_atomically
 from .examples import Examples
+from .launcher import watch_processes
 from .lora import lora_lines
 from .mapped import empty_parts, mapped_parts
 from .precision import precision_settings
@@ -45,13 +46,12 @@ from .run import (
     settle_config,
     turns,
 )
+from .signals import EXIT_CODES, Interrupted, end_with_parent, stopped_at_once
 from .strategies import cuts_weights, loads_by_shards
 from .task import Task
 
-# What a run that was stopped by a signal exits with; 75 (EX_TEMPFAIL) tells a scheduler to requeue.
-EXIT_CODES = {signal.SIGINT: 130, signal.SIGTERM: 75, signal.SIGUSR1: 75}
 
-
+@stopped_at_once()
 def train(overrides: Sequence[str], *, stage: str | None = None, config_dirs: Sequence[str] = ()) -> dict[str, Any]:
     """Train, or go on training, the run that the overrides describe. Returns what `voxzoo train --json` prints.
 
@@ -93,6 +93,7 @@ def _stop_with_parent() -> None:
 def _train_one(config: DictConfig) -> dict[str, Any]:
     quiet_libraries()
     _stop_with_parent()
+    end_with_parent()
     folder = Path(config.run_dir)
     if config.get("threads"):
         torch.set_num_threads(config.threads)
@@ -226,6 +227,7 @@ def _fit(config: DictConfig, task: Task, data: Any, folder: Path) -> dict[str, A
     )
     # Lightning's own handlers end a run that has not begun with exit 0, and tell other processes by a collective.
     trainer._signal_connector.register_signal_handlers = lambda: None
+    watch_processes(trainer)
     counts = [sum(p.numel() for p in task.parameters() if p.requires_grad), sum(p.numel() for p in task.parameters())]
     say(f"{type(task).__name__}: {counts[0]:,} of {counts[1]:,} parameters learn; run folder {folder}")
     resume = str(keeper.last) if keeper.last.exists() else None

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 
+from ..signals import stopped_at_once, tell_launcher
+
 HELP = "train the run that the overrides describe, or go on with it"
 EXAMPLE = "voxzoo train experiment=quickstart adaptor=none trainer.max_steps=500"
 
@@ -16,7 +18,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )
 
 
+@stopped_at_once()
 def run(args: argparse.Namespace) -> dict:
+    tell_launcher("ready")
     from lightning.pytorch.utilities import rank_zero_only  # torch loads only for a run, not for --help
 
     from ..training import train

@@ -1,0 +1,70 @@
+"""The processes that a run starts on its own machine: they end together, and it is said why."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+from lightning import Trainer
+from lightning.fabric.strategies.launchers.subprocess_script import _ChildProcessObserver
+from lightning.pytorch.strategies.launchers.subprocess_script import _SubprocessScriptLauncher
+
+from .signals import GRACE, PARENT, STOPPED, Interrupted
+
+
+class Launcher(_SubprocessScriptLauncher):
+    """Lightning's, but the processes watch the one that starts them, and this one is not killed without a word."""
+
+    def launch(self, function: Callable, *args: Any, trainer: Trainer | None = None, **kwargs: Any) -> Any:
+        def begin(*args: Any, **kwargs: Any) -> Any:
+            for observer in _observers():
+                observer._terminate_all = self._end
+            return function(*args, **kwargs)
+
+        try:
+            return super().launch(begin, *args, trainer=trainer, **kwargs)
+        except Interrupted as stopped:
+            if stopped.step is None:  # otherwise they are saving the same step
+                self.kill(signal.SIGKILL)
+            raise
+
+    def _call_children_scripts(self) -> None:
+        os.environ[PARENT] = str(os.getpid())
+        try:
+            super()._call_children_scripts()
+        finally:
+            del os.environ[PARENT]
+
+    def _end(self) -> None:
+        """End this process and all others after one of them; in the thread that watches them."""
+        time.sleep(GRACE)  # it hears of it by the lost connection, unless it waits for that one to begin
+        number, code = next((n, process.returncode) for n, process in enumerate(self.procs, 1) if process.returncode)
+        how = f"signal {-code}: killed, or out of memory?" if code < 0 else f"exit {code}: its own lines say why"
+        if code == STOPPED:
+            how = "stopped by a signal"
+        line = f"process {number} of this run has ended ({how}); the same command goes on from the last save"
+        print(f"voxzoo train: {line}", file=sys.stderr, flush=True)
+        self.kill(signal.SIGKILL)
+        os._exit(STOPPED if code == STOPPED else 1)
+
+
+def watch_processes(trainer: Trainer) -> None:
+    """Put `Launcher` in the place of Lightning's where the trainer starts processes."""
+    launcher = trainer.strategy.launcher
+    if isinstance(launcher, _SubprocessScriptLauncher):
+        trainer.strategy._launcher = Launcher(launcher.cluster_environment, launcher.num_processes, launcher.num_nodes)
+
+
+def let_processes_end() -> None:
+    """Watch the processes no more: all of them have saved the same step, and one may end before this one."""
+    for observer in _observers():
+        observer._run = lambda: True
+
+
+def _observers() -> list[_ChildProcessObserver]:
+    return [thread for thread in threading.enumerate() if isinstance(thread, _ChildProcessObserver)]

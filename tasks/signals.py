@@ -1,0 +1,127 @@
+"""Signals to a run before its first step, the end of its parent, and a word to its launcher.
+
+Imports nothing slow: the command answers a signal from its first moments on.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+# What a run that was stopped by a signal exits with; 75 (EX_TEMPFAIL) tells a scheduler to requeue.
+STOPPED = 75
+EXIT_CODES = {signal.SIGINT: 130, signal.SIGTERM: STOPPED, signal.SIGUSR1: STOPPED}
+
+GRACE = 10.0  # seconds in which a process may end in its own words before it is ended
+PARENT = "VOXZOO_PARENT"
+LAUNCHER = "VOXZOO_LAUNCHER_FILE"
+
+
+class Interrupted(BaseException):
+    """A signal asked the run to stop, and what there was to save is saved. Like KeyboardInterrupt no mere Exception,
+    since it may arise anywhere.
+
+    Args:
+        number: the signal.
+        step: the step that was saved; None: this process had none.
+        where: then in place of it, for the message.
+    """
+
+    def __init__(self, number: int, step: int | None, where: str = "") -> None:
+        where = where if step is None else f" at step {step}"
+        super().__init__(f"stopped by {signal.Signals(number).name}{where}; the same command continues")
+        self.number = number
+        self.step = step
+
+
+def _stop(number: int, frame: Any) -> None:
+    raise _no_step(number)
+
+
+def _no_step(number: int) -> Interrupted:
+    return Interrupted(number, None, " with no step under way")
+
+
+def stops_at_once(number: int = signal.SIGTERM) -> bool:
+    """Whether a signal would find `stopped_at_once` in charge."""
+    return signal.getsignal(number) is _stop
+
+
+@contextmanager
+def stopped_at_once() -> Iterator[None]:
+    """Inside, SIGTERM and SIGUSR1 raise `Interrupted`, but where a `Checkpointer` has taken them over to save a step.
+
+    Outside, they are again whose they were before. In a thread, to which no signal comes, nothing changes.
+    """
+    if threading.current_thread() is not threading.main_thread() or stops_at_once():
+        yield
+        return
+    numbers = [number for number, code in EXIT_CODES.items() if code == STOPPED]
+    handlers = {number: signal.signal(number, _stop) for number in numbers}
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+    before = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
+    if before != -1:  # an event loop's, which needs it more
+        signal.set_wakeup_fd(before)
+    over = threading.Event()
+    threading.Thread(target=_end_where_stuck, args=(reader, over), daemon=True).start()
+    try:
+        yield
+    finally:
+        over.set()
+        signal.set_wakeup_fd(before)
+        os.close(writer)
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+
+
+def _end_where_stuck(reader: int, over: threading.Event) -> None:
+    """Python handles a signal when the main thread comes back to it: where that waits in C++ for another process of the
+    run to begin, this may be half an hour later."""
+    while heard := os.read(reader, 1):
+        number = heard[0]
+        if stops_at_once(number) and not over.wait(GRACE) and stops_at_once(number):
+            print(f"voxzoo train: {_no_step(number)}", file=sys.stderr, flush=True)
+            tell_launcher("stopped")
+            os._exit(STOPPED)
+    os.close(reader)
+
+
+def _forget() -> None:
+    """A forked process, such as a worker that reads data, is no run."""
+    if stops_at_once():
+        signal.set_wakeup_fd(-1)
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        signal.signal(signal.SIGUSR1, signal.SIG_DFL)
+
+
+os.register_at_fork(after_in_child=_forget)
+
+
+def end_with_parent() -> None:
+    """In a process that `Launcher` started: end when the process that started it is gone, however it went."""
+    parent = int(os.environ.pop(PARENT, 0))
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(0.5)
+        if not stops_at_once():  # amid training it hears of it by the lost connection
+            time.sleep(GRACE)
+        os._exit(1)
+
+    if parent:
+        threading.Thread(target=watch, daemon=True).start()
+
+
+def tell_launcher(word: str) -> None:
+    """Write to the file that `configs/launch/torchrun.sh` gives its processes: `ready` for signals, or `stopped`."""
+    if path := os.environ.get(LAUNCHER):
+        with Path(path).open("a") as file:
+            file.write(f"{word}\n")

@@ -1,0 +1,137 @@
+"""Signals without training: whose they are, who speaks, and what the launcher hears."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from voxzoo.components.errors import UserError
+from voxzoo.tasks import cli
+from voxzoo.tasks.signals import Interrupted, stopped_at_once, stops_at_once
+
+
+@stopped_at_once()
+def get_told(number: int) -> None:
+    os.kill(os.getpid(), number)
+    time.sleep(5)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+def test_signals_stop_a_run_without_steps_and_are_given_back(number: signal.Signals):
+    heard: list[int] = []
+    before = signal.signal(number, lambda number, frame: heard.append(number))
+    try:
+        with pytest.raises(Interrupted, match=f"{number.name} with no step under way; the same command continues"):
+            get_told(number)
+        assert not stops_at_once(number)
+        os.kill(os.getpid(), number)
+        assert heard == [number]
+    finally:
+        signal.signal(number, before)
+    assert signal.set_wakeup_fd(-1) == -1
+
+
+def test_a_thread_and_a_forked_process_are_left_alone():
+    def in_thread() -> None:
+        with stopped_at_once():
+            found.append(signal.getsignal(signal.SIGTERM))
+
+    found: list[Any] = []
+    thread = threading.Thread(target=in_thread)
+    thread.start()
+    thread.join()
+    assert found == [signal.getsignal(signal.SIGTERM)]
+    reader, writer = os.pipe()
+    with stopped_at_once():
+        forked = os.fork()
+        if not forked:
+            os.write(writer, b".")
+            time.sleep(30)
+            os._exit(0)
+        os.read(reader, 1)
+        os.kill(forked, signal.SIGTERM)
+        _, status = os.waitpid(forked, 0)
+    assert os.waitstatus_to_exitcode(status) == -signal.SIGTERM
+
+
+def test_a_process_that_waits_outside_python_is_stopped_too(tmp_path: Path):
+    """As torch does where processes meet: without the interpreter, and not ended by a signal."""
+    code = """if True:
+        import ctypes
+        from voxzoo.tasks import signals
+        signals.GRACE = 0.2
+        with signals.stopped_at_once():
+            print("ready", flush=True)
+            libc, mutex = ctypes.CDLL(None), ctypes.create_string_buffer(64)
+            libc.pthread_mutex_lock(mutex)
+            libc.pthread_mutex_lock(mutex)
+    """
+    heard = tmp_path / "heard"
+    process = subprocess.Popen(
+        [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        env={**os.environ, "VOXZOO_LAUNCHER_FILE": str(heard)},
+    )  # fmt: skip
+    try:
+        assert process.stdout is not None
+        process.stdout.readline()
+        process.terminate()
+        _, said = process.communicate(timeout=20)
+    finally:
+        process.kill()
+    assert process.returncode == 75
+    assert said == "voxzoo train: stopped by SIGTERM with no step under way; the same command continues\n"
+    assert heard.read_text() == "stopped\n"
+
+
+def run_cli(error: BaseException, monkeypatch: pytest.MonkeyPatch) -> int:
+    def run(arguments: Any) -> Any:
+        raise error
+
+    monkeypatch.setattr(cli, "_module", lambda verb: SimpleNamespace(
+        HELP="h", EXAMPLE="e", configure=lambda parser: None, run=run
+    ))  # fmt: skip
+    return cli.main(["train"])
+
+
+def test_the_first_process_says_that_all_were_stopped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    heard = tmp_path / "heard"
+    monkeypatch.setenv("VOXZOO_LAUNCHER_FILE", str(heard))
+    for rank, line in (("0", "voxzoo train: stopped by SIGUSR1 at step 13; the same command continues\n"), ("1", "")):
+        monkeypatch.setenv("RANK", rank)
+        assert run_cli(Interrupted(signal.SIGUSR1, 13), monkeypatch) == 75
+        assert capsys.readouterr().err == line
+    assert heard.read_text() == "stopped\n" * 2
+    monkeypatch.setenv("RANK", "1")
+    assert run_cli(UserError("disk full"), monkeypatch) == 1
+    assert "disk full" in capsys.readouterr().err
+    assert heard.read_text() == "stopped\n" * 2  # a failure is not queued again
+
+
+@pytest.mark.parametrize(
+    ("text", "lost"),
+    [
+        ("[/pytorch/gloo/transport/tcp/pair.cc:547] Connection closed by peer [127.0.0.1]:1234", True),
+        ("NCCL communicator was aborted on rank 1.", True),
+        ("ncclRemoteError: A call failed possibly due to a network error or a remote process exiting", True),
+        ("The server socket has failed to listen on any local network address: EADDRINUSE", False),
+        ("ncclUnhandledCudaError: Cuda failure 'out of memory'", False),
+    ],
+)
+def test_a_lost_process_is_told_from_an_error(
+    text: str, lost: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    assert run_cli(RuntimeError(text), monkeypatch) == 1
+    said = capsys.readouterr().err
+    assert ("another process of this run has ended" in said) == lost
+    assert ("this should not happen" in said) != lost
+    assert said.count("\n") == 1
