@@ -204,6 +204,14 @@ def test_units_do_not_depend_on_autocast(fitted):
     assert agree == 1
 
 
+def test_units_of_an_extractor_in_bfloat16(fitted):
+    speech = Padded.from_list(noise(8000, 5000))
+    expected = fitted(speech)
+    found = fitted.bfloat16()(speech)
+    assert torch.equal(found.lengths, expected.lengths)
+    assert (found.data == expected.data).float().mean() > 0.9
+
+
 def test_faults_name_the_value():
     with pytest.raises(ValueError, match="num_units=1"):
         tiny(num_units=1)

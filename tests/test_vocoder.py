@@ -263,6 +263,22 @@ def test_mixed_precision_changes_little(make):
         torch.testing.assert_close(mixed[name].mean, loss.mean, rtol=0.03, atol=0.01)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+def test_a_model_in_another_dtype_says_the_same(make, dtype):
+    vocoder = make(crop_units=100).eval()
+    units, speech = pairs(9, 4)
+    durations = units.with_data(torch.ones_like(units.data)).zeroed()
+    with torch.no_grad():
+        plain, losses = vocoder(units, durations=durations), vocoder.losses(units, speech)
+        vocoder.to(dtype)
+        cast, same = vocoder(units, durations=durations), vocoder.losses(units, speech)
+    assert torch.equal(cast.lengths, plain.lengths)
+    spectra = [LogMel(num_mel_bins=20)(audio.data.float()) for audio in (cast, plain)]
+    assert (spectra[0] - spectra[1]).abs().mean() < 0.1
+    for name, loss in losses.items():
+        torch.testing.assert_close(same[name].mean.float(), loss.mean, rtol=0.03, atol=0.01)
+
+
 def test_runs_on_meta(make):
     with torch.device("meta"):
         vocoder = make()

@@ -67,9 +67,9 @@ class LogMel(nn.Module):
         return self.of_magnitude(self.stft.inner(samples).abs())
 
     def of_magnitude(self, magnitude: Tensor) -> Tensor:
-        """(..., bins) magnitudes -> (..., F), in float32 whatever the autocast."""
+        """(..., bins) magnitudes -> (..., F), in float32 whatever the autocast, also where a model is cast."""
         with full_precision(magnitude):
-            return (magnitude.float() @ self.filters).clamp(min=self.floor).log()
+            return (magnitude.float() @ self.filters.float()).clamp(min=self.floor).log()
 
     def magnitude(self, log_mel: Tensor, updates: int = 30) -> Tensor:
         """Non-negative magnitudes (..., bins) whose bands are those of (..., F) log-mels.
@@ -78,9 +78,10 @@ class LogMel(nn.Module):
         never leave the positive orthant, and are two small matrix products each, batched.
         """
         with full_precision(log_mel):
-            up = log_mel.float().exp() @ self.filters.T
-            gram = self.filters @ self.filters.T
-            estimate = up / self.filters.sum(1).clamp(min=1e-3 * self.filters.sum(1).max())
+            filters = self.filters.float()
+            up = log_mel.float().exp() @ filters.T
+            gram = filters @ filters.T
+            estimate = up / filters.sum(1).clamp(min=1e-3 * filters.sum(1).max())
             for _ in range(updates):
                 estimate = estimate * (up / (estimate @ gram).clamp(min=1e-10))
         return estimate

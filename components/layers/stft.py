@@ -60,7 +60,7 @@ class STFT(nn.Module):
 
     def envelope(self, mask: Tensor) -> Tensor:
         """(B, T) bool, True where a frame is real -> (B, T * hop) sum of squared windows, what `inverse` divides by."""
-        return self.overlap_add(mask[..., None] * self.window.square())
+        return self.overlap_add(mask[..., None] * self.window.float().square())
 
     def inverse(self, spectrum: Tensor, mask: Tensor, envelope: Tensor | None = None) -> Tensor:
         """Least-squares inverse (Griffin and Lim 1984, eq. 6): (B, T, F) complex, (B, T) bool -> (B, T * hop) samples.
