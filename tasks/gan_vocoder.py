@@ -18,6 +18,7 @@ from ..components.losses.adversarial import discriminator_loss, feature_matching
 from ..components.roles import Discriminator, UnitExtractor, UnitVocoder
 from ..components.types import Batch, Loss, Reconstruction
 from ..configs.targets import class_of
+from .precision import precision_name
 from .task import _add, parameter_groups
 from .unit_vocoder import UnitVocoderTask
 
@@ -88,6 +89,9 @@ class GanVocoder(UnitVocoderTask):
             name = str(strategy or "auto")
             whole = name == "auto" or name.startswith(("ddp", "single"))
         faults = [] if whole else [("trainer.strategy", f"{name} cannot train GanVocoder: {_WHY}")]
+        precision = precision_name(OmegaConf.select(config, "trainer.precision"))
+        if precision in ("bf16-true", "16-true"):
+            faults.append(("trainer.precision", f"{precision} rounds the networks; take bf16-mixed"))
         for role in ("vocoder", "discriminator"):
             if OmegaConf.select(config, f"freeze.{role}"):
                 faults.append((f"freeze.{role}", "GanVocoder trains both; task=unit_vocoder trains a vocoder alone"))

@@ -26,10 +26,12 @@ from torch import Tensor, nn
 from ..components.errors import UserError
 from ..components.roles import Tokenizer
 from ..components.types import Batch, Padded
+from ..configs.bounds import count_devices, device_problem
 from ..configs.build import build
 from ..configs.targets import allow_list
 from .blocks import RECOMPUTE, set_up_blocks
 from .lora import apply_lora
+from .precision import precision_name
 from .shapes import FakeTokenizer
 from .simulation import Footprint, Kind, OptimizerFootprint, make_fake, simulate, simulate_optimizer, tensors_of
 from .strategies import units
@@ -174,14 +176,18 @@ class Setting:
             str(trainer.get("accelerator", "auto")) == "auto" and torch.cuda.is_available()
         )
         self.kind: Kind = "cuda" if gpu else "cpu"
-        self.devices = _count_devices(trainer.get("devices", 1), gpu) * int(trainer.get("num_nodes") or 1)
+        devices = trainer.get("devices", 1)
+        if problem := device_problem(devices, "gpu" if gpu else "cpu"):
+            raise UserError(f"trainer.devices: {problem}")
+        self.devices = count_devices(devices, torch.cuda.device_count() if gpu else 1) * int(
+            trainer.get("num_nodes") or 1
+        )
         self.strategy = _strategy(trainer.get("strategy", "auto"), self.devices)
         self.options = trainer.get("strategy") if OmegaConf.is_config(trainer.get("strategy")) else {}
-        self.precision = str(trainer.get("precision") or "32-true")
+        self.precision = precision_name(trainer.get("precision"))
         mixed = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
         whole = {
             "bf16-true": torch.bfloat16,
-            "bf16": torch.bfloat16,
             "16-true": torch.float16,
             "64-true": torch.float64,
         }
@@ -198,16 +204,6 @@ class Setting:
         other = copy(self)
         other.strategy, other.devices, other.options = strategy, devices, {}
         return other
-
-
-def _count_devices(devices: Any, gpu: bool) -> int:
-    if isinstance(devices, str) and not devices.lstrip("-").isdigit():
-        if devices == "auto":
-            return max(torch.cuda.device_count(), 1) if gpu else 1
-        return len([one for one in devices.split(",") if one.strip()])
-    if OmegaConf.is_list(devices) or isinstance(devices, (list, tuple)):
-        return len(devices)
-    return max(int(devices), 1) if int(devices) != -1 else max(torch.cuda.device_count(), 1)
 
 
 def _strategy(node: Any, devices: int) -> str:
@@ -264,7 +260,8 @@ class Rehearsal:
 
     def _read_data(self) -> Data:
         config, needs = self.config, frozenset(self.task.needs)
-        length = float(config.data.get("max_seconds") or 30)
+        taken = self.task.longest_seconds or math.inf
+        length = min(float(config.data.get("max_seconds") or 30), taken)
         try:
             data = build(config.data, allowed=self.allowed, tokenizer=self.tokenizer, frontend=None)
         except UserError:
@@ -273,6 +270,7 @@ class Rehearsal:
             return self._assume(length, "the built-in corpus is not made yet (`voxzoo train` makes it)")
         if data.units_path is None or not Path(data.units_path).is_file():
             needs -= {"units"}  # a stage that has not run makes them; they have the length of the speech
+        data.longest_seconds = self.task.longest_seconds
         try:
             items, batches = data.plan(needs, self.setting.devices)
         except (UserError, OSError) as error:
@@ -283,7 +281,7 @@ class Rehearsal:
         def sizes(index: int) -> Sizes:
             item = items[index]
             spoken = data._measure(item.tgt_audio) if "target_speech" in needs and item.tgt_audio else 0.0
-            seconds = (item.duration or 0.0) / slowest
+            seconds = min((item.duration or 0.0) / slowest, taken)
             return self._sizes(seconds, spoken or seconds, item, units.get(item.id))
 
         def padded(batch: Sequence[int], of: Callable[[int], float]) -> float:
@@ -564,12 +562,18 @@ def _advise(plan: Plan, rehearsal: Rehearsal, memory: int) -> Iterator[dict[str,
         if found is not None:
             yield {"change": change.strip(), **found}
 
+    known = rehearsal.task.faults(rehearsal.config)
+
+    def allowed(changes: dict[str, Any]) -> bool:
+        """Whether the task would train with these, as far as it would without."""
+        return not set(rehearsal.task.faults(_with(rehearsal.config, changes))) - set(known)
+
     if plan.budget is not None:
         count = plan.budget["utterances"]
         yield from told("", {"needs": rehearsal.need([rehearsal.longest] * count), "budget": plan.budget})
     setting = rehearsal.setting
     kept = [("", rehearsal)]  # what a sharded run may begin from
-    for changes in _switches(rehearsal):
+    for changes in filter(allowed, _switches(rehearsal)):
         change = " ".join(f"{key}={str(value).lower()}" for key, value in changes.items())
         other = _changed(rehearsal, changes)
         found = other.fitting(memory)
@@ -577,12 +581,15 @@ def _advise(plan: Plan, rehearsal: Rehearsal, memory: int) -> Iterator[dict[str,
         kept.append((f" {change}", other))
         if found is not None and found["budget"] is None:
             break  # what more could be changed is not needed
-    if setting.kind == "cuda":
+    if setting.kind == "cuda" and allowed({"trainer.strategy": {"_target_": "voxzoo.tasks.strategies.FSDP2"}}):
         yield from _sharded(kept, memory)
     sizes = {role: learning_bytes(part) for role, part in rehearsal.task.parts().items()}
     roles = sorted((role for role, size in sizes.items() if size), key=lambda role: -sizes[role])
     for number in range(1, len(roles)):  # parts to freeze, the largest first
-        other = _changed(rehearsal, {f"freeze.{role}": True for role in roles[:number]})
+        changes = {f"freeze.{role}": True for role in roles[:number]}
+        if not allowed(changes):
+            break
+        other = _changed(rehearsal, changes)
         found = other.fitting(memory)
         if found is not None:
             yield from told(" ".join(f"freeze.{role}=true" for role in roles[:number]), found)
@@ -603,10 +610,14 @@ def _sharded(kept: list[tuple[str, Rehearsal]], memory: int) -> Iterator[dict[st
 
 
 def _changed(rehearsal: Rehearsal, changes: dict[str, Any]) -> Rehearsal:
-    config = deepcopy(rehearsal.config)
+    return Rehearsal(_with(rehearsal.config, changes), rehearsal)
+
+
+def _with(config: DictConfig, changes: dict[str, Any]) -> DictConfig:
+    config = deepcopy(config)
     for key, value in changes.items():
-        OmegaConf.update(config, key, value, force_add=True)
-    return Rehearsal(config, rehearsal)
+        OmegaConf.update(config, key, value, force_add=True, merge=False)
+    return config
 
 
 def _cut(setting: Setting) -> int:

@@ -8,6 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 import torch
+from lightning.fabric.plugins.precision.precision import _PRECISION_INPUT_STR_ALIAS_CONVERSION
 from lightning.pytorch.plugins.precision import HalfPrecision, MixedPrecision
 from torch import nn
 from torch.amp.grad_scaler import GradScaler
@@ -50,20 +51,26 @@ class BFloat16(HalfPrecision):
         return replace(data, speech=data.speech.to(self._desired_input_dtype))
 
 
+def precision_name(name: Any) -> str:
+    """`trainer.precision` by its full name: Lightning takes short ones, and numbers."""
+    return _PRECISION_INPUT_STR_ALIAS_CONVERSION.get(str(name), str(name or "32-true"))
+
+
 def precision_settings(name: Any) -> dict[str, Any]:
     """Arguments of the Trainer that stand for `trainer.precision`.
 
     Raises:
         UserError: a precision that gradients of summed losses overflow.
     """
-    if str(name) == "16-true":
+    name = precision_name(name)
+    if name == "16-true":
         raise UserError(
             "trainer.precision=16-true: float16 ends at 65504, which gradients of a whole batch pass; "
             "expected bf16-true, bf16-mixed, 16-mixed (scaled) or 32-true"
         )
-    if str(name) == "bf16-true":
+    if name == "bf16-true":
         return {"precision": None, "plugins": [BFloat16()]}
-    if str(name) == "16-mixed" and torch.cuda.is_available():
+    if name == "16-mixed" and torch.cuda.is_available():
         return {"precision": None, "plugins": [MixedPrecision("16-mixed", "cuda", gradient_scaler(GradScaler))]}
     return {"plugins": []}
 

@@ -15,10 +15,11 @@ from torch import nn
 from voxzoo.components.errors import UserError
 from voxzoo.components.layers.transformer import FeedForward
 from voxzoo.components.types import Batch, Loss
+from voxzoo.configs import check
 from voxzoo.configs.build import build
 from voxzoo.configs.compose import compose
 from voxzoo.tasks.cli import main
-from voxzoo.tasks.plan import GB, Rehearsal, plan_run
+from voxzoo.tasks.plan import GB, Rehearsal, Setting, plan_run
 from voxzoo.tasks.simulation import Ledger, make_fake, simulate, simulate_optimizer
 from voxzoo.tasks.task import parameter_groups
 
@@ -234,6 +235,59 @@ def test_no_manifest_no_file_and_no_speech(tiny: list[str]):
     assert "cannot be read" in gone.data.note
     text = Rehearsal(compose([*tiny, "task=text_to_text", "data=manifest", "data.tasks={s2tt: false, t2tt: true}"]))
     assert text.plan().peak > 0
+
+
+def test_no_clip_is_longer_than_the_front_end_takes(tiny: list[str], tmp_path: Path):
+    short = [*tiny, "frontend=whisper", "frontend.pad_seconds=2"]
+    assumed = Rehearsal(compose([*short, "data=manifest", "data.max_seconds=35"]))
+    assert assumed.longest.seconds == 2
+    assert assumed.plan().peak > 0
+    config = compose([*short, "data.speed_perturb=[0.9]"])
+    build(config.data, tokenizer=None).prepare_data()
+    read = Rehearsal(config)
+    assert 0 < (read.data.utterances or 0) < 40  # those that are longer are not trained on
+    assert read.longest.seconds <= 2
+
+
+@pytest.mark.parametrize(
+    ("words", "devices"),
+    [
+        (["trainer=ddp", "trainer.devices='0,3'"], 2),
+        (["trainer=ddp", "trainer.devices=[1,2,5]"], 3),
+        (["trainer=ddp", "trainer.devices='4'", "trainer.num_nodes=2"], 8),
+        (["trainer.devices=auto"], 1),
+    ],
+)
+def test_devices_are_counted_as_lightning_does(words: list[str], devices: int):
+    assert Setting(compose(words)).devices == devices
+
+
+def test_devices_that_are_none_are_refused():
+    for value in ("0", "-1", "abc"):
+        with pytest.raises(UserError, match=f"trainer.devices: '?{value}'?: expected a number of processes"):
+            Setting(compose([f"trainer.devices={value}"]))
+
+
+def test_short_names_of_precisions_are_lightnings():
+    setting = Setting(compose(["trainer=gpu", "trainer.precision=bf16"]))
+    assert (setting.precision, setting.autocast, setting.dtype) == ("bf16-mixed", torch.bfloat16, None)
+
+
+def test_nothing_is_proposed_that_the_task_refuses(tiny: list[str]):
+    words = ["task=gan_vocoder", "unit_extractor=tiny", "vocoder=tiny_istft", "discriminator=tiny", "data=manifest"]
+    for precision in ("bf16-true", "16-true"):
+        faults = check(compose([*tiny, *words, "trainer=gpu", f"trainer.precision={precision}"]))
+        assert "rounds the networks; take bf16-mixed" in " ".join(map(str, faults))
+    config = compose([*tiny, *words, *GPU, "data.batch_seconds=200"])
+    whole = plan_run(config)
+    assert whole is not None
+    plan = plan_run(config, (0.6 * GB + 0.7 * (whole.peak - 0.6 * GB)) / GB)
+    assert plan is not None
+    assert plan.fits is False
+    assert plan.advice
+    for one in plan.advice:
+        assert not {"bf16-true", "fsdp2", "freeze"} & set(one["change"].replace("=", " ").replace(".", " ").split())
+        assert check(compose([*tiny, *words, *GPU, "data.batch_seconds=200", *one["change"].split()])) == []
 
 
 @pytest.mark.slow
