@@ -42,7 +42,9 @@ class Interrupted(BaseException):
 
 
 def _stop(number: int, frame: Any) -> None:
-    raise _no_step(number)
+    # torchrun tells the others to end when the first process of a run that was stopped has: their step is saved.
+    if not isinstance(sys.exc_info()[1], Interrupted):
+        raise _no_step(number)
 
 
 def _no_step(number: int) -> Interrupted:

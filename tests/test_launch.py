@@ -28,6 +28,31 @@ sys.exit(max(task.wait() for task in tasks))
 SCONTROL = """#!/bin/bash
 if [ "$1" = show ]; then echo "   JobState=$STATE Reason=None"; else echo "$@" >> requeued; fi
 """
+# One worker that ends as HOW says; "early": a signal finds none yet.
+TORCHRUN = f"""#!{sys.executable}
+import os, subprocess, sys, time
+worker = '''
+import os, signal, sys, time
+how = os.environ["HOW"]
+def say(word):
+    open(os.environ["VOXZOO_LAUNCHER_FILE"], "a").write(word + chr(10))
+def end(number=0, frame=None):
+    if how in ("saves", "told by another machine"):
+        say("stopped")
+        os._exit(75)
+    os._exit(1)
+signal.signal(signal.SIGUSR1, end)
+say("ready")
+if how in ("told by another machine", "fails"):
+    end()
+open("here", "w")
+time.sleep(30)
+'''
+if os.environ["HOW"] == "early":
+    open("here", "w")
+    time.sleep(30)
+sys.exit(1 if subprocess.call([sys.executable, "-c", worker]) else 0)
+"""
 STOP = """
 import os, signal
 from lightning import Callback
@@ -114,6 +139,37 @@ def test_slurm_script_queues_again_where_it_should(cluster: dict[str, str], tmp_
             assert (tmp_path / "requeued").read_text() == "requeue 4711\n"
 
 
+@pytest.mark.parametrize(
+    ("how", "told", "code"),
+    [
+        ("early", True, 75),
+        ("saves", True, 75),
+        ("crashes while it saves", True, 1),
+        ("told by another machine", False, 75),
+        ("fails", False, 1),
+    ],
+)
+def test_torchrun_script_says_75_where_the_run_was_stopped(
+    how: str, told: bool, code: int, cluster: dict[str, str], tmp_path: Path
+):
+    """Without training: by what the processes tell it."""
+    (tmp_path / "bin" / "torchrun").write_text(TORCHRUN)
+    (tmp_path / "bin" / "torchrun").chmod(0o755)
+    environment = {**cluster, "HOW": how, "TMPDIR": str(tmp_path)}
+    process = subprocess.Popen(["bash", LAUNCH / "torchrun.sh", "x=1"], cwd=tmp_path, env=environment)
+    if told:
+        wait_for(tmp_path / "here")
+        process.send_signal(signal.SIGUSR1)
+    assert process.wait(timeout=20) == code
+    assert not list(tmp_path.glob("tmp.*"))
+
+
+def wait_for(path: Path, seconds: float = 100) -> None:
+    deadline = time.monotonic() + seconds
+    while not path.exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+
+
 @pytest.mark.slow
 def test_torchrun_stops_on_a_signal_and_goes_on(tiny: list[str], cluster: dict[str, str], tmp_path: Path):
     environment = {name: value for name, value in cluster.items() if not name.startswith("SLURM")} | {"PROCESSES": "2"}
@@ -121,13 +177,11 @@ def test_torchrun_stops_on_a_signal_and_goes_on(tiny: list[str], cluster: dict[s
     process = subprocess.Popen(
         call, cwd=tmp_path, env={**environment, "SLOW": "1"}, stderr=subprocess.PIPE, text=True, start_new_session=True
     )
-    deadline = time.monotonic() + 100
-    while not (tmp_path / "steps").exists() and time.monotonic() < deadline:
-        time.sleep(0.05)
+    wait_for(tmp_path / "steps")
     process.send_signal(signal.SIGTERM)
     _, said = process.communicate(timeout=100)
     assert process.returncode == 75, said
-    assert "stopped by SIGUSR1" in said
+    assert said.count("stopped by") == said.count("voxzoo train: stopped by SIGTERM at step") == 1
     done = subprocess.run(call, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=200)
     assert done.returncode == 0, done.stderr
     assert "resuming from" in done.stderr

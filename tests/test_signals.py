@@ -39,6 +39,18 @@ def test_signals_stop_a_run_without_steps_and_are_given_back(number: signal.Sign
     assert signal.set_wakeup_fd(-1) == -1
 
 
+def test_what_was_stopped_ends_in_its_own_words():
+    @stopped_at_once()
+    def stop() -> None:
+        try:
+            raise Interrupted(signal.SIGUSR1, 3)
+        finally:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with pytest.raises(Interrupted, match="SIGUSR1 at step 3"):
+        stop()
+
+
 def test_a_thread_and_a_forked_process_are_left_alone():
     def in_thread() -> None:
         with stopped_at_once():

@@ -9,14 +9,27 @@
 # machines share. PROCESSES: on this machine; the number of its GPUs where it is not set.
 
 export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
-stopped=0
-# To the processes themselves: torchrun would kill them 30 s after a signal to it, whether they have saved or not.
-trap 'stopped=1; kill -USR1 $(pgrep -P "$child") 2>/dev/null' TERM USR1
+export VOXZOO_LAUNCHER_FILE="$(mktemp)"  # each process writes `ready` when it can be told, `stopped` when it exits with 75
+
+says() { grep -q "$1" "$VOXZOO_LAUNCHER_FILE"; }
+tell() {
+    if says ready; then  # to the processes themselves: 30 s after a signal torchrun kills them, whether they have saved or not
+        kill -s "$1" $(pgrep -P "$child") 2>/dev/null
+    else  # there is nothing to save
+        echo stopped >> "$VOXZOO_LAUNCHER_FILE"
+        kill "$child" 2>/dev/null
+    fi
+}
+trap 'tell TERM' TERM
+trap 'tell USR1' USR1
 
 torchrun --nnodes="${NODES:-1}" --node-rank="${NODE_RANK:-0}" --nproc-per-node="${PROCESSES:-gpu}" \
     --master-addr="${MASTER_ADDR:-127.0.0.1}" --master-port="${MASTER_PORT:-29500}" \
     -m voxzoo.tasks.cli train "$@" &
 child=$!
+if says stopped; then  # a signal came between these two lines
+    kill "$child"
+fi
 wait "$child"
 code=$?
 while kill -0 "$child" 2>/dev/null; do  # a signal ends `wait` before the processes have saved
@@ -24,7 +37,8 @@ while kill -0 "$child" 2>/dev/null; do  # a signal ends `wait` before the proces
     code=$?
 done
 
-if [ "$stopped" -eq 1 ] && [ "$code" -ne 0 ]; then
-    exit 75
+if [ "$code" -ne 0 ] && says stopped; then
+    code=75
 fi
+rm -f "$VOXZOO_LAUNCHER_FILE"
 exit "$code"
