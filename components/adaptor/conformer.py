@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from ..layers.attention import MultiHeadAttention
 from ..layers.convolution import conv_lengths
 from ..layers.dropout import Dropout
+from ..layers.steps import refuse_no_steps
 from ..layers.transformer import FeedForward
 from ..roles import Adaptor
 from ..types import Adapted, Padded
@@ -75,6 +76,7 @@ class ConformerAdaptor(Adaptor):
 
     def forward(self, states: Padded, text: Padded | None = None) -> Adapted:
         """(B, T, input_dim) -> (B, T', output_dim); `text` is not used."""
+        refuse_no_steps(self, states, "the encoder gave no states")
         if self.projection is not None and self.projection_norm is not None:
             states = states.with_data(self.projection_norm(self.projection(states.data)))
         for layer in self.layers:

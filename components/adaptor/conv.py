@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from ..layers.convolution import conv_lengths
 from ..layers.dropout import Dropout
+from ..layers.steps import refuse_no_steps
 from ..roles import Adaptor
 from ..types import Adapted, Padded
 
@@ -60,6 +61,7 @@ class ConvAdaptor(Adaptor):
 
     def forward(self, states: Padded, text: Padded | None = None) -> Adapted:
         """(B, T, input_dim) -> (B, T', output_dim); `text` is not used."""
+        refuse_no_steps(self, states, "the encoder gave no states")
         for conv in self.convs:
             data = F.glu(conv(states.zeroed().data.transpose(1, 2)), dim=1).transpose(1, 2)
             states = Padded(self.dropout(data), self._shorter(states.lengths))

@@ -10,6 +10,7 @@ from ..layers.convolution import ConvNorm
 from ..layers.dropout import Dropout
 from ..layers.relative_attention import Position, positions
 from ..layers.spec_augment import SpanMasking, SpecAugment
+from ..layers.steps import refuse_no_steps
 from ..layers.transformer import FeedForward
 from ..roles import SpeechEncoder
 from ..types import Padded
@@ -148,8 +149,7 @@ class ConformerEncoder(SpeechEncoder):
                 f"ConformerEncoder takes features (B, T, {self.input_dim}); got {tuple(speech.data.shape)}. "
                 "Set input_dim to the output_dim of the front end"
             )
-        if speech.data.shape[1] == 0:
-            raise ValueError("ConformerEncoder got 0 steps: all clips are shorter than one step of the front end")
+        refuse_no_steps(self, speech, "all clips are shorter than one step of the front end")
         if self.spec_augment is not None:
             speech = self.spec_augment(speech)
         # Lengths on the CPU tell without a sync that nothing is padding; then the masks are not needed.

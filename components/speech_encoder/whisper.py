@@ -8,6 +8,7 @@ from torch.nn.functional import gelu
 
 from ..errors import UserError
 from ..layers.positions import sinusoids
+from ..layers.steps import refuse_no_steps
 from ..layers.transformer import TransformerEncoder
 from ..roles import SpeechEncoder
 from ..types import Padded
@@ -75,7 +76,9 @@ class WhisperEncoder(SpeechEncoder):
 
         Raises:
             UserError: more frames than there are positions for.
+            ValueError: none.
         """
+        refuse_no_steps(self, speech, "all clips are shorter than one step of the front end")
         steps = (speech.data.shape[1] + 1) // 2
         if steps > self.max_positions:
             raise UserError(

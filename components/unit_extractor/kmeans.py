@@ -130,9 +130,11 @@ class KMeansUnits(UnitExtractor):
     @torch.no_grad()
     def features(self, speech: Padded) -> Padded:
         """(B, N) samples at `sample_rate` -> (B, U, F) features that are clustered, before normalisation."""
+        lengths = self.output_lengths(speech.lengths)
+        if not bool(lengths.any()):  # clips too short for a unit, in all rows
+            return Padded(self.mean.new_zeros(len(speech), 1, len(self.mean)), lengths)
         if self.mel is None:
             return self._states(speech)
-        lengths = self.output_lengths(speech.lengths)
         steps = int(lengths.max())
         samples = speech.zeroed().data.float()
         samples = functional.pad(samples, (0, max(steps * self.hop_length - samples.shape[1], 0)))

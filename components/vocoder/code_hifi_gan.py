@@ -16,6 +16,7 @@ from ..layers.duration import DurationPredictor
 from ..layers.hifi_gan import HiFiGANGenerator
 from ..layers.mel import LogMel
 from ..layers.runs import expand_runs, reduce_runs
+from ..layers.steps import refuse_no_steps
 from ..roles import UnitVocoder
 from ..types import Loss, Padded, Reconstruction
 from .unit_states import random_crops
@@ -125,6 +126,7 @@ class CodeHiFiGAN(UnitVocoder):
             speaker: (B,) int64; None, and a negative one: `default_speaker`.
             durations: (B, U) int64 frames of each; None predicts them (see `predict_durations`).
         """
+        refuse_no_steps(self, units, "no row has a unit")
         lang, speaker = self._conditions(len(units), units.device, lang, speaker)
         if self.published_lengths:
             return self._published(units, lang, speaker, durations)

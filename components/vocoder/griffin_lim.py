@@ -11,6 +11,7 @@ from torch.nn import functional
 
 from ..layers.griffin_lim import GriffinLim
 from ..layers.mel import LogMel
+from ..layers.steps import refuse_no_steps
 from ..roles import UnitVocoder
 from ..types import Loss, Padded
 from .unit_states import UnitStates, limit_peak, random_crops
@@ -103,6 +104,7 @@ class GriffinLimVocoder(UnitVocoder):
             lang, speaker: (B,) int64, needed where the vocoder has tables for them, else ignored.
             durations: (B, U) int64 units of time for each; None predicts them.
         """
+        refuse_no_steps(self, units, "no row has a unit")
         mel = self.log_mel(self.states.expand(units, lang, speaker, durations, self.duration_factor))
         magnitude = self.mel.magnitude(mel.data.float(), self.inversion_updates)
         samples = self.griffin_lim(magnitude, mel.mask)

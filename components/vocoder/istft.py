@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ..layers.mel import LogMel
+from ..layers.steps import refuse_no_steps
 from ..layers.stft import STFT
 from ..roles import UnitVocoder
 from ..types import Loss, Padded, Reconstruction
@@ -106,6 +107,7 @@ class ISTFTVocoder(UnitVocoder):
             lang, speaker: (B,) int64, needed where the vocoder has tables for them, else ignored.
             durations: (B, U) int64 units of time for each; None predicts them.
         """
+        refuse_no_steps(self, units, "no row has a unit")
         return limit_peak(self.samples(self.states.expand(units, lang, speaker, durations, self.duration_factor)))
 
     def losses(self, units: Padded, speech: Padded, speaker: Tensor | None = None) -> dict[str, Loss]:
