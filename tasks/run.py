@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import math
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
@@ -25,6 +26,7 @@ from ..configs.targets import locate, trusted
 from .checkpoints import misfit, pick_checkpoint, read_checkpoint, write_atomically
 from .lora import apply_lora, fit_weights, lora_settings, merge_lora
 from .references import find_references
+from .schedules import OF_ANY_LENGTH
 from .task import FILES, Task
 
 # What may differ between two calls of the same run: how it is executed, not what it computes.
@@ -35,6 +37,7 @@ _FREE = (
     "trainer.accumulate_grad_batches",
 )  # fmt: skip
 
+_LENGTH = ("trainer.max_steps", "trainer.max_epochs")
 _LEFT_BY_A_START = {"config.yaml", "tokenizer.model", ".lock", ".turn"}
 
 _PACK_FROM = 20_000_000  # parameters: a small model is not worth the timing
@@ -91,6 +94,7 @@ def load_run(path: Any, *, allow: Iterable[str] = (), device: str = "cpu", pack:
         UserError: the path does not exist, is not a run, or its checkpoint does not fit its config.
     """
     place = pick_device(device)
+    choose_kernels()
     folder, checkpoint = find_checkpoint(Path(path))
     content = read_checkpoint(checkpoint)
     config = OmegaConf.create(content["voxzoo"]["config"])
@@ -108,6 +112,12 @@ def load_run(path: Any, *, allow: Iterable[str] = (), device: str = "cpu", pack:
     if pack and place.type == "cpu" and sum(p.numel() for p in task.parameters()) >= _PACK_FROM:
         pack_for_inference(task)
     return Run(task, config, folder, checkpoint, allowed)
+
+
+def choose_kernels() -> None:
+    """Leave attention on GPUs to the flash and memory-efficient kernels. cuDNN's, which PyTorch prefers on the newest
+    ones in half precision, makes a plan for each shape it meets, and batches of speech nearly always have a new one."""
+    torch.backends.cuda.enable_cudnn_sdp(False)
 
 
 def pick_device(name: str) -> torch.device:
@@ -312,14 +322,17 @@ def _require_vocabulary(task: Task, saved: Mapping[str, Any], role: str, checkpo
 
 
 def settle_config(folder: Path, text: str) -> None:
-    """Write the resolved config once; refuse another one in the same folder, showing the difference.
+    """Write the resolved config once; refuse another one in the same folder, showing the difference. The same run may
+    be made longer where its schedule does not depend on its length: then it goes on where it ended.
 
     Raises:
         UserError: the folder holds the run of another config.
     """
     path = folder / "config.yaml"
     if path.exists():
-        before, after = _settled(OmegaConf.load(path)), _settled(OmegaConf.create(text))
+        old, new = OmegaConf.load(path), OmegaConf.create(text)
+        length = _LENGTH if _is_longer(old, new) else ()
+        before, after = _settled(old, length), _settled(new, length)
         if before != after:
             changes = [
                 line for line in difflib.unified_diff(before, after, lineterm="", n=1) if line[:3] not in ("---", "+++")
@@ -329,8 +342,20 @@ def settle_config(folder: Path, text: str) -> None:
                 f"{folder} holds a run of another config (- there, + now):\n    {shown}\n"
                 "  Give this run another `name=`, or delete the folder to start over"
             )
-        return
+        if not length:
+            return
+        (folder / "done.json").unlink(missing_ok=True)
     write_atomically(path, lambda file: file.write(text.encode()))
+
+
+def _is_longer(old: Any, new: Any) -> bool:
+    """Whether a run is asked for more steps or epochs, each of them as it would have been."""
+    schedule = str(OmegaConf.select(new, "schedule._target_")).rpartition(".")[2]
+    if schedule not in OF_ANY_LENGTH:
+        return False
+    pairs = [(OmegaConf.select(old, key), OmegaConf.select(new, key)) for key in _LENGTH]
+    pairs = [tuple(math.inf if value in (None, -1) else value for value in pair) for pair in pairs]
+    return any(before != after for before, after in pairs) and all(before <= after for before, after in pairs)
 
 
 def _settled(config: Any, free: Sequence[str] = ()) -> list[str]:

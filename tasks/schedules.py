@@ -9,6 +9,9 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from ..components.errors import UserError
 
+OF_ANY_LENGTH = frozenset({"constant", "inverse_sqrt", "exponential"})
+"""Schedules whose rate at a step does not depend on how long the run is."""
+
 
 def inverse_sqrt(optimizer: Optimizer, total_steps: int | None = None, *, warmup_steps: int = 1000) -> LambdaLR:
     """Linear warm-up to the full rate, then rate x sqrt(warmup / step) (Vaswani et al. 2017, section 5.3)."""

@@ -40,6 +40,7 @@ class SpeechToText(Task):
 
     needs = frozenset({"speech", "transcript", "target"})
     modes = frozenset({"s2tt", "asr"})
+    reads = "speech"
     roles = ("speech_encoder", "adaptor", "text_seq2seq")
 
     def __init__(
@@ -68,6 +69,8 @@ class SpeechToText(Task):
         self.loss_on_lang_token = loss_on_lang_token
         self.search = search or SearchOptions()
         self.ctc_head = None
+        if ctc_weight < 0:
+            raise ValueError(f"ctc_weight must be at least 0; got {ctc_weight}")
         if ctc_weight > 0:
             width = speech_encoder.output_dim if ctc_on == "encoder" else adaptor.output_dim
             self.ctc_head = nn.Linear(width, tokenizer.vocab_size)

@@ -9,13 +9,13 @@ import time
 from abc import ABC, abstractmethod
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 from lightning import LightningModule
 from lightning.pytorch.callbacks import WeightAveraging
 from lightning_utilities.core.rank_zero import rank_zero_warn
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
@@ -26,6 +26,7 @@ from ..components.roles import Frontend, Tokenizer
 from ..components.search import SearchOptions
 from ..components.types import Batch, Loss, Prediction
 from ..configs.targets import class_of
+from ..datamodules.collator import FROM_SPEECH, TASKS
 from .checkpoints import misfit
 from .mapped import materialise
 from .references import ENTRY, leave_out
@@ -51,6 +52,8 @@ class Task(LightningModule, ABC):
 
     needs: ClassVar[frozenset[str]]
     modes: ClassVar[frozenset[str]]
+    reads: ClassVar[Literal["speech", "text"] | None] = None
+    """What it trains on, where that is one of the two: which of `data.tasks` can be true."""
     roles: ClassVar[tuple[str, ...]]
 
     def __init__(self, *, loss_weights: Mapping[str, float] | None = None) -> None:
@@ -96,6 +99,17 @@ class Task(LightningModule, ABC):
     def faults(cls, config: DictConfig) -> list[tuple[str, str]]:
         """What `voxzoo check` cannot see in signatures: (key, message) each."""
         faults = faults_of_strategy(config)
+        faults += [
+            (
+                f"freeze.{role}",
+                f"lora.{role} freezes what is below it; this would freeze LoRA too, so leave it out",
+            )
+            for role, frozen in (config.get("freeze") or {}).items()
+            if frozen and OmegaConf.select(config, f"lora.{role}") is not None
+        ]
+        for name, asked in (OmegaConf.select(config, "data.tasks") or {}).items():
+            if asked and cls.reads is not None and (name in FROM_SPEECH) != (cls.reads == "speech") and name in TASKS:
+                faults.append((f"data.tasks.{name}", f"{cls.__name__} trains on {cls.reads} alone; set it to false"))
         if not cuts_weights(config):
             return faults
         faults += [
@@ -438,7 +452,8 @@ def _square(tensors: Iterable[Tensor]) -> Tensor:
             sums += [torch.dot(block, block) for block in blocks]
         else:
             blocks = tensor.reshape(-1).split(64 * _BLOCK)
-            sums += [torch.linalg.vector_norm(block, dtype=torch.float64).square() for block in blocks]
+            wide = torch.float32 if tensor.device.type == "mps" else torch.float64  # Apple's GPUs have no float64
+            sums += [torch.linalg.vector_norm(block, dtype=wide).square() for block in blocks]
     return torch.stack(sums).sum()
 
 

@@ -24,6 +24,7 @@ class TextToText(Task):
 
     needs = frozenset({"source", "target"})
     modes = frozenset({"t2tt"})
+    reads = "text"
     roles = ("text_seq2seq",)
 
     def __init__(

@@ -15,7 +15,7 @@ from voxzoo.components.search import SearchOptions
 from voxzoo.components.types import Batch
 from voxzoo.configs import build, compose
 from voxzoo.tasks.cli import main
-from voxzoo.tasks.examples import Examples, attention_picture, cross_attention, first_rows
+from voxzoo.tasks.examples import Examples, attention_picture, cross_attention, example_mode, first_rows
 from voxzoo.tasks.training import build_for_training, prepare_data
 from voxzoo.tasks.units import extract_units, fit_units
 
@@ -132,6 +132,22 @@ def test_speech_is_shown_as_audio_and_spectrograms(unity, tmp_path: Path):
     assert all(value.equal(state[key]) for key, value in task.state_dict().items())
     # Nothing is kept, and nothing is served again without another validation.
     examples.on_validation_end(trainer, task)  # pyright: ignore[reportArgumentType]
+
+
+def test_a_picture_that_cannot_be_made_ends_nothing(unity, tmp_path: Path, monkeypatch, capsys):
+    task, batch = unity
+    trainer, examples = FakeTrainer(tmp_path), Examples(count=2)
+    monkeypatch.setattr(task, "predict", lambda *_, **__: 1 / 0)
+    examples.on_validation_batch_start(trainer, task, batch, 0)  # pyright: ignore[reportArgumentType]
+    examples.on_validation_end(trainer, task)  # pyright: ignore[reportArgumentType]
+    assert capsys.readouterr().err == "no examples of step 7: division by zero\n"
+
+
+def test_a_language_without_a_voice_is_shown_as_text(unity, monkeypatch):
+    task, batch = unity
+    assert example_mode(task, batch) == "s2st"
+    monkeypatch.setattr(task, "vocoder_languages", ["fra"])
+    assert example_mode(task, batch) == "s2tt"
 
 
 def test_nothing_is_logged_before_training_and_without_tensorboard(unity, tmp_path: Path):

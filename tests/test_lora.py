@@ -378,6 +378,8 @@ def test_faults_of_a_config_are_named():
     assert "not a whole number" in faults["lora.text_seq2seq.rank"]
     assert "lora.text_seq2seq.targets" in faults
     assert not check(compose([*PARTS, "data=tiny", QV, "lora.text_seq2seq.rank=${seed}", "lora.adaptor=null"]))
+    (fault,) = check(compose([*PARTS, "data=tiny", QV, "freeze.text_seq2seq=true", "freeze.adaptor=true"]))
+    assert str(fault).startswith("freeze.text_seq2seq: lora.text_seq2seq freezes what is below it")
     with pytest.raises(UserError, match=r"lora\.vocoder: SpeechToText has no such part; it has: speech_encoder"):
         task_of("lora.vocoder.targets.a='*'")
 
