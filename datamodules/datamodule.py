@@ -311,11 +311,11 @@ class SpeechTranslationData(LightningDataModule):
             loader.begun = lambda: self._begun(sampler)
         return loader
 
-    def plan(self, needs: Iterable[str], world_size: int = 1) -> tuple[list[Utterance], list[list[int]]]:
-        """What training would read: its utterances with their seconds, and the batches of the first epoch over all
-        ranks, as indices. Reads the manifest and headers of audio, no audio."""
+    def plan(self, needs: Iterable[str], world_size: int = 1) -> tuple[list[Utterance], list[list[int]], list[int]]:
+        """What training would read: its utterances with their seconds, the batches of the first epoch over all ranks,
+        as indices, and those that exceed a budget alone. Reads the manifest and headers of audio, no audio."""
         items, _, sampler = self._sampler("train", True, False, None, frozenset(needs), None, world_size)
-        return items, sampler.plan(0)
+        return items, sampler.plan(0), sampler.oversized
 
     def _sampler(
         self,

@@ -84,6 +84,7 @@ class Data:
         note: where the numbers come from, or why there are none.
         utterances, hours, target_tokens, steps: of an epoch; None where there is no manifest yet.
         guessed_tokens: whether tokens are guessed from letters, for there is no vocabulary yet.
+        oversized: utterances that exceed the budget of a batch alone; each is a batch of its own.
     """
 
     note: str
@@ -92,6 +93,7 @@ class Data:
     target_tokens: int | None = None
     guessed_tokens: bool = False
     steps: int | None = None
+    oversized: int = 0
 
 
 @dataclass
@@ -272,7 +274,7 @@ class Rehearsal:
             needs -= {"units"}  # a stage that has not run makes them; they have the length of the speech
         data.longest_seconds = self.task.longest_seconds
         try:
-            items, batches = data.plan(needs, self.setting.devices)
+            items, batches, oversized = data.plan(needs, self.setting.devices)
         except (UserError, OSError) as error:
             return self._assume(length, f"the training data cannot be read: {error}")
         slowest = min(data.speed_perturb, default=1.0)
@@ -305,6 +307,7 @@ class Rehearsal:
             target_tokens=tokens,
             guessed_tokens=isinstance(self.tokenizer, GuessedTokenizer),
             steps=max(len(batches) // self.setting.devices // self.setting.accumulate, 1),
+            oversized=len(oversized),
         )
 
     def _assume(self, length: float, why: str) -> Data:
@@ -317,7 +320,8 @@ class Rehearsal:
         if data.get("batch_tokens"):
             count = min(count, int(data.batch_tokens / len(self.longest.target)))
         self.batches = [[self.longest] * max(count, 1)]
-        return Data(f"{why}: utterances of {length:g} s are assumed")
+        over = "" if count else ", each of which exceeds the budget of a batch alone"
+        return Data(f"{why}: utterances of {length:g} s are assumed{over}")
 
     def _sizes(self, seconds: float, spoken: float, item: Any = None, units: Any = None) -> Sizes:
         tokenizer = self.tokenizer
@@ -485,7 +489,7 @@ class Rehearsal:
         return max(m.total for m in self.moments(*self.footprint(rows), setting).values())
 
     def most(self, memory: int, setting: Setting | None = None) -> int:
-        """How many of the longest utterances fit into a batch; 0 where one does not.
+        """How many of the longest utterances fit into a batch, up to all that a device has; 0 where one does not.
 
         Memory grows nearly evenly with their number, from what is there without any: a line through two numbers says
         which, and a step of so many checks it.
@@ -497,16 +501,18 @@ class Rehearsal:
             return self.need([self.longest] * count, setting)
 
         planned = len(self.batches[0])
+        most = _MOST if self.data.utterances is None else max(self.data.utterances // self.setting.devices, planned)
         known = {0: self.least(setting), planned: need(planned)}
         low, high = 0, planned
         for _ in range(4):
             slope = max((known[high] - known[low]) / (high - low), 1.0)
-            found = max(min(low + int((memory - known[low]) / slope), _MOST), 1)
+            fitting = low + int((memory - known[low]) / slope)
+            found = max(min(fitting, most), 1)
             if found in known:
                 break
             if self.setting.kind == "cpu" and found > 2 * planned:
                 # Attention is simulated block by block there: hundreds of utterances would take a minute.
-                return int(0.98 * found)
+                return min(int(0.98 * fitting), most)
             known[found] = need(found)
             low, high = sorted(sorted(known, key=lambda count: abs(known[count] - memory))[:2])
         return max((count for count in known if count and known[count] <= memory), default=0)

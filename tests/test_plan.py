@@ -227,6 +227,22 @@ def test_batches_and_epoch_are_those_of_the_manifest(tiny: list[str], tmp_path: 
     assert two.data.steps == 1  # 6 batches over 2 processes, two a step
 
 
+def test_a_budget_below_every_utterance_is_said_and_no_batch_is_more_than_the_corpus(tiny: list[str], capsys):
+    words = [*tiny, "data.batch_size=null", "data.batch_seconds=0.1"]
+    build(compose(words).data, tokenizer=None).prepare_data()
+    plan = plan_run(compose(words), 64)
+    assert plan is not None
+    assert plan.data.oversized == 40
+    assert plan.budget is not None
+    assert plan.budget["utterances"] == 40
+    assert plan.budget["value"] == int(40 * plan.longest + 1e-6)
+    assert main(["check", *words, "--plan"]) == 0
+    shown = capsys.readouterr().out
+    assert "40 utterances exceed the budget of a batch alone: each is a batch of its own" in shown
+    assumed = Rehearsal(compose([*tiny, "data=manifest", "data.batch_seconds=1"]))
+    assert "each of which exceeds the budget of a batch alone" in assumed.data.note
+
+
 def test_no_manifest_no_file_and_no_speech(tiny: list[str]):
     none = Rehearsal(compose([*tiny, "data=manifest", "data.max_seconds=20", "data.batch_seconds=100"]))
     assert "no manifest is given" in none.data.note

@@ -144,6 +144,9 @@ def _lines(plan: Plan) -> Iterator[str]:
             tokens = f", {'about ' if data.guessed_tokens else ''}{data.target_tokens:,} target tokens"
         read = f"{data.utterances:,} utterances, {data.hours:.3g} h{tokens}"
         yield f"an epoch: {data.steps:,} steps, {read} ({data.note})"
+    if data.oversized:
+        alone = "utterance exceeds" if data.oversized == 1 else "utterances exceed"
+        yield f"{data.oversized:,} {alone} the budget of a batch alone: each is a batch of its own"
     if plan.memory is None:
         here = memory_here(plan.device)
         kind = "the GPU here" if plan.device == "cuda" else "this machine"
