@@ -17,7 +17,8 @@ import pytest
 import torch
 
 # Loaded by the runs through `callbacks.spy`. It notes what each process does, and sends the process a signal at the
-# moment that SPY names, "MOMENT RANK COUNT SIGNAL": the COUNTth time that the process comes to it.
+# moment that SPY names, "MOMENT RANK COUNT SIGNAL": the COUNTth time that the process comes to it. "meet": the first
+# process waits for the second one to begin, which does not.
 SPY = """
 import json, os, time
 from pathlib import Path
@@ -33,6 +34,10 @@ class Spy(Callback):
             self.at("write")
             sync(file)
         os.fsync = fsync
+        if self.moment == "meet" and os.environ.get("LOCAL_RANK") == "1":
+            self.say(killed="meet")
+            os.kill([os.getppid(), os.getpid()][self.rank], self.number)
+            time.sleep(300)
 
     def say(self, **what) -> None:
         with self.path.open("a") as file:
@@ -168,6 +173,7 @@ def test_killed_at_random_moments_ends_bit_equal(how: str, runs: Runs):
         code, said = runs.run(name, how, f"{moment} {rank} {count} {int(signal.SIGKILL)}")
         print(moment, rank, count, code)
         assert code != 0, said
+        assert "this should not happen" not in said
         checkpoints = runs.folder / name / "checkpoints"
         if moment == "write":
             assert any(path.suffix == ".tmp" for path in (*checkpoints.glob(".*"), *checkpoints.parent.glob(".*")))
@@ -178,6 +184,29 @@ def test_killed_at_random_moments_ends_bit_equal(how: str, runs: Runs):
         "step", "write", "validation",
     }  # fmt: skip
     runs.same_end(name, expected)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("rank", "number", "code", "line"),
+    [
+        (0, signal.SIGTERM, 75, "voxzoo train: stopped by SIGTERM with no step under way; the same command continues"),
+        (0, signal.SIGKILL, -signal.SIGKILL, ""),
+        (1, signal.SIGKILL, 1, "voxzoo train: process 1 of this run has ended (signal 9: killed, or out of memory?); "),
+    ],
+)
+def test_before_the_first_step_all_processes_end_together(
+    rank: int, number: signal.Signals, code: int, line: str, runs: Runs
+):
+    name = f"met-{rank}-{number.name}"
+    # It returns when no process is left to hold its output, or fails.
+    ended, said = runs.run(name, "ddp", f"meet {rank} 1 {int(number)}")
+    assert ended == code, said
+    own = [one for one in said.splitlines() if one.startswith("voxzoo train:")]
+    assert len(own) == bool(line), said
+    assert line in said
+    assert "Traceback" not in said
+    assert [note["killed"] for note in runs.notes(name)] == ["meet"]
 
 
 @pytest.mark.slow
@@ -197,7 +226,7 @@ def test_a_scheduler_s_signal_loses_no_step(how: str, moment: str, number: signa
     rank = 0 if how == "one" else random.choice([0, 1, -1])
     code, said = runs.run(name, how, f"{moment} {rank} 1 {int(number)}")
     assert code == 75, said
-    assert "stopped by SIG" in said
+    assert said.count("stopped by") == said.count(f"voxzoo train: stopped by {number.name} at step") == 1
     assert "Traceback" not in said
     code, said = runs.run(name, how)
     assert code == 0, said
