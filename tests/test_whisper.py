@@ -338,6 +338,7 @@ def config(**changes: object) -> dict[str, object]:
         ({"activation_function": "relu"}, "activation_function='relu': only 'gelu'"),
         ({"tie_word_embeddings": False}, "tie_word_embeddings=False"),
         ({"d_model": None}, "config.json of a whisper model has no d_model"),
+        ({"pad_token_id": None}, "config.json of a whisper model has no pad_token_id"),
     ],
 )
 def test_settings_without_a_part_are_refused(tmp_path: Path, changes: dict[str, object], message: str):

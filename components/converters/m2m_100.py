@@ -25,7 +25,7 @@ class M2M100(Family):
         for key in ("attention_heads", "ffn_dim", "layerdrop"):
             _refuse_two(settings, f"encoder_{key}", f"decoder_{key}")
         refuse_unless(settings, "tie_word_embeddings", True)
-        pad = settings.get("pad_token_id", 1)
+        pad = value({"pad_token_id": 1, **settings}, "pad_token_id")
         nodes: Nodes = {
             "text_seq2seq": {
                 "_target_": "voxzoo.components.TransformerSeq2Seq",

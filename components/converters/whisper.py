@@ -62,7 +62,7 @@ class Whisper(Family):
                 "activation": "gelu",
                 "layerdrop": settings.get("decoder_layerdrop") or 0.0,
                 "scale_embeddings": False,
-                "pad_id": settings.get("pad_token_id", 50256),
+                "pad_id": value({"pad_token_id": 50256, **settings}, "pad_token_id"),
                 "max_positions": positions,
                 "key_bias": False,
             },

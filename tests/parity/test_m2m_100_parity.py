@@ -225,6 +225,7 @@ def test_tables_of_older_files_are_left(peer, tmp_path):
         ({"activation_function": "tanh"}, "activation_function='tanh': expected one of relu"),
         ({"tie_word_embeddings": False}, "tie_word_embeddings=False: only True"),
         ({"d_model": None}, "has no d_model"),
+        ({"pad_token_id": None}, "has no pad_token_id"),
     ],
 )
 def test_what_is_refused(tmp_path, changes, match):
