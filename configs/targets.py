@@ -35,7 +35,9 @@ def locate(path: str, allowed: tuple[str, ...] = ALLOWED) -> Any:
         module = importlib.import_module(module_path)
     except ImportError as error:
         # A class path inside a class is not supported: parts are module-level classes.
-        raise ImportError(f"cannot import {module_path!r} ({error})") from None
+        raise ImportError(
+            f"cannot import {module_path!r} ({error}); install the package, or name its folder in PYTHONPATH"
+        ) from None
     if not hasattr(module, name):
         near = difflib.get_close_matches(name, [*dir(module), *getattr(module, "__all__", ())], n=1)
         raise ImportError(f"{module_path} has no {name!r}" + (f"; did you mean {near[0]!r}?" if near else ""))
@@ -74,5 +76,6 @@ def trusted(packages: Iterable[str] = ()) -> tuple[str, ...]:
 
     The list for a config that came in a checkpoint: its own `allow` was written by whoever made the file.
     """
+    packages = [packages] if isinstance(packages, str) else packages
     named = [name.strip() for name in os.environ.get(_ENVIRONMENT, "").split(",")]
     return (*ALLOWED, *(f"{name.rstrip('.')}." for name in (*named, *packages) if name))

@@ -15,6 +15,7 @@ _WHERE = {
     "TextToText": "text_to_text",
     "UnitVocoderTask": "unit_vocoder",
     "load_run": "run",
+    "prepare": "training",
     "train": "training",
 }
 

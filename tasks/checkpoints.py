@@ -221,7 +221,7 @@ class Checkpointer(Checkpoint):
         if self._stopping(trainer):
             _save(trainer, self.last)
             self._stop(trainer)
-        # The last step too, here: at the end of the training its epoch is counted as read, and a longer run that goes on
+        # The last step too, here: at the end of the training its epoch counts as read, and a longer run that goes on
         # would leave out the rest of it.
         if trainer.global_step % self.every_steps == 0 or trainer.global_step == trainer.max_steps:
             self._save_last(trainer)

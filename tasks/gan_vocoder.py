@@ -171,6 +171,7 @@ class GanVocoder(UnitVocoderTask):
             self._step(self.discriminator, 1)
             self.discriminator.advance()
             self._window_ids = ids
+            torch.clear_autocast_cache()  # casts that were made without gradients; torch before 2.11 would take them
             for held, seed in self._held:
                 if not alone:
                     torch.manual_seed(seed)

@@ -97,6 +97,11 @@ def load_run(path: Any, *, allow: Iterable[str] = (), device: str = "cpu", pack:
     choose_kernels()
     folder, checkpoint = find_checkpoint(Path(path))
     content = read_checkpoint(checkpoint)
+    if not content["voxzoo"]["config"]:
+        raise UserError(
+            f"{checkpoint}: carries no config, so that nothing says what to build: its task was built by hand; "
+            "`voxzoo.tasks.prepare` makes one that says it"
+        )
     config = OmegaConf.create(content["voxzoo"]["config"])
     assert isinstance(config, DictConfig)
     allowed = trusted(allow)

@@ -368,15 +368,18 @@ class Task(LightningModule, ABC):
         return {"tokenizer": torch.frombuffer(bytearray(self.tokenizer.to_bytes()), dtype=torch.uint8), **files}
 
     @classmethod
-    def from_checkpoint(cls, path: Any) -> Task:
+    def from_checkpoint(cls, path: Any, *, allow: Iterable[str] = ()) -> Task:
         """Rebuild a task from a checkpoint file or a run folder, in evaluation mode.
+
+        Args:
+            path, allow: as for `load_run`.
 
         Raises:
             UserError: the path is not a run or a checkpoint, or holds another task than this class.
         """
         from .run import load_run
 
-        task = load_run(path).task
+        task = load_run(path, allow=allow).task
         if not isinstance(task, cls):
             raise UserError(f"{path} holds a {type(task).__name__}, not a {cls.__name__}")
         return task

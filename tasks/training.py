@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from lightning import LightningDataModule
 from lightning.fabric.utilities.rank_zero import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
 
@@ -37,6 +38,7 @@ from .progress import RunProgress
 from .run import (
     active_stages,
     build_task,
+    choose_kernels,
     forget_failed_start,
     is_done,
     load_parts,
@@ -46,6 +48,7 @@ from .run import (
     settle_config,
     turns,
 )
+from .shapes import trace
 from .signals import EXIT_CODES, Interrupted, end_with_parent, stopped_at_once
 from .strategies import cuts_weights, loads_by_shards
 from .task import Task
@@ -68,10 +71,51 @@ def train(overrides: Sequence[str], *, stage: str | None = None, config_dirs: Se
     if names:
         stages = {name: compose(overrides, stage=name, config_dirs=config_dirs) for name in names}
         for one in stages.values():  # every stage's faults before the first stage runs
-            require_valid(one)
+            _require_sound(one)
         return _train_stages(config, stages, overrides, config_dirs)
-    require_valid(config)
+    _require_sound(config)
     return _train_one(config)
+
+
+def _require_sound(config: DictConfig) -> None:
+    """Refuse what `voxzoo check` refuses, before data is read or a vocabulary trained.
+
+    What a part says itself counts, and so do parts that do not fit each other; that a part of someone's own cannot run
+    without content does not.
+
+    Raises:
+        UserError: the faults.
+    """
+    require_valid(config)
+    try:
+        trace(config)
+    except UserError as error:
+        if error.__cause__ is None or isinstance(error.__cause__, ValueError):
+            raise
+
+
+def prepare(
+    overrides: Sequence[str], *, stage: str | None = None, config_dirs: Sequence[str] = ()
+) -> tuple[Task, LightningDataModule]:
+    """The task and the data that the overrides describe, for a `lightning.Trainer` of your own.
+
+    As `train` has them: the vocabulary trained where there is none, weights of published models and other runs loaded,
+    parts frozen, optimizer and schedule attached. Checkpoints that such a trainer writes are read by `load_run`.
+
+    Args:
+        overrides, stage, config_dirs: as for `train`.
+
+    Raises:
+        UserError: a faulty config, one of several stages, data that cannot be read, a folder that holds another run.
+    """
+    config = compose(overrides, stage=stage, config_dirs=config_dirs)
+    if active_stages(config):
+        raise UserError(f"these are several trainings: choose one, stage={' or '.join(active_stages(config))}")
+    _require_sound(config)
+    folder = Path(config.run_dir)
+    data = _settle(config, folder)
+    torch.manual_seed(config.seed)
+    return build_for_training(config, folder), data
 
 
 # One task
@@ -100,10 +144,7 @@ def _train_one(config: DictConfig) -> dict[str, Any]:
     started = time.monotonic()
     first = not getattr(rank_zero_only, "rank", 0)  # of the processes of one run, the one that writes
     with pid_lock(folder) if first else nullcontext():
-        with turns(folder):
-            forget_failed_start(folder, config)
-            data = prepare_data(config)
-            settle_config(folder, to_yaml(config))
+        data = _settle(config, folder)
         if _is_trained(folder):
             return {"status": "ok", "run": str(folder), **_result(folder)}
         torch.manual_seed(config.seed)
@@ -118,6 +159,15 @@ def _train_one(config: DictConfig) -> dict[str, Any]:
         if first:
             write_atomically(folder / "done.json", lambda file: file.write(json.dumps(result, indent=1).encode()))
     return {"status": "ok", "run": str(folder), **result}
+
+
+def _settle(config: DictConfig, folder: Path) -> Any:
+    """The data of a run, and its folder with config and vocabulary; processes of one run come through one at a time."""
+    with turns(folder):
+        forget_failed_start(folder, config)
+        data = prepare_data(config)
+        settle_config(folder, to_yaml(config))
+    return data
 
 
 def _is_trained(folder: Path) -> bool:
@@ -211,6 +261,7 @@ def build_for_training(config: DictConfig, folder: Path) -> Task:
 
 def _fit(config: DictConfig, task: Task, data: Any, folder: Path) -> dict[str, Any]:
     allowed = allow_list(config)
+    choose_kernels()
     keeper = Checkpointer(folder=str(folder / "checkpoints"), **OmegaConf.to_container(config.checkpoint))  # pyright: ignore[reportCallIssue]
     callbacks = [Examples(), keeper, RunProgress(), *build(config.callbacks, allowed=allowed).values()]
     precision = precision_settings(config.trainer.get("precision"))

@@ -1,14 +1,18 @@
 """What the README shows is run."""
 
+import ast
 import re
 from pathlib import Path
 
 import numpy as np
 import pytest
 import soundfile
+import torch
 from voxzoo.components.converters.compat import markdown
 from voxzoo.components.converters.published import load_part
+from voxzoo.components.errors import UserError
 from voxzoo.configs import build, check, compose
+from voxzoo.tasks import load_run
 from voxzoo.tasks.cli import main
 from voxzoo.tasks.shapes import trace
 
@@ -49,6 +53,23 @@ def test_train_and_predict_from_python(monkeypatch: pytest.MonkeyPatch, tmp_path
     names: dict = {}
     exec(prediction, names)
     assert isinstance(names["task"].predict(names["batch"])[0].text, str)
+
+
+def test_a_trainer_of_ones_own(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("VOXZOO_CACHE", str(tmp_path / "cache"))
+    lines, words = block("import prepare"), '["experiment=quickstart", "t2u=none", "name=by_hand"]'
+    assert words in lines
+    names: dict = {}
+    exec(lines.replace(words, repr([*ast.literal_eval(words), *TINY])).replace("max_steps=100", "max_steps=2"), names)
+    (checkpoint,) = tmp_path.glob("lightning_logs/*/checkpoints/*.ckpt")
+    assert load_run(checkpoint).task.config["run_dir"] == names["task"].config["run_dir"]
+    hand_made = type(names["task"])(**{**names["task"].parts(), "tokenizer": names["task"].tokenizer, "frontend": None})
+    content = torch.load(checkpoint, weights_only=True)
+    hand_made.on_save_checkpoint(content)
+    torch.save(content, tmp_path / "hand.ckpt")
+    with pytest.raises(UserError, match=r"hand\.ckpt: carries no config"):
+        load_run(tmp_path / "hand.ckpt")
 
 
 def test_the_shown_faults_are_what_check_says(capsys: pytest.CaptureFixture):
