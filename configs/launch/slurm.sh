@@ -25,7 +25,7 @@ export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
 srun --kill-on-bad-exit=0 --wait=60 voxzoo train "$@"
 code=$?
 
-# 75: stopped and saved. 138: SIGUSR1 came before training had begun.
+# 75: stopped and saved. 138: SIGUSR1 came before Python had begun.
 if { [ "$code" -eq 75 ] || [ "$code" -eq 138 ]; } && scontrol show job "$SLURM_JOB_ID" | grep -q 'JobState=RUNNING'; then
     echo "voxzoo: job $SLURM_JOB_ID is queued again" >&2
     scontrol requeue "$SLURM_JOB_ID"
