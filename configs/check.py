@@ -40,6 +40,8 @@ _SETTINGS: dict[str, Any] = {
     "stage_jobs": int,
     "compile": bool | str,
     "activation_checkpointing": bool | dict[str, bool],
+    "freeze": dict[str, bool | None],
+    "init": dict[str, str | None],
     "checkpoint.every_steps": int,
     "checkpoint.keep_best": int,
     "checkpoint.monitor": str,
@@ -104,6 +106,8 @@ def _of_task(walker: _Walker) -> None:
         found = locate(str(name), walker.allowed)
     except (ImportError, PermissionError):
         return  # reported where it stands
+    if any(fault.path in ("freeze", "lora") for fault in walker.faults):
+        return  # no maps: nothing more can be said about the parts
     for path, message in getattr(found, "faults", lambda config: [])(walker.config):
         walker.add(path, message)
     _of_parts(walker, str(name).rpartition(".")[2], getattr(found, "roles", ()))
@@ -128,8 +132,8 @@ def _of_parts(walker: _Walker, task: str, roles: Sequence[str]) -> None:
     if isinstance(config.get("activation_checkpointing"), bool | DictConfig):
         for path, message in faults_of_blocks(config, there, part_of):  # pyright: ignore[reportArgumentType]
             walker.add(path, message)
-    frozen = config.get("freeze")
-    for role, on in (frozen if isinstance(frozen, DictConfig) else {}).items():
+    frozen = config.get("freeze") or {}
+    for role, on in frozen.items():
         if on and there and role not in there:
             walker.add(f"freeze.{role}", f"{task} has no such part{_near(str(role), there)}")
 

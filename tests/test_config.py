@@ -145,6 +145,9 @@ def test_what_is_compiled_computed_again_or_frozen_is_there():
     assert found == "activation_checkpointing.adaptor: NoAdaptor has no stack of layers; leave it out"
     (found,) = messages("freeze.vocoder=true")
     assert found.startswith("freeze.vocoder: SpeechToText has no such part")
+    assert messages("freeze=true", "init=run") == [
+        "freeze: True is not a map of names to values", "init: 'run' is not a map of names to values"
+    ]  # fmt: skip
     for valid in ("compile=aot_eager", "compile=true", "activation_checkpointing={speech_encoder: true}"):
         assert messages(valid, "activation_checkpointing.t2u=false", "freeze.vocoder=false") == []
 
