@@ -353,12 +353,13 @@ class SpeechTranslationData(LightningDataModule):
         if counted and self.tokenizer is None:
             raise UserError("batch_tokens and max_tokens count tokens: give the data a tokenizer")
         units = self._read_units() if "units" in needs else {}
+        slowest = min(self.speed_perturb, default=1.0) if split == "train" else 1.0
         items, seconds, tokens = [], [], []
         dropped: dict[str, list[str]] = defaultdict(list)
         for row in self.rows(split):
             for task in tasks:
                 item = _asked(row, task)
-                reason, length, count = self._judge(item, needs, keep_all, units, counted)
+                reason, length, count = self._judge(item, needs, keep_all, units, counted, slowest)
                 if reason:
                     dropped[reason].append(item.id)
                 else:
@@ -377,7 +378,13 @@ class SpeechTranslationData(LightningDataModule):
         return items, seconds, tokens if counted else None
 
     def _judge(
-        self, item: Utterance, needs: frozenset[str], keep_all: bool, units: dict[str, np.ndarray], counted: bool
+        self,
+        item: Utterance,
+        needs: frozenset[str],
+        keep_all: bool,
+        units: dict[str, np.ndarray],
+        counted: bool,
+        slowest: float,
     ) -> tuple[str, float, int]:
         """Why an item is dropped ("" if it is not), seconds to plan with, tokens."""
         spoken = item.task in FROM_SPEECH
@@ -407,8 +414,10 @@ class SpeechTranslationData(LightningDataModule):
                 return f"shorter than {self.min_seconds:g} s", 0, 0
             if self.max_seconds is not None and length > self.max_seconds:
                 return f"longer than {self.max_seconds:g} s", 0, 0
-            if reads_speech and self.longest_seconds is not None and length > self.longest_seconds:
-                return f"longer than {self.longest_seconds:g} s, the most that the model takes", 0, 0
+            longest = self.longest_seconds
+            if reads_speech and longest is not None and length / slowest > longest:
+                speed = f" at {slowest:g} times the speed" if slowest < 1 else ""
+                return f"longer than {longest:g} s{speed}, the most that the model takes", 0, 0
         count = 0
         if counted:
             assert self.tokenizer is not None

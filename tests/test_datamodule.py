@@ -276,6 +276,18 @@ def test_what_is_dropped_is_said_with_ids(folder, tmp_path, caplog):
     assert "dropped 1 of 23, no target text" in caplog.text
 
 
+def test_what_the_model_cannot_take_at_any_speed_is_dropped(folder):
+    data = make(folder, speed_perturb=[0.5, 1.0])
+    data.longest_seconds = 0.8
+    kept = {name for batch in data.train_dataloader() for name in batch.ids}
+    assert kept == {row.id for row in data.rows("train") if row.duration <= 0.4}
+    (reason,) = data.dropped["train"]
+    assert reason == "longer than 0.8 s at 0.5 times the speed, the most that the model takes"
+    assert {name for batch in data.val_dataloader() for name in batch.ids} >= {
+        row.id for row in data.rows("valid") if row.duration <= 0.8
+    }
+
+
 def test_speed_depends_on_epoch_and_id_not_on_the_worker(folder):
     def played(workers, epoch):
         loader = make(folder, speed_perturb=[0.9, 1.0, 1.1], num_workers=workers).train_dataloader()
