@@ -55,8 +55,12 @@ class Row:
         return "frozen" if not self.trainable else f"{self.trainable:,} trainable"
 
 
-def trace(config: DictConfig) -> list[Row]:
+def trace(config: DictConfig, serving: bool = True) -> list[Row]:
     """Build the task of a config on the meta device and push a fake batch through it.
+
+    Args:
+        config: composed.
+        serving: also through what is for serving alone, such as the vocoder of a second pass.
 
     Returns:
         One row per part, in the order of the data flow, then what belongs to the task itself (such as a CTC head).
@@ -80,7 +84,8 @@ def trace(config: DictConfig) -> list[Row]:
         batch = fake_batch(task, build(config.frontend, allowed=allowed))
         try:
             task.measure(batch)
-            _serve(task, batch, rows)
+            if serving:
+                _serve(task, batch, rows)
         except UserError:
             raise
         except Exception as error:

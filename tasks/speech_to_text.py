@@ -40,7 +40,7 @@ class SpeechToText(Task):
 
     needs = frozenset({"speech", "transcript", "target"})
     modes = frozenset({"s2tt", "asr"})
-    reads = "speech"
+    reads_speech = True
     roles = ("speech_encoder", "adaptor", "text_seq2seq")
 
     def __init__(

@@ -9,7 +9,7 @@ import time
 from abc import ABC, abstractmethod
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 import torch
 from lightning import LightningModule
@@ -52,8 +52,8 @@ class Task(LightningModule, ABC):
 
     needs: ClassVar[frozenset[str]]
     modes: ClassVar[frozenset[str]]
-    reads: ClassVar[Literal["speech", "text"] | None] = None
-    """What it trains on, where that is one of the two: which of `data.tasks` can be true."""
+    reads_speech: ClassVar[bool] = False
+    """Whether it trains on speech, and so on none of `data.tasks` that have none."""
     roles: ClassVar[tuple[str, ...]]
 
     def __init__(self, *, loss_weights: Mapping[str, float] | None = None) -> None:
@@ -108,8 +108,8 @@ class Task(LightningModule, ABC):
             if frozen and OmegaConf.select(config, f"lora.{role}") is not None
         ]
         for name, asked in (OmegaConf.select(config, "data.tasks") or {}).items():
-            if asked and cls.reads is not None and (name in FROM_SPEECH) != (cls.reads == "speech") and name in TASKS:
-                faults.append((f"data.tasks.{name}", f"{cls.__name__} trains on {cls.reads} alone; set it to false"))
+            if asked and cls.reads_speech and name in TASKS and name not in FROM_SPEECH:
+                faults.append((f"data.tasks.{name}", f"{cls.__name__} trains on speech alone; set it to false"))
         if not cuts_weights(config):
             return faults
         faults += [

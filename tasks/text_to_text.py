@@ -24,7 +24,6 @@ class TextToText(Task):
 
     needs = frozenset({"source", "target"})
     modes = frozenset({"t2tt"})
-    reads = "text"
     roles = ("text_seq2seq",)
 
     def __init__(

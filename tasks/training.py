@@ -88,7 +88,7 @@ def _require_sound(config: DictConfig) -> None:
     """
     require_valid(config)
     try:
-        trace(config)
+        trace(config, serving=False)
     except UserError as error:
         if error.__cause__ is None or isinstance(error.__cause__, ValueError):
             raise
