@@ -23,7 +23,7 @@ from ..components.errors import UserError, few
 from .launcher import let_processes_end
 from .references import fill_in
 from .shards import SHARDS, read_shards, remove_unused
-from .signals import EXIT_CODES, Interrupted
+from .signals import EXIT_CODES, Interrupted, heard
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -122,7 +122,7 @@ class Checkpointer(Checkpoint):
     Where a validation is due, the step is saved after it: a run killed during a validation repeats it, so that the best
     checkpoint of a resumed run is that of an uninterrupted one. On SIGINT, SIGTERM or SIGUSR1 the current step is
     finished and saved, then `Interrupted` is raised (amid a validation the step before it is saved, and the validation
-    is repeated); a second signal stops at once.
+    is repeated); Ctrl-C behind it stops at once, any other signal behind the first changes nothing.
 
     Args:
         folder: where the files go.
@@ -184,9 +184,9 @@ class Checkpointer(Checkpoint):
             signal.signal(number, self._note_signal)
 
     def _note_signal(self, number: int, frame: Any) -> None:
-        if self._signal:
+        if self._signal and number == signal.SIGINT:
             raise KeyboardInterrupt
-        self._signal = number
+        self._signal = self._signal or number
 
     def _stopping(self, trainer: Trainer) -> bool:
         """Whether any process was told to stop: saving is done together, so all must stop at the same step."""
@@ -197,6 +197,7 @@ class Checkpointer(Checkpoint):
 
     def _stop(self, trainer: Trainer) -> NoReturn:
         let_processes_end()
+        heard()
         raise Interrupted(self._signal, trainer.global_step)
 
     def restore_handlers(self) -> None:

@@ -18,6 +18,7 @@ from typing import Any
 # What a run that was stopped by a signal exits with; 75 (EX_TEMPFAIL) tells a scheduler to requeue.
 STOPPED = 75
 EXIT_CODES = {signal.SIGINT: 130, signal.SIGTERM: STOPPED, signal.SIGUSR1: STOPPED}
+REQUEUED = [number for number, code in EXIT_CODES.items() if code == STOPPED]
 
 GRACE = 10.0  # seconds in which a process may end in its own words before it is ended
 PARENT = "VOXZOO_PARENT"
@@ -41,10 +42,22 @@ class Interrupted(BaseException):
         self.step = step
 
 
+_told = _taken = False  # whether `_stop` has raised, or another has in its place, since `stopped_at_once` began
+
+
 def _stop(number: int, frame: Any) -> None:
-    # torchrun tells the others to end when the first process of a run that was stopped has: their step is saved.
-    if not isinstance(sys.exc_info()[1], Interrupted):
+    # Signals are repeated: torchrun tells the others to end when the first process of a run that was stopped has, and
+    # Slurm tells again at the time limit. The first was heard, and what comes behind it must not cut it short.
+    global _told
+    if not (_told or _taken):
+        _told = True
         raise _no_step(number)
+
+
+def heard() -> None:
+    """Said by who raises `Interrupted` in the place of `_stop`: from here on SIGTERM and SIGUSR1 say nothing new."""
+    global _taken
+    _taken = True
 
 
 def _no_step(number: int) -> Interrupted:
@@ -57,16 +70,22 @@ def stops_at_once(number: int = signal.SIGTERM) -> bool:
 
 
 @contextmanager
-def stopped_at_once() -> Iterator[None]:
-    """Inside, SIGTERM and SIGUSR1 raise `Interrupted`, but where a `Checkpointer` has taken them over to save a step.
+def stopped_at_once(*, process_ends: bool = False) -> Iterator[None]:
+    """Inside, SIGTERM and SIGUSR1 raise `Interrupted`, once, but where a `Checkpointer` has taken them over to save a
+    step.
 
     Outside, they are again whose they were before. In a thread, to which no signal comes, nothing changes.
+
+    Args:
+        process_ends: the process ends with this; once it is stopped these signals are ignored, so that it exits in its
+            own words.
     """
+    global _told, _taken
     if threading.current_thread() is not threading.main_thread() or stops_at_once():
         yield
         return
-    numbers = [number for number, code in EXIT_CODES.items() if code == STOPPED]
-    handlers = {number: signal.signal(number, _stop) for number in numbers}
+    _told = _taken = False
+    handlers = {number: signal.signal(number, _stop) for number in REQUEUED}
     reader, writer = os.pipe()
     os.set_blocking(writer, False)
     before = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
@@ -76,6 +95,10 @@ def stopped_at_once() -> Iterator[None]:
     threading.Thread(target=_end_where_stuck, args=(reader, over), daemon=True).start()
     try:
         yield
+    except Interrupted:
+        if process_ends:
+            handlers = dict.fromkeys(handlers, signal.SIG_IGN)
+        raise
     finally:
         over.set()
         signal.set_wakeup_fd(before)
@@ -87,9 +110,9 @@ def stopped_at_once() -> Iterator[None]:
 def _end_where_stuck(reader: int, over: threading.Event) -> None:
     """Python handles a signal when the main thread comes back to it: where that waits in C++ for another process of the
     run to begin, this may be half an hour later."""
-    while heard := os.read(reader, 1):
-        number = heard[0]
-        if stops_at_once(number) and not over.wait(GRACE) and stops_at_once(number):
+    while told := os.read(reader, 1):
+        number = told[0]
+        if stops_at_once(number) and not _taken and not over.wait(GRACE) and stops_at_once(number):
             print(f"voxzoo train: {_no_step(number)}", file=sys.stderr, flush=True)
             tell_launcher("stopped")
             os._exit(STOPPED)
@@ -100,8 +123,8 @@ def _forget() -> None:
     """A forked process, such as a worker that reads data, is no run."""
     if stops_at_once():
         signal.set_wakeup_fd(-1)
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
-        signal.signal(signal.SIGUSR1, signal.SIG_DFL)
+        for number in REQUEUED:
+            signal.signal(number, signal.SIG_DFL)
 
 
 os.register_at_fork(after_in_child=_forget)

@@ -49,7 +49,7 @@ from .run import (
     turns,
 )
 from .shapes import trace
-from .signals import EXIT_CODES, Interrupted, end_with_parent, stopped_at_once
+from .signals import EXIT_CODES, REQUEUED, Interrupted, end_with_parent, heard, stopped_at_once
 from .strategies import cuts_weights, loads_by_shards
 from .task import Task
 
@@ -312,6 +312,9 @@ def _train_stages(
     jobs = 1 if together else max(int(config.stage_jobs), 1)
 
     def stop(number: int, frame: Any) -> None:
+        heard()
+        for again in REQUEUED:  # as of the first: what comes behind it changes nothing, but Ctrl-C
+            signal.signal(again, signal.SIG_IGN)
         raise Interrupted(number, None)
 
     handlers = {number: signal.signal(number, stop) for number in EXIT_CODES} if _in_main_thread() else {}
@@ -422,12 +425,12 @@ class _Stage:
         return self.process.returncode
 
     def stop(self) -> None:
-        """Ask the stage to save and stop, and wait for it; a second signal kills it."""
+        """Ask the stage to save and stop, and wait for it; Ctrl-C kills it."""
         if self.process.poll() is None:
             self.process.send_signal(signal.SIGINT)
             try:
                 self.process.wait()  # a large model takes minutes to write
-            except BaseException:  # told a second time
+            except BaseException:  # Ctrl-C, a second time
                 self.process.kill()
         self.thread.join(5)
 

@@ -17,10 +17,10 @@ import pytest
 import torch
 
 # Loaded by the runs through `callbacks.spy`. It notes what each process does, and sends the process a signal at the
-# moment that SPY names, "MOMENT RANK COUNT SIGNAL": the COUNTth time that the process comes to it. "meet": the first
-# process waits for the second one to begin, which does not.
+# moment that SPY names, "MOMENT RANK COUNT SIGNAL": the COUNTth time that the process comes to it. Then SIGTERM follows
+# again and again, to the end of the process. "meet": the first process waits for the second one to begin, in vain.
 SPY = """
-import json, os, time
+import json, os, signal, threading, time
 from pathlib import Path
 from lightning import Callback
 
@@ -50,6 +50,12 @@ class Spy(Callback):
         if self.count == 0:
             self.say(killed=moment)
             os.kill(os.getpid(), self.number)
+            threading.Thread(target=self.repeat, daemon=True).start()
+
+    def repeat(self) -> None:
+        while True:
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(0.002)
 
     def on_fit_start(self, trainer, pl_module):
         self.own = trainer.global_rank

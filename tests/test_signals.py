@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from voxzoo.components.errors import UserError
 from voxzoo.tasks import cli
-from voxzoo.tasks.signals import Interrupted, stopped_at_once, stops_at_once
+from voxzoo.tasks.signals import REQUEUED, Interrupted, heard, stopped_at_once, stops_at_once
 
 
 @stopped_at_once()
@@ -26,29 +26,55 @@ def get_told(number: int) -> None:
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
 def test_signals_stop_a_run_without_steps_and_are_given_back(number: signal.Signals):
-    heard: list[int] = []
-    before = signal.signal(number, lambda number, frame: heard.append(number))
+    got: list[int] = []
+    before = signal.signal(number, lambda number, frame: got.append(number))
     try:
         with pytest.raises(Interrupted, match=f"{number.name} with no step under way; the same command continues"):
             get_told(number)
         assert not stops_at_once(number)
         os.kill(os.getpid(), number)
-        assert heard == [number]
+        assert got == [number]
     finally:
         signal.signal(number, before)
     assert signal.set_wakeup_fd(-1) == -1
 
 
-def test_what_was_stopped_ends_in_its_own_words():
+@pytest.mark.parametrize("own", [True, False], ids=["a step was saved", "no step under way"])
+def test_what_was_stopped_ends_in_its_own_words(own: bool):
+    """However often it is told again, and though another error is handled on the way out."""
+
     @stopped_at_once()
     def stop() -> None:
         try:
-            raise Interrupted(signal.SIGUSR1, 3)
+            if own:
+                heard()
+                raise Interrupted(signal.SIGUSR1, 3)
+            get_told(signal.SIGUSR1)
         finally:
-            os.kill(os.getpid(), signal.SIGTERM)
+            try:
+                raise KeyError
+            except KeyError:
+                os.kill(os.getpid(), signal.SIGTERM)
+            os.kill(os.getpid(), signal.SIGUSR1)
 
-    with pytest.raises(Interrupted, match="SIGUSR1 at step 3"):
+    with pytest.raises(Interrupted, match="SIGUSR1 at step 3" if own else "SIGUSR1 with no step under way"):
         stop()
+    with pytest.raises(Interrupted, match="SIGTERM with no step under way"):  # another run in this process
+        get_told(signal.SIGTERM)
+
+
+def test_a_process_that_ends_with_the_run_exits_as_the_run_says():
+    before = {number: signal.getsignal(number) for number in REQUEUED}
+    try:
+        with pytest.raises(Interrupted), stopped_at_once(process_ends=True):
+            get_told(signal.SIGTERM)
+        assert [signal.getsignal(number) for number in REQUEUED] == [signal.SIG_IGN] * 2
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    with stopped_at_once(process_ends=True):
+        pass
+    assert {number: signal.getsignal(number) for number in REQUEUED} == before
 
 
 def test_a_thread_and_a_forked_process_are_left_alone():

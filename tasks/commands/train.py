@@ -18,7 +18,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )
 
 
-@stopped_at_once()
+@stopped_at_once(process_ends=True)
 def run(args: argparse.Namespace) -> dict:
     tell_launcher("ready")
     from lightning.pytorch.utilities import rank_zero_only  # torch loads only for a run, not for --help
