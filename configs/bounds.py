@@ -89,6 +89,7 @@ def faults_of_values(config: DictConfig, faulty: Callable[[str], bool]) -> Found
         ),
         "trainer.precision": _precision(_value(config, "trainer.precision")),
         "trainer.use_distributed_sampler": _sampler(_value(config, "trainer.use_distributed_sampler")),
+        "schedule": _length(config),
     }.items():
         if problem and not faulty(key):
             yield key, problem
@@ -184,6 +185,16 @@ def _precision(value: Any) -> str | None:
     except UserError as error:
         return str(error).removeprefix("trainer.precision=")
     return None
+
+
+def _length(config: DictConfig) -> str | None:
+    from ..tasks.schedules import OF_ANY_LENGTH  # behind the tasks, which import this package
+
+    place, _, name = str(_value(config, "schedule._target_")).rpartition(".")
+    limits = [_value(config, f"trainer.{key}") for key in ("max_steps", "max_epochs")]
+    if place != "voxzoo.tasks.schedules" or name in OF_ANY_LENGTH or limits != [-1, -1]:
+        return None
+    return f"{name} needs the length of the run: set trainer.max_steps or trainer.max_epochs"
 
 
 def _sampler(value: Any) -> str | None:

@@ -117,10 +117,10 @@ def _lenient(override: str, folders: Sequence[Path]) -> str:
     choices = sorted({path.stem for folder in folders for path in folder.glob(f"{key}/*.yaml")})
     if choices and "." not in key:
         value = parsed.value()
-        if isinstance(value, str) and value not in choices:
-            near = difflib.get_close_matches(value, choices, n=1)
-            hint = f"; did you mean {near[0]!r}?" if near else ""
-            raise UserError(f"{key}={value}: there is no such choice{hint} Choices: {', '.join(choices)}")
+        if not (value in choices or isinstance(value, list) or parsed.is_delete()):
+            near = difflib.get_close_matches(str(value), choices, n=1)
+            hint = f"; did you mean {near[0]!r}?" if near else "."
+            raise UserError(f"{override}: there is no such choice{hint} Choices: {', '.join(choices)}")
         return override
     if override[0] in "+~":
         return override

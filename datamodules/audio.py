@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -19,6 +20,8 @@ MIN_SECONDS = 0.025
 """One analysis window: less than this has no frame."""
 _SILENT = 10 ** (-60 / 20)
 _CLIPPED = 0.999
+_UNKNOWN = 0x7F000000  # the length that programs write into a pipe is this or more
+_SLACK = 0.1  # seconds: some programs count the header in
 
 
 class AudioError(UserError):
@@ -44,8 +47,8 @@ def load_audio(path: str | Path, sample_rate: int = SAMPLE_RATE) -> Tensor:
     """Read wav, flac, ogg, opus or mp3 as (N,) float32 mono at `sample_rate`; channels are averaged.
 
     Raises:
-        AudioError: the file is missing, cannot be read, is empty, holds numbers that are not finite, or is shorter than
-            25 ms.
+        AudioError: the file is missing, cannot be read, is empty, is cut off (wav and aiff say so), holds numbers that
+            are not finite, or is shorter than 25 ms.
     """
     waveform, rate = read_audio(path)
     return resample(waveform, rate, sample_rate)
@@ -55,11 +58,19 @@ def read_audio(path: str | Path) -> tuple[Tensor, int]:
     """Like `load_audio`, at the file's own rate: (N,) samples and the rate."""
     _require(path)
     try:
-        samples, rate = soundfile.read(path, dtype="float32", always_2d=True)
+        with soundfile.SoundFile(path) as file:
+            samples, rate = file.read(dtype="float32", always_2d=True), file.samplerate
+            share = _share_there(file.extra_info)
     except (soundfile.LibsndfileError, RuntimeError, ValueError) as error:
         raise AudioError(f"{path}: cannot be read as audio ({_reason(error)}); convert it to wav or flac") from None
     if len(samples) == 0:
         raise AudioError(f"{path}: the audio is empty")
+    seconds = len(samples) / rate
+    if seconds / share - seconds > _SLACK:
+        raise AudioError(
+            f"{path}: the file is cut off: {seconds:.1f} s of the {seconds / share:.1f} s that its header promises are "
+            "there; copy or convert it again"
+        )
     if len(samples) < MIN_SECONDS * rate:
         raise AudioError(f"{path}: {1000 * len(samples) / rate:.1f} ms of audio; expected at least 25 ms")
     waveform = torch.from_numpy(samples)
@@ -107,6 +118,14 @@ def _require(path: str | Path) -> None:
         raise AudioError(f"{path}: no such audio file")
     if not Path(path).stat().st_size:
         raise AudioError(f"{path}: the audio is empty")
+
+
+def _share_there(log: str) -> float:
+    """How much of the bytes that a wav or aiff file promises is there, by what libsndfile says of its header; 1 where
+    the header was written before the length was known (by a pipe)."""
+    found = re.search(r"(?:data|SSND) : (\d+) \(should be (\d+)\)", log)
+    promised, there = (int(found[1]), int(found[2])) if found else (1, 1)
+    return 1.0 if promised >= _UNKNOWN or promised <= there else there / promised
 
 
 def _reason(error: Exception) -> str:

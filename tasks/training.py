@@ -266,6 +266,7 @@ def _fit(config: DictConfig, task: Task, data: Any, folder: Path) -> dict[str, A
     callbacks = [Examples(), keeper, RunProgress(), *build(config.callbacks, allowed=allowed).values()]
     precision = precision_settings(config.trainer.get("precision"))
     settings = config.trainer.copy()
+    settings.use_distributed_sampler = False  # the data module deals the batches
     if isinstance(settings.get("val_check_interval"), int):  # Lightning counts batches
         settings.val_check_interval *= settings.get("accumulate_grad_batches") or 1
     trainer = build(

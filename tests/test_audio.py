@@ -75,6 +75,29 @@ def test_what_cannot_be_read_is_one_line_with_the_file(tmp_path):
     assert len(load_audio(tmp_path / "edge.wav")) == 400
 
 
+@pytest.mark.parametrize("suffix", ["wav", "aiff"])
+def test_a_file_that_is_cut_off_is_refused(tmp_path, suffix):
+    path = tmp_path / f"a.{suffix}"
+    soundfile.write(path, tone(3, 16000), 16000)
+    content = path.read_bytes()
+    path.write_bytes(content[:-64])
+    assert len(load_audio(path)) == 3 * 16000 - 32
+    path.write_bytes(content[: len(content) // 2])
+    with pytest.raises(AudioError, match=r"a\.\w+: the file is cut off: 1.5 s of the 3.0 s .* there; copy or"):
+        load_audio(path)
+
+
+@pytest.mark.parametrize("length", [0xFFFFFFFF, 0xFFFFFFDB, 0x7FFFFFFF])
+def test_a_length_that_was_written_into_a_pipe_is_none(tmp_path, length):
+    path = tmp_path / "a.wav"
+    soundfile.write(path, tone(3, 16000), 16000)
+    content = bytearray(path.read_bytes())
+    place = content.index(b"data") + 4
+    content[place : place + 4] = length.to_bytes(4, "little")
+    path.write_bytes(content)
+    assert len(load_audio(path)) == 3 * 16000
+
+
 def test_ten_minutes_load(tmp_path):
     soundfile.write(tmp_path / "long.flac", np.tile(tone(1, 16000), 600), 16000)
     begin = time.process_time()

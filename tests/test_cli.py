@@ -449,6 +449,8 @@ def test_text_empty_over_long_and_usual(text_run: Path, call, monkeypatch: pytes
         ("adaptor._target_=os.system", "'os.system' is outside voxzoo"),
         ("speech_encoder.dim=???", "speech_encoder.dim: a value is needed (???)"),
         ("adaptor=stak", "adaptor=stak: there is no such choice; did you mean 'stack'?"),
+        ("data=null", "data=null: there is no such choice. Choices: manifest"),
+        ("schedule=cosine trainer.max_steps=-1", "schedule: cosine needs the length of the run"),
         ("trainer.max_steps=[1,", "does not parse"),
         ("=3", "does not parse"),
         ("adaptor", "does not parse"),

@@ -78,13 +78,14 @@ def test_fsdp2_shares(rehearse, devices: int):
 
 
 def test_ddp_has_its_buckets_and_its_devices(rehearse):
-    plan = rehearse("trainer=ddp", "trainer.devices=4").plan()
-    parts = plan.moments["backward pass"].parts
+    ddp = ["trainer=ddp", "trainer.devices=4"]
+    plan = rehearse(*ddp).plan()
     assert (plan.strategy, plan.devices, plan.device) == ("ddp", 4, "cuda")
-    assert parts["gradient buckets"] == parts["gradients"]
-    one = rehearse("trainer=gpu").plan()
-    assert plan.flops == 4 * one.flops
-    assert "gradient buckets" not in one.moments["backward pass"].parts
+    assert plan.flops == 4 * rehearse("trainer=gpu").plan().flops
+    assert "gradient buckets" not in plan.moments["backward pass"].parts
+    for change in ("trainer.strategy.gradient_as_bucket_view=false", "trainer.strategy=ddp"):
+        parts = rehearse(*ddp, change).plan().moments["backward pass"].parts
+        assert parts["gradient buckets"] == parts["gradients"]
 
 
 def test_memory_grows_with_the_batch_and_shrinks_with_precision(rehearse):
