@@ -14,7 +14,7 @@ from lightning import Trainer
 from lightning.fabric.strategies.launchers.subprocess_script import _ChildProcessObserver
 from lightning.pytorch.strategies.launchers.subprocess_script import _SubprocessScriptLauncher
 
-from .signals import GRACE, PARENT, STOPPED, Interrupted
+from .signals import GRACE, PARENT, STOPPED, Interrupted, child
 
 
 class Launcher(_SubprocessScriptLauncher):
@@ -34,7 +34,7 @@ class Launcher(_SubprocessScriptLauncher):
             raise
 
     def _call_children_scripts(self) -> None:
-        os.environ[PARENT] = str(os.getpid())
+        os.environ |= child("end")
         try:
             super()._call_children_scripts()
         finally:

@@ -13,7 +13,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 # What a run that was stopped by a signal exits with; 75 (EX_TEMPFAIL) tells a scheduler to requeue.
 STOPPED = 75
@@ -130,13 +130,22 @@ def _forget() -> None:
 os.register_at_fork(after_in_child=_forget)
 
 
-def end_with_parent() -> None:
-    """In a process that `Launcher` started: end when the process that started it is gone, however it went."""
-    parent = int(os.environ.pop(PARENT, 0))
+def child(wish: Literal["stop", "end"]) -> dict[str, str]:
+    """What to set in the environment of a process so that, when this one is gone, it saves its step and stops, or ends
+    at once."""
+    return {PARENT: f"{os.getpid()} {wish}"}
+
+
+def watch_parent() -> None:
+    """In a process that was started with `child`: look whether its parent is there, and if not, do what it wished."""
+    parent, _, wish = os.environ.pop(PARENT, "").partition(" ")
 
     def watch() -> None:
-        while os.getppid() == parent:
+        while os.getppid() == int(parent):
             time.sleep(0.5)
+        if wish == "stop":
+            os.kill(os.getpid(), signal.SIGTERM)
+            return
         if not stops_at_once():  # amid training it hears of it by the lost connection
             time.sleep(GRACE)
         os._exit(1)

@@ -49,7 +49,7 @@ from .run import (
     turns,
 )
 from .shapes import trace
-from .signals import EXIT_CODES, REQUEUED, Interrupted, end_with_parent, heard, stopped_at_once
+from .signals import EXIT_CODES, REQUEUED, Interrupted, child, heard, stopped_at_once, watch_parent
 from .strategies import cuts_weights, loads_by_shards
 from .task import Task
 
@@ -120,24 +120,10 @@ def prepare(
 
 # One task
 
-_WATCH = "VOXZOO_WATCH_PARENT"
-
-
-def _stop_with_parent() -> None:
-    """In a stage's process: save and stop when the process that started the stages is gone, however it went."""
-
-    def watch() -> None:
-        sys.stdin.read()
-        os.kill(os.getpid(), signal.SIGTERM)
-
-    if os.environ.pop(_WATCH, None):
-        threading.Thread(target=watch, daemon=True).start()
-
 
 def _train_one(config: DictConfig) -> dict[str, Any]:
     quiet_libraries()
-    _stop_with_parent()
-    end_with_parent()
+    watch_parent()
     folder = Path(config.run_dir)
     if config.get("threads"):
         torch.set_num_threads(config.threads)
@@ -388,7 +374,7 @@ class _Stage:
         command = [sys.executable, "-m", "voxzoo.tasks.cli", "train", "--stage", name]
         for folder in config_dirs:
             command += ["--config-dir", folder]
-        environment = {**os.environ, _WATCH: "1", "PYTHONUNBUFFERED": "1"}
+        environment = {**os.environ, **child("stop"), "PYTHONUNBUFFERED": "1"}
         if beside > 1:
             # Threads of one stage would wait for those of another, or of any other program: on two busy cores, two
             # threads were ten times slower than one.
@@ -399,7 +385,7 @@ class _Stage:
         # Its own process group: Ctrl-C reaches this process, which tells each stage once.
         self.process = subprocess.Popen(
             [*command, *overrides],
-            stdin=subprocess.PIPE,  # held open: its end tells the stage that this process is gone
+            stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
@@ -454,6 +440,7 @@ def quiet_libraries() -> None:
         ".*isinstance.treespec.*",
         ".*Trying to infer the `batch_size`.*",
         ".*in eval mode at the start of training.*",
+        ".*smaller than the logging interval.*",  # steps are counted over epochs
         ".*sync_dist=True.*",  # the sums are gathered before they are divided
         ".*Grad strides do not match bucket view strides.*",
     ):
