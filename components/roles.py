@@ -196,6 +196,10 @@ class TextToUnit(Part):
 
     input_dim: int
     num_units: int
+    num_languages: int | None = None
+    """Languages that it is told by `lang`, (B,) int64, in `forward` and `generate`; None: it takes no `lang`."""
+    default_language: int | None = None
+    """The one that it takes where `lang` is not given; None: it must be given where there are several."""
 
     @abstractmethod
     def forward(self, states: Padded, targets: Padded, text: Padded | None = None) -> dict[str, Loss]:
@@ -237,6 +241,14 @@ class UnitVocoder(Part):
 
     num_units: int
     sample_rate: int
+    num_langs: int = 0
+    num_speakers: int = 0
+    """Rows of its tables of languages and speakers; 0 where it has none."""
+    default_language: int | None = None
+    default_speaker: int | str | None = None
+    """What it takes where `lang` or `speaker` is not given; None: it must be given where there are several."""
+    languages: tuple[str, ...] = ()
+    """Codes of the languages in the order of their table, where it was told them."""
 
     @abstractmethod
     def forward(
@@ -246,13 +258,18 @@ class UnitVocoder(Part):
         the vocoder predicts them for reduced units. `lang`, `speaker`: (B,) int64 where the vocoder is conditioned."""
 
     @abstractmethod
-    def losses(self, units: Padded, speech: Padded, speaker: Tensor | None = None) -> dict[str, Loss]:
-        """Training losses of (B, U) units, one per frame, against the (B, N) samples they came from."""
+    def losses(
+        self, units: Padded, speech: Padded, speaker: Tensor | None = None, lang: Tensor | None = None
+    ) -> dict[str, Loss]:
+        """Training losses of (B, U) units, one per frame, against the (B, N) samples they came from. `speaker`, `lang`:
+        as in `forward`."""
 
     learns_samples: bool = False
     """Whether `reconstruct` makes samples that a gradient flows through, so that a discriminator can train it."""
 
-    def reconstruct(self, units: Padded, speech: Padded, speaker: Tensor | None = None) -> Reconstruction:
+    def reconstruct(
+        self, units: Padded, speech: Padded, speaker: Tensor | None = None, lang: Tensor | None = None
+    ) -> Reconstruction:
         """The samples that `losses` looks at, beside those they should be. Arguments as in `losses`.
 
         Raises:

@@ -182,6 +182,25 @@ def test_conditions_change_the_voice_and_are_asked_for(make):
     torch.testing.assert_close(plain(units, durations=ones).data, plain(units, None, torch.tensor([1]), ones).data)
 
 
+def test_each_row_trains_its_own_language_and_speaker(make):
+    vocoder = make(num_speakers=3, num_langs=3)
+    rows = {"speaker": torch.tensor([1, 1]), "lang": torch.tensor([0, 2])}
+    torch.stack([loss.total for loss in vocoder.losses(*pairs(12, 5), **rows).values()]).sum().backward()
+    for table, reached in (
+        (vocoder.states.langs, [True, False, True]),
+        (vocoder.states.speakers, [False, True, False]),
+    ):
+        assert table.weight.grad.abs().sum(1).gt(0).tolist() == reached
+
+
+def test_a_table_of_one_row_needs_no_index(make):
+    vocoder = make(num_speakers=1, num_langs=1).eval()
+    units = batch(6)
+    ones = units.with_data(torch.ones_like(units.data))
+    zero = torch.tensor([0])
+    assert torch.equal(vocoder(units, durations=ones).data, vocoder(units, zero, zero, ones).data)
+
+
 def test_durations_must_fit_the_units(make):
     with pytest.raises(ValueError, match="must have the shape of the units"):
         make()(batch(5), durations=batch(4))

@@ -93,6 +93,7 @@ class CodeHiFiGAN(UnitVocoder):
     ) -> None:
         super().__init__()
         self.num_units, self.sample_rate = num_units, sample_rate
+        self.num_langs, self.num_speakers, self.languages = num_langs, num_speakers, tuple(speakers or ())
         self.first_speakers = [next(iter(of), 0) for of in (speakers or {}).values()]
         self.default_language, self.default_speaker = default_language, default_speaker
         self.predict_durations, self.published_lengths = predict_durations, published_lengths

@@ -73,6 +73,7 @@ class GriffinLimVocoder(UnitVocoder):
         self.num_units, self.sample_rate, self.frames_per_unit = num_units, sample_rate, frames_per_unit
         self.hop_length = hop_length * frames_per_unit
         self.crop_units, self.duration_factor, self.inversion_updates = crop_units, duration_factor, inversion_updates
+        self.num_speakers, self.num_langs = num_speakers, num_langs
         self.states = UnitStates(num_units, dim, num_speakers, num_langs, duration_dim, dropout)
         self.slow = nn.ModuleList(ResidualConv(dim, kernel_size, dropout) for _ in range(num_layers))
         self.upsample = nn.Linear(dim, dim * frames_per_unit)
@@ -101,7 +102,7 @@ class GriffinLimVocoder(UnitVocoder):
 
         Args:
             units: reduced units, or with `durations` of ones one unit per frame.
-            lang, speaker: (B,) int64, needed where the vocoder has tables for them, else ignored.
+            lang, speaker: (B,) int64, needed where the vocoder has tables of several rows for them, else ignored.
             durations: (B, U) int64 units of time for each; None predicts them.
         """
         refuse_no_steps(self, units, "no row has a unit")
@@ -110,23 +111,25 @@ class GriffinLimVocoder(UnitVocoder):
         samples = self.griffin_lim(magnitude, mel.mask)
         return limit_peak(Padded(samples, mel.lengths * self.mel.hop_length))
 
-    def losses(self, units: Padded, speech: Padded, speaker: Tensor | None = None) -> dict[str, Loss]:
+    def losses(
+        self, units: Padded, speech: Padded, speaker: Tensor | None = None, lang: Tensor | None = None
+    ) -> dict[str, Loss]:
         """`mel`: absolute error of log-mel, mean over bins, per frame of a random crop; `duration`: per run.
 
         Args:
             units: (B, U), one per frame.
             speech: (B, N) samples that they came from.
-            speaker: (B,) int64 where the vocoder is conditioned.
+            speaker, lang: (B,) int64, as in `forward`.
         """
         cropped, samples = random_crops(units, speech, self.crop_units, self.hop_length, self.mel.stft.margin)
         with torch.no_grad():
             target = self.mel.inner(samples.float())
-        predicted = self.log_mel(self.states(cropped, None, speaker))
+        predicted = self.log_mel(self.states(cropped, lang, speaker))
         error = (predicted.data.float() - target).abs().mean(2)
         mask = predicted.mask
         return {
             "mel": Loss(error.masked_fill(~mask, 0).sum(), mask.sum()),
-            "duration": self.states.duration_loss(units, None, speaker),
+            "duration": self.states.duration_loss(units, lang, speaker),
         }
 
 

@@ -70,6 +70,7 @@ class ISTFTVocoder(UnitVocoder):
         self.num_units, self.sample_rate, self.frames_per_unit = num_units, sample_rate, frames_per_unit
         self.hop_length = hop_length * frames_per_unit
         self.crop_units, self.duration_factor = crop_units, duration_factor
+        self.num_speakers, self.num_langs = num_speakers, num_langs
         self.states = UnitStates(num_units, dim, num_speakers, num_langs, duration_dim, dropout)
         self.upsample = nn.Linear(dim, dim * frames_per_unit)
         self.embed = nn.Conv1d(dim, dim, kernel_size, padding=kernel_size // 2)
@@ -104,26 +105,30 @@ class ISTFTVocoder(UnitVocoder):
 
         Args:
             units: reduced units, or with `durations` of ones one unit per frame.
-            lang, speaker: (B,) int64, needed where the vocoder has tables for them, else ignored.
+            lang, speaker: (B,) int64, needed where the vocoder has tables of several rows for them, else ignored.
             durations: (B, U) int64 units of time for each; None predicts them.
         """
         refuse_no_steps(self, units, "no row has a unit")
         return limit_peak(self.samples(self.states.expand(units, lang, speaker, durations, self.duration_factor)))
 
-    def losses(self, units: Padded, speech: Padded, speaker: Tensor | None = None) -> dict[str, Loss]:
+    def losses(
+        self, units: Padded, speech: Padded, speaker: Tensor | None = None, lang: Tensor | None = None
+    ) -> dict[str, Loss]:
         """`mel`: absolute error of log-mel, mean over bins, per frame of a random crop; `stft`: spectral convergence
         plus absolute error of log magnitude of a row, mean over three resolutions, per frame; `duration`: per run.
 
         Args:
             units: (B, U), one per frame.
             speech: (B, N) samples that they came from.
-            speaker: (B,) int64 where the vocoder is conditioned.
+            speaker, lang: (B,) int64, as in `forward`.
         """
-        return self.reconstruct(units, speech, speaker).losses
+        return self.reconstruct(units, speech, speaker, lang).losses
 
-    def reconstruct(self, units: Padded, speech: Padded, speaker: Tensor | None = None) -> Reconstruction:
+    def reconstruct(
+        self, units: Padded, speech: Padded, speaker: Tensor | None = None, lang: Tensor | None = None
+    ) -> Reconstruction:
         cropped, target = random_crops(units, speech, self.crop_units, self.hop_length, 0)
-        predicted = self.samples(self.states(cropped, None, speaker))
+        predicted = self.samples(self.states(cropped, lang, speaker))
         wanted = predicted.with_data(target.float()).zeroed()
         target = wanted.data
         frames = cropped.lengths.to(target.device) * self.frames_per_unit
@@ -143,7 +148,7 @@ class ISTFTVocoder(UnitVocoder):
         losses = {
             "mel": Loss(error.masked_fill(~mask, 0).sum(), mask.sum()),
             "stft": Loss((distance * frames).sum(), mask.sum()),
-            "duration": self.states.duration_loss(units, None, speaker),
+            "duration": self.states.duration_loss(units, lang, speaker),
         }
         return Reconstruction(predicted, wanted, frames, losses)
 

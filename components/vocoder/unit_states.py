@@ -41,11 +41,13 @@ class UnitStates(nn.Module):
         self.durations = DurationPredictor(dim, duration_dim, 3, dropout)
 
     def forward(self, units: Padded, lang: Tensor | None = None, speaker: Tensor | None = None) -> Padded:
-        """(B, U) units -> (B, U, D), zero beyond the length."""
+        """(B, U) units -> (B, U, D), zero beyond the length. A table of one row needs no index."""
         states = self.units(units.data)
         for name, table, index in (("speaker", self.speakers, speaker), ("lang", self.langs, lang)):
             if table is None:
                 continue
+            if index is None and table.num_embeddings == 1:
+                index = torch.zeros(len(units), dtype=torch.int64, device=states.device)
             if index is None:
                 raise ValueError(
                     f"this vocoder has {table.num_embeddings} values of `{name}`: give {name} (B,) int64, or build it "
