@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import pickle
+import pickletools
 import zipfile
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -162,7 +163,7 @@ def read_pickle(path: Path, settings: Sequence[str] = ()) -> dict[str, Any]:
         UserError: it holds more than tensors and plain values, or is damaged.
     """
     try:
-        there = torch.serialization.get_unsafe_globals_in_checkpoint(path) if settings else []
+        there = _named_in(path) if settings else []
         names = [name for name in there if any(name == s or (s[-1] == "." and name.startswith(s)) for s in settings)]
         # A dictionary with a default is filled like any other, so it is itself.
         harmless = [(defaultdict if name == "collections.defaultdict" else _Nothing, name) for name in names]
@@ -178,6 +179,22 @@ def read_pickle(path: Path, settings: Sequence[str] = ()) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise UserError(f"{path}: expected tensors by name; it holds a {type(content).__name__}")
     return content
+
+
+def _named_in(path: Path) -> Collection[str]:
+    """Classes and functions that a `torch.save` file names (of a zip file: those that torch does not take by itself).
+    Opcodes are looked at, nothing is built."""
+    if zipfile.is_zipfile(path):
+        return torch.serialization.get_unsafe_globals_in_checkpoint(path)
+    # Before torch 1.6: the pickles of a magic number, a version, the system, the content and the keys of the storages,
+    # one after the other.
+    names = set()
+    with path.open("rb") as file:
+        for _ in range(5):
+            for opcode, argument, _ in pickletools.genops(file):
+                if opcode.name == "GLOBAL":
+                    names.add(str(argument).replace(" ", "."))
+    return names
 
 
 def write_weights(folder: Path, tensors: Mapping[str, Tensor], shard_bytes: int = SHARD_BYTES) -> None:
