@@ -6,7 +6,7 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from omegaconf import DictConfig, OmegaConf
@@ -95,7 +95,11 @@ def run_config(model: PublishedModel, folder: Path) -> DictConfig:
 
 
 def export_run(
-    path: Any, destination: Path, model_type: str | None = None, note: Callable[[str], None] | None = None
+    path: Any,
+    destination: Path,
+    model_type: str | None = None,
+    note: Callable[[str], None] | None = None,
+    compat: Literal["transformers"] | None = None,
 ) -> tuple[Path, str]:
     """Write a run in a published layout; returns the folder and the model type.
 
@@ -104,12 +108,13 @@ def export_run(
         destination: the folder to write.
         model_type: the layout; None: the one the run was imported from, or the only one with a place for its parts.
         note: is given each line on what the layout cannot say; None: they are Python warnings.
+        compat: see `to_transformers`.
 
     Raises:
-        UserError: not a run, no layout named where not just one would do, or parts without a place in it.
+        UserError: not a run, no layout named where not just one would do, or parts and settings without a place in it.
     """
     task = load_run(path).task
     chosen = model_type or task.config.get("model_type")
     said = {} if note is None else {"note": note}
-    folder = to_transformers(task, destination, model_type=chosen, **said)
+    folder = to_transformers(task, destination, model_type=chosen, compat=compat, **said)
     return folder, str(json.loads((folder / "config.json").read_text())["model_type"])

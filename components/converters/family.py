@@ -65,6 +65,10 @@ class Family(ABC):
         each."""
         return []
 
+    def export_frontend(self, nodes: Nodes, folder: Path) -> None:
+        """Write preprocessor_config.json of a model that was not imported, where it has a front end."""
+        return None
+
     def export_tokenizer(self, tokenizer: Any, nodes: Nodes, folder: Path) -> None:
         """Write the tokenizer's files of a model that was not imported. Families without text have none."""
         return None

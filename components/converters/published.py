@@ -8,7 +8,7 @@ import shutil
 import warnings
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -17,8 +17,10 @@ from ..errors import UserError, few
 from ..layers.lora import is_lora, merged_state
 from .compat import apply_compat
 from .family import Compat, Family, Nodes
+from .fidelity import compare
 from .files import Weights, published_folder, read_json, write_weights
 from .keymap import Loaded
+from .settings import LEFT_OUT
 
 # model_type -> module of this package that has its FAMILY.
 _FAMILIES = {
@@ -230,7 +232,12 @@ def _warn(line: str) -> None:
 
 
 def to_transformers(
-    model: Any, path: str | Path, *, model_type: str | None = None, note: Callable[[str], None] = _warn
+    model: Any,
+    path: str | Path,
+    *,
+    model_type: str | None = None,
+    compat: Literal["transformers"] | None = None,
+    note: Callable[[str], None] = _warn,
 ) -> Path:
     """Write a folder that transformers loads: config.json, safetensors and the tokenizer's files.
 
@@ -238,14 +245,18 @@ def to_transformers(
         model: a `PublishedModel`, or a `Task` (with `parts()` and a resolved `config`).
         path: a folder that does not exist yet or is empty. It appears complete or not at all.
         model_type: the layout; None: the one the model came from, or the only one with a place for each of its parts.
-        note: is given each line on what the layout cannot say (`Family.notes`); a Python warning by default.
+        compat: `transformers`: take its value of switches that the layout does not hold, also where that changes
+            results (each is noted). None: refuse them, but for a model that came from this layout: published weights
+            are read there as transformers reads them.
+        note: is given each line on what the layout cannot say (`Family.notes`, `fidelity.compare`); a Python warning
+            by default.
 
     Returns:
         The folder.
 
     Raises:
-        UserError: no layout named where not just one would do, parts that it has no place for, or a folder that holds
-            something.
+        UserError: no layout named where not just one would do, parts or settings that it has no place for, or a folder
+            that holds something.
     """
     target = Path(path).absolute()
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
@@ -255,13 +266,15 @@ def to_transformers(
     for name in files:  # out of a checkpoint, which may come from anywhere
         if Path(name).name != name or Path(name).suffix not in _CARRIED_SUFFIXES:
             raise UserError(f"export: refused to write a file named {name!r} that the checkpoint carries")
-    model_type = model_type or getattr(model, "model_type", None) or getattr(model, "config", {}).get("model_type")
-    if model_type is None:
-        model_type = _layout_of(nodes)
+    source = getattr(model, "model_type", None) or getattr(model, "config", {}).get("model_type")
+    model_type = str(model_type or source or _layout_of(nodes))
     family = family_of(model_type, "export")
     settings = family.settings(nodes)
     state = {
-        f"{role}.{key}": value for role, part in model.parts().items() for key, value in merged_state(part).items()
+        f"{role}.{key}": value
+        for role, part in model.parts().items()
+        if role not in LEFT_OUT
+        for key, value in merged_state(part).items()
     }
     tensors = family.key_map(nodes).save(state)
     part_folder = target.with_name(f".{target.name}.part")
@@ -270,8 +283,10 @@ def to_transformers(
     try:
         for name, content in files.items():
             (part_folder / name).write_bytes(content.numpy().tobytes())
-        if not files and getattr(model, "tokenizer", None) is not None:
-            family.export_tokenizer(model.tokenizer, nodes, part_folder)
+        if not files:
+            family.export_frontend(nodes, part_folder)
+            if getattr(model, "tokenizer", None) is not None:
+                family.export_tokenizer(model.tokenizer, nodes, part_folder)
         old = json.loads(files["config.json"].numpy().tobytes()) if "config.json" in files else {}
         tensors = _in_dtype(tensors, old.get("dtype") or old.get("torch_dtype"))
         dtype = next(
@@ -282,12 +297,20 @@ def to_transformers(
         merged.pop("torch_dtype", None)
         (part_folder / "config.json").write_text(json.dumps(merged, indent=2, sort_keys=True) + "\n")
         write_weights(part_folder, tensors)
+        notes = compare(
+            nodes,
+            family.nodes(merged, part_folder),
+            model_type,
+            accept=compat is not None or source == model_type,
+            generates=(part_folder / "generation_config.json").exists(),
+        )
         if target.exists():
             target.rmdir()
         part_folder.rename(target)
     finally:
         shutil.rmtree(part_folder, ignore_errors=True)
-    for line in family.notes(nodes):
+    left = [f"{role}: left out, {why}" for role, why in LEFT_OUT.items() if nodes.get(role, {}).get("_target_")]
+    for line in (*family.notes(nodes), *notes, *left):
         note(line)
     return target
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar
@@ -16,7 +15,7 @@ from .conformer import adaptor_rules, encoder_rules
 from .family import Family, Nodes
 from .files import Weights
 from .keymap import KeyMap, Rule
-from .settings import expect, fbank, parts_of, read_json_if, refuse_unless, value
+from .settings import expect, fbank, parts_of, read_json_if, refuse_unless, value, write_fbank, write_json
 from .tokenizers import export_tokenizer_files, generation_entries, tokenizer_node
 
 Fields = dict[str, str]
@@ -55,6 +54,8 @@ _TEXT_ENCODER: Fields = {
     "ffn_dim": "encoder_ffn_dim",
     "num_encoder_layers": "encoder_layers",
 }
+UNIT_OFFSET = 4
+"""Rows of the unit vocabulary before the first unit."""
 _T2U: Fields = {
     "input_dim": "hidden_size",
     "num_units": "unit_hifi_gan_vocab_size",
@@ -294,9 +295,10 @@ class SeamlessM4T(Family):
 
     def settings(self, nodes: Nodes) -> dict[str, Any]:
         """See `Family.settings`. What differs between implementations over the same weights (`compat`) has no place in
-        the layout: transformers has its own value for it."""
+        the layout: transformers has its own value for it (`fidelity.compare`)."""
         nodes = parts_of(nodes, self.name, ("text_seq2seq", *_PARTS))
-        expect(nodes, "text_seq2seq", "TransformerSeq2Seq", bias=True, tie_embeddings=True, pad_id=0)
+        fixed = {"key_bias": True, "max_positions": None, "tie_embeddings": True, "pad_id": 0}
+        expect(nodes, "text_seq2seq", "TransformerSeq2Seq", **fixed)
         settings: dict[str, Any] = {}
         text = nodes["text_seq2seq"]
         write(settings, nodes, "text_seq2seq", _TEXT)
@@ -321,6 +323,8 @@ class SeamlessM4T(Family):
 
     def _speech_settings(self, settings: dict[str, Any], nodes: Nodes) -> None:
         fixed = {key: found for key, found in self.convolution({}).items() if key in ("causal_conv", "conv_norm")}
+        if self.version == 1:
+            fixed["chunk_size"] = None
         expect(nodes, "speech_encoder", "ConformerEncoder", final_norm=True, intermediate_ffn=True, **fixed)
         expect(nodes, "adaptor", "ConformerAdaptor", final_norm=True)
         encoder, adaptor = nodes["speech_encoder"], nodes["adaptor"]
@@ -338,8 +342,11 @@ class SeamlessM4T(Family):
             **self.encoder_settings(encoder),
         )
 
+    def export_frontend(self, nodes: Nodes, folder: Path) -> None:
+        write_fbank(nodes, folder)
+
     def export_tokenizer(self, tokenizer: Any, nodes: Nodes, folder: Path) -> None:
-        """Also writes generation_config.json (languages, and the characters of v2) and preprocessor_config.json."""
+        """Also writes generation_config.json (languages, and the characters of v2)."""
         export_tokenizer_files(tokenizer, folder)
         longest = (nodes.get("task", {}).get("search") or {}).get("max_length", 256)
         generation = {
@@ -351,23 +358,7 @@ class SeamlessM4T(Family):
             "decoder_start_token_id": tokenizer.eos_id,
             "max_new_tokens": longest,
         }
-        _dump(folder / "generation_config.json", generation)
-        frontend = nodes.get("frontend")
-        if frontend:
-            bins, stack = frontend.get("num_mel_bins", 80), frontend.get("stack", 2)
-            _dump(
-                folder / "preprocessor_config.json",
-                {
-                    "feature_extractor_type": "SeamlessM4TFeatureExtractor",
-                    "feature_size": bins,
-                    "num_mel_bins": bins,
-                    "stride": stack,
-                    "sampling_rate": frontend.get("sample_rate", 16000),
-                    "padding_side": "right",
-                    "padding_value": 0.0,
-                    "return_attention_mask": True,
-                },
-            )
+        write_json(folder / "generation_config.json", generation)
 
     def encoder_settings(self, encoder: dict[str, Any]) -> dict[str, Any]:
         """What only one version's encoder has."""
@@ -376,6 +367,10 @@ class SeamlessM4T(Family):
     def t2u_settings(self, settings: dict[str, Any], nodes: Nodes) -> None:
         """Put in what the second pass says."""
         expect(nodes, "t2u", "AutoregressiveT2U", tie_output=True)
+        t2u = nodes["t2u"]
+        if t2u["vocab_size"] is None:
+            first = t2u["first_language_id"] or t2u["num_units"] + UNIT_OFFSET
+            t2u["vocab_size"] = first + t2u["num_languages"]
         write(settings, nodes, "t2u", _T2U)
         for side in ("encoder", "decoder"):
             write(settings, nodes, "t2u", {ours: f"t2u_{side}_{theirs}" for ours, theirs in _T2U_BOTH.items()})
@@ -410,7 +405,7 @@ def _generation(nodes: Nodes) -> dict[str, Any]:
     if not voices:
         return {}
     # v2's second pass has no languages, but transformers wants to find them.
-    first = t2u.get("first_language_id") or t2u.get("num_units", 0) + 4
+    first = t2u.get("first_language_id") or t2u.get("num_units", 0) + UNIT_OFFSET
     units = list(task.get("t2u_languages") or voices)
     return {
         "t2u_lang_code_to_id": {lang: first + place for place, lang in enumerate(units)},
@@ -429,10 +424,6 @@ class _Untied(KeyMap):
             if any(key.startswith("text_encoder.") for key in written):
                 written["text_encoder.embed_tokens.weight"] = written["shared.weight"].clone()
         return written
-
-
-def _dump(path: Path, content: dict[str, Any]) -> None:
-    path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def _keys(folder: Path | None) -> set[str] | None:

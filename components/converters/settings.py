@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import json
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,10 @@ from .files import read_json
 
 _ACTIVATIONS = {"relu": "relu", "gelu": "gelu", "silu": "silu", "swish": "silu"}  # published name -> ours
 _BESIDE = ("frontend", "tokenizer", "task")  # roles whose files stand beside the weights, in every layout
+LEFT_OUT = {
+    "unit_extractor": "it made the units to train on; the run keeps it, and transformers has no place for it",
+}
+"""Role -> why an export leaves it out: what only training needs."""
 
 
 def read_json_if(folder: Path | None, name: str) -> dict[str, Any]:
@@ -68,9 +73,32 @@ def fbank(folder: Path | None) -> dict[str, Any]:
     }
 
 
+def write_fbank(nodes: Nodes, folder: Path) -> None:
+    """preprocessor_config.json of a front end that `fbank` reads, where there is one."""
+    frontend = nodes.get("frontend") or {}
+    if not frontend.get("_target_"):
+        return
+    bins = frontend.get("num_mel_bins", 80)
+    content = {
+        "feature_extractor_type": "SeamlessM4TFeatureExtractor",
+        "feature_size": bins,
+        "num_mel_bins": bins,
+        "stride": frontend.get("stack", 2),
+        "sampling_rate": frontend.get("sample_rate", 16000),
+        "padding_side": "right",
+        "padding_value": 0.0,
+        "return_attention_mask": True,
+    }
+    write_json(folder / "preprocessor_config.json", content)
+
+
+def write_json(path: Path, content: dict[str, Any]) -> None:
+    path.write_text(json.dumps(content, indent=2, sort_keys=True, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
 def parts_of(nodes: Nodes, layout: str, roles: Iterable[str]) -> Nodes:
     """The nodes that are parts, each with every argument of its class: what a config left out is there. A `NoAdaptor`
-    between equal widths holds nothing and is none.
+    between equal widths holds nothing and is none, and what is left out (`LEFT_OUT`) is none either.
 
     Args:
         nodes: role -> config node.
@@ -80,17 +108,17 @@ def parts_of(nodes: Nodes, layout: str, roles: Iterable[str]) -> Nodes:
     Raises:
         UserError: a part that the layout has no place for.
     """
-    found = {role: _with_defaults(node) for role, node in nodes.items() if node.get("_target_")}
+    found = {role: with_defaults(node) for role, node in nodes.items() if node.get("_target_")}
     adaptor = found.get("adaptor", {})
     if _name(adaptor) == "NoAdaptor" and adaptor.get("input_dim") == adaptor.get("output_dim"):
         del found["adaptor"]
     places = [*roles]
-    others = [f"{_name(node)} as {role}" for role, node in found.items() if role not in (*places, *_BESIDE)]
+    others = [f"{_name(node)} as {role}" for role, node in found.items() if role not in (*places, *_BESIDE, *LEFT_OUT)]
     if others:
         raise UserError(
             f"the {layout} layout holds {', '.join(places)} and no other part; this model has {', '.join(others)}"
         )
-    return found
+    return {role: node for role, node in found.items() if role not in LEFT_OUT}
 
 
 def expect(nodes: Nodes, role: str, target: str, **fixed: Any) -> None:
@@ -108,7 +136,8 @@ def _name(node: dict[str, Any]) -> str:
     return str(node.get("_target_") or "").rpartition(".")[2]
 
 
-def _with_defaults(node: dict[str, Any]) -> dict[str, Any]:
+def with_defaults(node: dict[str, Any]) -> dict[str, Any]:
+    """A node with every argument of its class: what it leaves out is there."""
     part = getattr(components, _name(node), None)
     if part is None:
         return dict(node)

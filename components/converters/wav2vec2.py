@@ -9,7 +9,7 @@ from ..errors import UserError
 from .family import Family, Nodes
 from .keymap import KeyMap, same, stack, within
 from .masking import masked, span_masking, span_masking_settings
-from .settings import activation, expect, parts_of, read_json_if, refuse_unless, value
+from .settings import activation, expect, parts_of, read_json_if, refuse_unless, value, write_json
 
 _ATTENTION = [
     stack("qkv.weight", "q_proj.weight", "k_proj.weight", "v_proj.weight"),
@@ -111,6 +111,9 @@ class Wav2Vec2(Family):
         nodes = parts_of(nodes, self.model_types[0], ("speech_encoder",))
         expect(nodes, "speech_encoder", "Wav2Vec2Encoder")
         encoder = nodes["speech_encoder"]
+        if encoder["norm_first"] and encoder["layer"] == encoder["num_layers"]:
+            # Any other inner layer is one of `hidden_states` there.
+            expect(nodes, "speech_encoder", "Wav2Vec2Encoder", layer=None)
         convs = {key: list(encoder[key]) for key in ("conv_dims", "conv_kernels", "conv_strides")}
         return {
             "architectures": [self.architecture],
@@ -131,6 +134,31 @@ class Wav2Vec2(Family):
             **span_masking_settings(encoder),
             **self.own_settings(encoder),
         }
+
+    def export_frontend(self, nodes: Nodes, folder: Path) -> None:
+        frontend = nodes.get("frontend") or {}
+        if not frontend.get("_target_"):
+            return
+        content = {
+            "feature_extractor_type": "Wav2Vec2FeatureExtractor",
+            "feature_size": 1,
+            "sampling_rate": frontend.get("sample_rate", 16000),
+            "do_normalize": frontend.get("normalise", False),
+            "padding_side": "right",
+            "padding_value": 0.0,
+            "return_attention_mask": nodes["speech_encoder"].get("leak_padding", "none") != "all",
+        }
+        write_json(folder / "preprocessor_config.json", content)
+
+    def notes(self, nodes: Nodes) -> list[str]:
+        encoder = nodes["speech_encoder"]
+        layer = encoder.get("layer")
+        if layer is None or layer == encoder["num_layers"]:
+            return []
+        return [
+            f"speech_encoder.layer={layer}: here the encoder returns the states behind that block; in transformers "
+            f"they are hidden_states[{layer}], with output_hidden_states=True"
+        ]
 
     def own_settings(self, encoder: dict[str, Any]) -> dict[str, Any]:
         """What config.json of this model type alone has."""

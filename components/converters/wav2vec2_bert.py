@@ -10,7 +10,7 @@ from .conformer import adaptor_rules, encoder_rules
 from .family import Family, Nodes
 from .keymap import KeyMap
 from .masking import masked, span_masking, span_masking_settings
-from .settings import expect, fbank, parts_of, refuse_unless, value
+from .settings import expect, fbank, parts_of, refuse_unless, value, write_fbank
 
 _POSITIONS = {"relative_key": "relative_key", "relative": "relative", None: "none"}
 
@@ -76,9 +76,12 @@ class Wav2Vec2Bert(Family):
         rules = [*encoder_rules("", nodes["speech_encoder"].get("conv_norm", "layer")), *adaptor_rules("")]
         return KeyMap(rules, left=[r"(lm_head|projector|classifier)\..*"], rename=[(r"^wav2vec2_bert\.", "")])
 
+    def export_frontend(self, nodes: Nodes, folder: Path) -> None:
+        write_fbank(nodes, folder)
+
     def settings(self, nodes: Nodes) -> dict[str, Any]:
         nodes = parts_of(nodes, "wav2vec2-bert", ("speech_encoder", "adaptor"))
-        fixed = {"causal_conv": True, "conv_norm": "layer", "final_norm": False}
+        fixed = {"causal_conv": True, "conv_norm": "layer", "final_norm": False, "chunk_size": None}
         expect(nodes, "speech_encoder", "ConformerEncoder", **fixed)
         encoder, adaptor = nodes["speech_encoder"], nodes.get("adaptor")
         if adaptor is None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +9,7 @@ from ..errors import UserError
 from ..tokenizer.whisper import token_ids
 from .family import Family, Nodes
 from .keymap import KeyMap, same, stack, within
-from .settings import expect, parts_of, read_json_if, refuse_unless, value
+from .settings import expect, parts_of, read_json_if, refuse_unless, value, write_json
 from .transformer import decoder_rules, embedding_rules, encoder_rules
 
 _ENCODER, _DECODER = "speech_encoder.transformer.layers.*.", "text_seq2seq.decoder.layers.*."
@@ -155,10 +154,10 @@ class Whisper(Family):
         ]
 
     def export_tokenizer(self, tokenizer: Any, nodes: Nodes, folder: Path) -> None:
-        """tokenizer.json, and the files that say how to generate and what to listen to."""
+        """tokenizer.json, and the files that say what it is and how to generate."""
         (folder / "tokenizer.json").write_bytes(tokenizer.to_bytes())
         end = "<|endoftext|>"
-        _write(
+        write_json(
             folder / "tokenizer_config.json",
             {"tokenizer_class": "WhisperTokenizer", **{f"{role}_token": end for role in ("bos", "eos", "pad", "unk")}},
         )
@@ -173,7 +172,11 @@ class Whisper(Family):
             "return_timestamps": False,
             **tokenizer.generation_ids(),
         }
-        _write(folder / "generation_config.json", {key: v for key, v in generation.items() if v not in (None, [])})
+        write_json(folder / "generation_config.json", {key: v for key, v in generation.items() if v not in (None, [])})
+
+    def export_frontend(self, nodes: Nodes, folder: Path) -> None:
+        if not (nodes.get("frontend") or {}).get("_target_"):
+            return
         preprocessor = {
             "feature_extractor_type": "WhisperFeatureExtractor",
             "processor_class": "WhisperProcessor",
@@ -183,7 +186,7 @@ class Whisper(Family):
             "hop_length": 160,
             "chunk_length": round(_seconds(nodes)),
         }
-        _write(folder / "preprocessor_config.json", preprocessor)
+        write_json(folder / "preprocessor_config.json", preprocessor)
 
 
 def _seconds(nodes: Nodes) -> float:
@@ -214,10 +217,6 @@ def _refuse_others(path: Path, generation: dict[str, Any], vocab_size: int) -> N
             f"{path}: the tokenizer has {rows} ids{' and room for timestamps' if spare else ''}, but the model's "
             f"vocab_size is {vocab_size}: they do not belong together"
         )
-
-
-def _write(path: Path, content: dict[str, Any]) -> None:
-    path.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n")
 
 
 def _frontend(settings: dict[str, Any], found: dict[str, Any]) -> dict[str, Any]:

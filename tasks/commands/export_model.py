@@ -18,6 +18,12 @@ def configure(parser: argparse.ArgumentParser) -> None:
         metavar="TYPE",
         help="model type of the layout (default: the one it was imported from, or the only one that fits its parts)",
     )
+    parser.add_argument(
+        "--compat",
+        choices=("transformers",),
+        help="take the value of transformers for switches that the layout does not hold, also where that changes "
+        "results; each is named (default: refused, but for imported models)",
+    )
 
 
 def run(args: argparse.Namespace) -> dict:
@@ -26,7 +32,7 @@ def run(args: argparse.Namespace) -> dict:
 
     quiet_libraries()
     notes: list[str] = []
-    folder, model_type = export_run(args.run, Path(args.destination), args.model_type, notes.append)
+    folder, model_type = export_run(args.run, Path(args.destination), args.model_type, notes.append, args.compat)
     files = sorted(path.name for path in folder.iterdir())
     if not args.json:
         for line in notes:
