@@ -211,6 +211,27 @@ def test_broken_files_are_counted_and_named(data, tmp_path, capsys):
     assert "dropped u2" in capsys.readouterr().err
 
 
+class Choosy(Parrot):
+    """Fails on one utterance, as a search that finds no number does, and on resynthesis."""
+
+    def predict(self, batch: Batch, *, task=None, options=None):
+        if "u3" in batch.ids:
+            raise RuntimeError("no hypothesis\nfor u3")
+        return super().predict(batch, task=task, options=options)
+
+    def resynthesise(self, batch: Batch):
+        raise ValueError("got 0 steps")
+
+
+def test_what_the_model_fails_on_takes_nothing_else_with_it(data, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(recogniser_module, "Recogniser", Judge)
+    found = evaluate(Choosy(answers(), frozenset({"s2st"})), data, "test", tmp_path / "out", batch_size=5)
+    assert (found["num_utterances"], found["num_dropped"]) == (4, 1)
+    assert found["dropped"] == [{"id": "u3", "reason": "no hypothesis for u3"}]
+    assert found["asr_bleu"] > 0
+    assert any("no resynthesis for 1 utterances: got 0 steps" in note for note in found["notes"])
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [({"split": "nope"}, "nope"), ({"split": "test", "task": "t2st"}, "can do s2tt")],

@@ -75,7 +75,7 @@ def test_point_estimate_and_signature_are_those_of_sacrebleu(ours, theirs):
     assert found["num_sentences"] == 60
 
 
-@pytest.mark.parametrize("lang", ["cmn", "jpn", "tha", "lao", "mya"])
+@pytest.mark.parametrize("lang", ["cmn", "jpn", "tha", "lao", "mya", "yue", "zho", "zho_Hans", "cmn_Hant", "jpn_Jpan"])
 def test_languages_without_spaces_are_scored_by_character(lang):
     assert "tok:char" in Bleu(lang).signature
     assert error_rate_for(lang).name == "cer"

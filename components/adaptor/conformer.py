@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..layers.attention import MultiHeadAttention
+from ..layers.attention import MultiHeadAttention, key_mask
 from ..layers.convolution import conv_lengths
 from ..layers.dropout import Dropout
 from ..layers.steps import refuse_no_steps
@@ -125,7 +125,7 @@ class _Layer(nn.Module):
             behind = ~states.mask[..., None]
             residual, pooled = residual.masked_fill(behind, 0), pooled.masked_fill(behind, 0)
         residual, pooled = _pool(self.residual_conv, residual), _pool(self.attention_conv, pooled)
-        mask = Padded(pooled, lengths).mask[:, None, None]
+        mask = key_mask(Padded(pooled, lengths))
         x = residual + self.dropout(self.attention(pooled, mask=mask))
         return Padded(x + self.dropout(self.ffn(self.ffn_norm(x))), lengths)
 

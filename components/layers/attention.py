@@ -11,7 +11,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..types import Padded
 from .lora import LoRALinear
+
+
+def key_mask(states: Padded) -> Tensor:
+    """(B, 1, 1, T) bool: which of (B, T, D) states may be attended to, the real ones.
+
+    A row without any keeps its first: what it gives means nothing, but not every kernel gives a number for a query
+    without keys.
+    """
+    return Padded(states.data, states.lengths.clamp(min=1)).mask[:, None, None]
 
 
 class KeylessBias(nn.Module):

@@ -9,6 +9,9 @@ from torch.nn.functional import relu
 from ..types import Loss, Padded
 from .dropout import Dropout
 
+LONGEST = 10_000
+"""Steps of one unit: 200 s of the 20 ms of published units. A predictor that runs away asks for no more memory."""
+
 
 class DurationPredictor(nn.Module):
     """Two convolutions and a projection that give log(1 + duration) of each unit.
@@ -60,5 +63,6 @@ class DurationPredictor(nn.Module):
 
 
 def round_durations(log_durations: Tensor, factor: float = 1.0) -> Tensor:
-    """log(1 + duration) of any shape -> int64 max(1, round(duration * factor))."""
-    return (torch.expm1(log_durations.float()) * factor).round().clamp(min=1).long()
+    """log(1 + duration) of any shape -> int64 round(duration * factor), at least 1 and at most `LONGEST`; 1 for NaN."""
+    durations = torch.expm1(log_durations.float()) * factor
+    return durations.round().nan_to_num(nan=1, posinf=LONGEST).clamp(1, LONGEST).long()

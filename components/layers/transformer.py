@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from ..roles import DecoderState
 from ..types import Padded
-from .attention import MultiHeadAttention
+from .attention import MultiHeadAttention, key_mask
 from .linear import activated, after, project
 from .lora import matrix_of
 from .positions import LearnedPositions, SinusoidalPositions
@@ -182,7 +182,7 @@ class TransformerEncoder(nn.Module):
 
     def forward(self, states: Padded) -> Padded:
         """(B, T, D) -> (B, T, D) after the final norm; padded steps hold no meaning."""
-        mask = states.mask[:, None, None]
+        mask = key_mask(states)
         x = self.dropout(states.data)
         for layer in self.layers:
             y = layer(x, mask)
@@ -366,7 +366,7 @@ class TransformerDecoder(nn.Module):
     def forward(self, memory: Padded, tokens: Padded) -> Padded:
         """Teacher forcing: (B, T, D) memory, (B, S) decoder input -> (B, S, D) states after the final norm."""
         self._check(memory)
-        mask = memory.mask[:, None, None]
+        mask = key_mask(memory)
         x = self.dropout(self.embed(tokens.data))
         for layer in self.layers:
             y = layer(x, memory.data, mask)
@@ -394,7 +394,7 @@ class TransformerDecoder(nn.Module):
         if beams < 1:
             raise ValueError(f"decoding needs at least one beam; got beams={beams}")
         keys_values = [layer.remember(memory.data) for layer in self._layers()]
-        return DecoderCache(keys_values, memory.mask[:, None, None], beams)
+        return DecoderCache(keys_values, key_mask(memory), beams)
 
     @torch.no_grad()
     def step(self, tokens: Tensor, state: DecoderState) -> Tensor:

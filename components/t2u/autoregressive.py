@@ -217,7 +217,7 @@ class AutoregressiveT2U(TextToUnit):
         )
         best = [hypotheses[0] for hypotheses in found]
         units = Padded.from_list([hypothesis.tokens - _OFFSET for hypothesis in best]).to(states.device)
-        width = max(len(hypothesis.tokens) + hypothesis.ended for hypothesis in best) if self.eos_step else 0
+        width = max(len(hypothesis.tokens) + hypothesis.ended for hypothesis in best) if self.eos_step else 1
         if width > units.data.shape[1]:
             units = Padded(F.pad(units.data, (0, width - units.data.shape[1])), units.lengths)
         return UnitOutput(units, None, torch.tensor([hypothesis.score for hypothesis in best], device=states.device))

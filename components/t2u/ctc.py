@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import conv2d, gelu
 
+from ..layers.attention import key_mask
 from ..layers.dropout import Dropout
 from ..layers.duration import DurationPredictor
 from ..layers.runs import expand_runs, keep_steps, reduce_runs
@@ -153,7 +154,7 @@ class CTCT2U(TextToUnit):
         for convolution in self.convolutions:
             hidden = convolution(hidden)
         for layer in self.attentions:
-            hidden = hidden.with_data(layer(hidden.data, hidden.mask[:, None, None]))
+            hidden = hidden.with_data(layer(hidden.data, key_mask(hidden)))
         batch, steps, dim = hidden.data.shape
         data = self.expand(hidden.data).view(batch, steps * self.upsample, dim)
         hidden = Padded(data, hidden.lengths * self.upsample)

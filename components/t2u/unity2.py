@@ -15,7 +15,7 @@ from torch.nn import functional
 
 from ..errors import UserError
 from ..layers.aligner import UnitAligner
-from ..layers.attention import MultiHeadAttention
+from ..layers.attention import MultiHeadAttention, key_mask
 from ..layers.characters import CharacterTable
 from ..layers.dropout import Dropout
 from ..layers.duration import DurationPredictor, round_durations
@@ -275,12 +275,12 @@ class UnitY2T2U(TextToUnit):
             expanded = expand_runs(hidden.data, durations)
         x = expanded.data + self.unit_alpha * self.positions.table(0, expanded.data.shape[1], expanded.data)
         x = self.dropout(x)
-        mask = expanded.mask
+        mask, keys = expanded.mask, key_mask(expanded)
         packing = Packing.of(expanded, self.gap)
         if packing is not None:
             x = packing.pack(x)
         for layer in self.layers:
-            y = layer(x, mask, packing)
+            y = layer(x, mask, keys, packing)
             x = drop_layer(x, y, self.layerdrop) if self.training and self.layerdrop > 0 else y
         x = self.norm(x)
         return expanded.with_data(x if packing is None else packing.unpack(x))
@@ -375,14 +375,15 @@ class _Layer(nn.Module):
         self.conv_norm = nn.LayerNorm(dim)
         self.dropout = Dropout(conv_dropout)
 
-    def forward(self, x: Tensor, mask: Tensor, packing: Packing | None) -> Tensor:
-        """(B, U, D), mask (B, U) -> (B, U, D); padded steps hold no meaning. With `packing` x is (1, P, D)."""
+    def forward(self, x: Tensor, mask: Tensor, keys: Tensor, packing: Packing | None) -> Tensor:
+        """(B, U, D), mask (B, U), keys as of `key_mask` -> (B, U, D); padded steps hold no meaning. With `packing` x is
+        (1, P, D)."""
         attention, outside = self.self_attention, ~mask[:, None]
         if packing is None:
-            attended = attention(x, mask=mask[:, None, None])
+            attended = attention(x, mask=keys)
         else:
             query, key, value = (attention.heads(y) for y in packing.unpack(attention.qkv(x)).chunk(3, dim=-1))
-            attended = packing.pack(attention.attend(query, key, value, mask[:, None, None]))
+            attended = packing.pack(attention.attend(query, key, value, keys))
             outside = ~packing.real
         x = self.self_attention_norm(x + attended)
         y = self.conv1(x.transpose(1, 2).masked_fill(outside, 0))

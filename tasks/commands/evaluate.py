@@ -188,7 +188,8 @@ def choose_rows(
         if name in first
     ]
     if not rows:
-        raise UserError(f"--split {split}: none of the first {limit} utterances can be served: {dropped[0]['reason']}")
+        reason = dropped[0]["reason"] if dropped else f"there are none for {', '.join(wanted)}"
+        raise UserError(f"--split {split}: none of its {len(first)} utterances can be served: {reason}")
     return rows, dropped
 
 
@@ -260,12 +261,10 @@ class _Evaluation:
         return [done[row.task, row.id] for row in rows if (row.task, row.id) in done]
 
     def _batch(self, rows: list[Any]) -> Iterator[Any]:
-        from ...components.errors import UserError
-
         try:
             batch = self.collate(rows).to(self.model.device)
             predictions = self.model.predict(batch, task=rows[0].task, options=self.options)
-        except (UserError, OSError) as error:
+        except (ValueError, RuntimeError, OSError) as error:
             # What cannot be read or served is named and counted, and takes nothing else with it.
             if len(rows) > 1:
                 for row in rows:
@@ -353,7 +352,11 @@ class _Evaluation:
         resynthesise: Callable[[Any], list[Any] | None] | None = getattr(self.model, "resynthesise", None)
         if self.judge is None or resynthesise is None or rows[0].task == "u2s":
             return
-        again = resynthesise(batch.to(self.model.device))
+        try:
+            again = resynthesise(batch.to(self.model.device))
+        except ValueError as error:
+            self.notes.append(f"no resynthesis for {len(spoken)} utterances: {' '.join(str(error).split())}")
+            return
         if again is not None:
             self._listen("heard_resynthesis", spoken, again, rate)
 

@@ -356,7 +356,7 @@ def joined(predictions: Sequence[Any]) -> Any:
     """The `Prediction`s of the pieces of one input, one behind the other, as one; its score is their mean."""
     import torch
 
-    from ..scoring.text import CHARACTER_LANGUAGES
+    from ..scoring.text import is_spaceless
 
     first = predictions[0]
     texts = [p.text for p in predictions if p.text is not None]
@@ -365,7 +365,7 @@ def joined(predictions: Sequence[Any]) -> Any:
     scores = [p.score for p in predictions if p.score is not None]
     return replace(
         first,
-        text=("" if first.tgt_lang in CHARACTER_LANGUAGES else " ").join(texts) if texts else None,
+        text=("" if is_spaceless(first.tgt_lang) else " ").join(texts) if texts else None,
         units=[unit for row in units for unit in row] if units else None,
         audio=torch.cat(waves) if waves else None,
         score=sum(scores) / len(scores) if scores else None,

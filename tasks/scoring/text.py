@@ -19,11 +19,21 @@ import numpy as np
 from sacrebleu.metrics.bleu import BLEU
 from sacrebleu.metrics.chrf import CHRF
 
-CHARACTER_LANGUAGES = frozenset({"cmn", "cmn_Hant", "jpn", "tha", "lao", "mya"})
-"""Written without spaces between words: BLEU counts characters, and the error rate is CER."""
+_SPACELESS = frozenset({"cmn", "zho", "yue", "jpn", "tha", "lao", "mya"})
 
 RESAMPLES = 1000
 SEED = 12345
+
+
+def is_spaceless(lang: str | None) -> bool:
+    """Whether a language is written without spaces between words: BLEU counts characters, and the error rate is CER.
+
+    The five of SeamlessM4T (Barrault et al. 2023, section 4), Chinese as NLLB names it, and Cantonese.
+
+    Args:
+        lang: ISO 639-3 code, with a script or without: `cmn`, `cmn_Hant`, `zho_Hans`; None is none.
+    """
+    return lang is not None and lang.partition("_")[0] in _SPACELESS
 
 
 class Metric(ABC):
@@ -67,7 +77,7 @@ class _SacreBLEU(Metric):
 
 
 class Bleu(_SacreBLEU):
-    """BLEU (Papineni et al. 2002) by sacrebleu: 13a tokens, or characters for `CHARACTER_LANGUAGES`; exp smoothing.
+    """BLEU (Papineni et al. 2002) by sacrebleu: 13a tokens, or characters where `is_spaceless`; exp smoothing.
 
     Args:
         lang: ISO 639-3 code of the text.
@@ -77,7 +87,7 @@ class Bleu(_SacreBLEU):
     name = "bleu"
 
     def __init__(self, lang: str = "eng", lowercase: bool = False):
-        self.metric = BLEU(tokenize="char" if lang in CHARACTER_LANGUAGES else "13a", lowercase=lowercase)
+        self.metric = BLEU(tokenize="char" if is_spaceless(lang) else "13a", lowercase=lowercase)
 
 
 class Chrf(_SacreBLEU):
@@ -93,7 +103,7 @@ class ErrorRate(Metric):
     """Word or character error rate in percent: (substitutions + deletions + insertions) / reference length, by jiwer.
 
     The rate of a corpus is the sum of errors over the sum of lengths. A sentence without reference words counts its
-    hypothesis words as insertions. Characters are counted without spaces for `CHARACTER_LANGUAGES`.
+    hypothesis words as insertions. Characters are counted without spaces where `is_spaceless`.
 
     Args:
         unit: `word` for WER, `char` for CER.
@@ -105,7 +115,7 @@ class ErrorRate(Metric):
     def __init__(self, unit: Literal["word", "char"] = "word", lang: str = "eng"):
         self.unit = unit
         self.name = "wer" if unit == "word" else "cer"
-        self._squeeze = unit == "char" and lang in CHARACTER_LANGUAGES
+        self._squeeze = unit == "char" and is_spaceless(lang)
 
     @property
     def signature(self) -> str:
@@ -137,7 +147,7 @@ class ErrorRate(Metric):
 
 def error_rate_for(lang: str) -> ErrorRate:
     """WER, or CER for languages written without spaces."""
-    return ErrorRate("char" if lang in CHARACTER_LANGUAGES else "word", lang)
+    return ErrorRate("char" if is_spaceless(lang) else "word", lang)
 
 
 def evaluate_corpus(
