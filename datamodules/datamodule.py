@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import logging
 import math
+import signal
 import zlib
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
@@ -33,6 +34,13 @@ from .spoken_phrases import SpokenPhrases
 
 _log = logging.getLogger(__name__)
 _SHOWN = 5
+
+
+def _outlive_signals(worker: int) -> None:
+    """A worker ends with the process that reads from it, not by a signal to all of their group: that process finishes
+    its step first."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+        signal.signal(number, signal.SIG_IGN)
 
 
 class _Utterances(Dataset[Utterance]):
@@ -303,6 +311,7 @@ class SpeechTranslationData(LightningDataModule):
                 "collate_fn": self.collator(needs),
                 "num_workers": self.num_workers,
                 "persistent_workers": self.num_workers > 0,
+                "worker_init_fn": _outlive_signals,
                 "pin_memory": torch.cuda.is_available(),
             },
         )

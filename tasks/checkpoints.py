@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 import shutil
@@ -16,7 +17,7 @@ from typing import Any, Literal, NoReturn
 
 import torch
 from lightning import LightningModule, Trainer
-from lightning.pytorch.callbacks import Checkpoint
+from lightning.pytorch.callbacks import Checkpoint, WeightAveraging
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
 from ..components.errors import UserError, few
@@ -192,7 +193,8 @@ class Checkpointer(Checkpoint):
         """Whether any process was told to stop: saving is done together, so all must stop at the same step."""
         if trainer.world_size > 1:
             told = torch.tensor(self._signal, device=trainer.strategy.root_device)
-            self._signal = int(trainer.strategy.reduce(told, reduce_op="max"))
+            torch.distributed.all_reduce(told, op=torch.distributed.ReduceOp.MAX)  # the strategy's has a barrier too
+            self._signal = int(told)
         return bool(self._signal)
 
     def _stop(self, trainer: Trainer) -> NoReturn:
@@ -223,8 +225,11 @@ class Checkpointer(Checkpoint):
             _save(trainer, self.last)
             self._stop(trainer)
         # The last step too, here: at the end of the training its epoch counts as read, and a longer run that goes on
-        # would leave out the rest of it.
-        if trainer.global_step % self.every_steps == 0 or trainer.global_step == trainer.max_steps:
+        # would leave out the rest of it; and averaged weights stand in the place of the model's.
+        ends = trainer.global_step == trainer.max_steps or (
+            trainer.fit_loop.epoch_loop.batch_progress.is_last_batch and trainer.current_epoch + 1 == trainer.max_epochs
+        )
+        if trainer.global_step % self.every_steps == 0 or ends:
             self._save_last(trainer)
 
     def _validation_due(self, trainer: Trainer) -> bool:
@@ -247,8 +252,11 @@ class Checkpointer(Checkpoint):
     def _save_before_validation(self, trainer: Trainer) -> None:
         """Save the step that this validation follows, in such a way that a run that goes on begins with all of it."""
         loop = trainer.fit_loop
-        if loop._should_accumulate() or (trainer.check_val_every_n_epoch or 1) > 1:
-            return  # there is no such way: the run goes on from the last save, which gives the same in the end
+        averages = any(isinstance(callback, WeightAveraging) for callback in trainer.callbacks)  # pyright: ignore[reportAttributeAccessIssue]
+        # There is no such way within an accumulated step, between validations that are counted in epochs, and while the
+        # model has averaged weights for the validation: the run goes on from the last save, and ends the same.
+        if loop._should_accumulate() or (trainer.check_val_every_n_epoch or 1) > 1 or averages:
+            return
         progress = loop.epoch_loop.val_loop.batch_progress
         progress.reset()
         vars(progress.total).update(ready=1, started=1)  # by which Lightning knows a validation that was cut off
@@ -281,8 +289,8 @@ class Checkpointer(Checkpoint):
 
     def _rank(self, name: str, score: Any) -> list[str]:
         """Enter a checkpoint among the best; return the names that fall out."""
-        if self.keep_best <= 0 or score is None:
-            return []
+        if self.keep_best <= 0 or score is None or not math.isfinite(float(score)):
+            return []  # a number that is none compares with nothing, and would stay for good
         self.best[name] = float(score)
         ordered = sorted(self.best, key=self.best.__getitem__, reverse=self.mode == "max")
         self.best = {kept: self.best[kept] for kept in ordered[: self.keep_best]}

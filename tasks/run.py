@@ -372,14 +372,23 @@ def _settled(config: Any, free: Sequence[str] = ()) -> list[str]:
     return OmegaConf.to_yaml(config, sort_keys=True).splitlines()
 
 
+def take_languages(config: DictConfig, folder: Path) -> None:
+    """Fill in the languages that the run in a folder found in its data, where a config leaves them to the data."""
+    if "tokenizer" in config.task and not config.tokenizer.languages:
+        config.tokenizer.languages = (
+            OmegaConf.select(OmegaConf.load(folder / "config.yaml"), "tokenizer.languages") or []
+        )
+
+
 def forget_failed_start(folder: Path, config: DictConfig) -> None:
     """Give a folder free in which another config failed before it trained anything: what it left is a config and a
     vocabulary. Call it before the vocabulary is read."""
     path = folder / "config.yaml"
     if not path.exists() or {item.name for item in folder.iterdir()} - _LEFT_BY_A_START:
         return
-    old, unknown = OmegaConf.load(path), ["tokenizer.languages"]  # filled in from the data
-    if _settled(old.copy(), unknown) != _settled(OmegaConf.create(to_yaml(config)), unknown):
+    old, new = OmegaConf.load(path), config.copy()
+    take_languages(new, folder)
+    if _settled(old.copy()) != _settled(OmegaConf.create(to_yaml(new))):
         model = OmegaConf.select(old, "tokenizer.model")
         if model and Path(str(model)).parent == folder:
             Path(str(model)).unlink(missing_ok=True)

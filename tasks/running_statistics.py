@@ -45,8 +45,9 @@ class RunningStatistics:
                 merged[:-1] = kept * merged[:-1] + (one[:-1] - kept * before[:-1])
                 merged[-1] += batches
             size = (len(merged) - 1) // 2
-            norm.running_mean.copy_(merged[:size])  # pyright: ignore[reportCallIssue]
-            norm.running_var.copy_(merged[size:-1])  # pyright: ignore[reportCallIssue]
+            # Past autograd: torch's own norms keep these for the backward pass, in which they do not count.
+            norm.running_mean.data.copy_(merged[:size])  # pyright: ignore[reportCallIssue, reportAttributeAccessIssue]
+            norm.running_var.data.copy_(merged[size:-1])  # pyright: ignore[reportCallIssue, reportAttributeAccessIssue]
             norm.num_batches_tracked.copy_(merged[-1])  # pyright: ignore[reportCallIssue]
 
 

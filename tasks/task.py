@@ -9,6 +9,7 @@ import time
 from abc import ABC, abstractmethod
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from typing import Any, ClassVar
 
 import torch
@@ -180,7 +181,7 @@ class Task(LightningModule, ABC):
 
     def attach_optimizer(self, optimizer: Callable[..., Any], schedule: Callable[..., Any] | None) -> None:
         """Give the optimizer (called with the trainable parameters) and the schedule (called with the optimizer)."""
-        self._make_optimizer, self._make_schedule = optimizer, schedule
+        self._make_optimizer, self._make_schedule = partial(_unscaled, optimizer), schedule
 
     def configure_optimizers(self) -> Any:
         if self._make_optimizer is None:
@@ -234,10 +235,7 @@ class Task(LightningModule, ABC):
         count = self._count
         if world > 1:
             count = self.all_gather(count).sum()  # pyright: ignore[reportAttributeAccessIssue]
-        scale = world / count.clamp(min=1)  # DDP and FSDP average gradients over ranks: undo it
-        for parameter in self.parameters():
-            if parameter.grad is not None:
-                parameter.grad.mul_(scale)
+        _scale_gradients(self.parameters(), world / count.clamp(min=1))  # DDP and FSDP average them over ranks: undo it
         self._count = None
 
     def configure_gradient_clipping(
@@ -259,9 +257,7 @@ class Task(LightningModule, ABC):
             if gradient_clip_val and gradient_clip_algorithm == "value":
                 nn.utils.clip_grad_value_(parameters, gradient_clip_val)
             elif gradient_clip_val:
-                factor = (gradient_clip_val / (norm + 1e-6)).clamp(max=1.0)
-                for parameter in parameters:
-                    parameter.grad.mul_(factor)  # pyright: ignore[reportOptionalMemberAccess]
+                _scale_gradients(parameters, (gradient_clip_val / (norm + 1e-6)).clamp(max=1.0))
         self._window_ids.clear()
 
     def _skip_step(self, parameters: list[nn.Parameter]) -> None:
@@ -411,6 +407,23 @@ def _add(sums: dict[str, Loss], values: Mapping[str, Loss]) -> None:
     for name, value in values.items():
         kept = Loss(value.total.detach().float(), value.count.detach().float())
         sums[name] = sums[name] + kept if name in sums else kept
+
+
+def _unscaled(make: Callable[..., torch.optim.Optimizer], *args: Any, **options: Any) -> torch.optim.Optimizer:
+    """An optimizer before which a gradient scaler divides the gradients: fused ones would do so themselves, behind the
+    norm and the clipping."""
+    optimizer = make(*args, **options)
+    optimizer._step_supports_amp_scaling = False  # pyright: ignore[reportAttributeAccessIssue]
+    return optimizer
+
+
+def _scale_gradients(parameters: Iterable[nn.Parameter], factor: Tensor) -> None:
+    """Multiply all gradients by () a number, in few kernels; of sharded ones each process has its shard."""
+    found = (parameter.grad for parameter in parameters)
+    gradients = [grad.to_local() if isinstance(grad, DTensor) else grad for grad in found if grad is not None]
+    if gradients:
+        with torch.no_grad():
+            torch._foreach_mul_(gradients, factor)  # pyright: ignore[reportPrivateImportUsage]
 
 
 _BLOCK = 2**18  # elements that are in the cache as float64

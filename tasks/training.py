@@ -11,8 +11,8 @@ import sys
 import threading
 import time
 import warnings
-from collections.abc import Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +46,7 @@ from .run import (
     pid_lock,
     published_references,
     settle_config,
+    take_languages,
     turns,
 )
 from .shapes import trace
@@ -148,10 +149,11 @@ def _train_one(config: DictConfig) -> dict[str, Any]:
 
 
 def _settle(config: DictConfig, folder: Path) -> Any:
-    """The data of a run, and its folder with config and vocabulary; processes of one run come through one at a time."""
+    """The data of a run, and its folder with config and vocabulary; processes of one run write one at a time."""
     with turns(folder):
         forget_failed_start(folder, config)
-        data = prepare_data(config)
+    data = prepare_data(config, lambda: turns(folder))
+    with turns(folder):
         settle_config(folder, to_yaml(config))
     return data
 
@@ -180,37 +182,48 @@ def _wait_for_result(folder: Path) -> dict[str, Any]:
     return _result(folder)
 
 
-def prepare_data(config: DictConfig) -> Any:
+def prepare_data(config: DictConfig, turn: Callable[[], AbstractContextManager] = nullcontext) -> Any:
     """Build the DataModule of a config; make the corpus and train the tokenizer where they are missing.
 
     Fills in `tokenizer.languages` from the data where the config leaves it empty. Only SentencePiece models are
     trained, and only inside the run folder: a tokenizer of another kind brings its file and its languages.
+
+    Args:
+        config: composed; changed as said.
+        turn: what to write in: one process at a time. Manifests are read outside, by all processes at once.
 
     Raises:
         UserError: a file that is missing and is not trained here.
     """
     allowed = allow_list(config)
     data = build(config.data, allowed=allowed, tokenizer=None)
-    data.prepare_data()
+    with turn():
+        data.prepare_data()
     if "tokenizer" in config.task:
         trainable = _is_trainable(config.tokenizer)
         if trainable and not config.tokenizer.languages:
             config.tokenizer.languages = list(data.languages())
         model = Path(config.tokenizer.model)
-        if trainable and not model.exists():
-            run = Path(config.stage_dir).parent
-            if not model.is_relative_to(run):
-                raise UserError(
-                    f"tokenizer.model={model}: no such file; correct the path, or leave it out and a vocabulary is "
-                    f"trained on the texts of the data, inside the run folder {run}"
-                )
-            languages = len(config.tokenizer.languages)
-            train_sentencepiece(
-                data.texts("train"), model, vocab_size=config.tokenizer.vocab_size, num_languages=languages
-            )
-            say(f"tokenizer: trained on the texts of the training data: {model}")
+        if trainable:
+            with turn():
+                _train_vocabulary(config, data, model)
         data.tokenizer = build(config.tokenizer, allowed=allowed)
     return data
+
+
+def _train_vocabulary(config: DictConfig, data: Any, model: Path) -> None:
+    """Train a SentencePiece model on the texts of the training data where there is none."""
+    if model.exists():
+        return
+    run = Path(config.stage_dir).parent
+    if not model.is_relative_to(run):
+        raise UserError(
+            f"tokenizer.model={model}: no such file; correct the path, or leave it out and a vocabulary is "
+            f"trained on the texts of the data, inside the run folder {run}"
+        )
+    languages = len(config.tokenizer.languages)
+    train_sentencepiece(data.texts("train"), model, vocab_size=config.tokenizer.vocab_size, num_languages=languages)
+    say(f"tokenizer: trained on the texts of the training data: {model}")
 
 
 def _is_trainable(tokenizer: DictConfig) -> bool:
@@ -265,6 +278,9 @@ def _fit(config: DictConfig, task: Task, data: Any, folder: Path) -> dict[str, A
     )
     # Lightning's own handlers end a run that has not begun with exit 0, and tell other processes by a collective.
     trainer._signal_connector.register_signal_handlers = lambda: None
+    trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: (
+        None
+    )  # at each batch, of what these would have heard
     watch_processes(trainer)
     counts = [sum(p.numel() for p in task.parameters() if p.requires_grad), sum(p.numel() for p in task.parameters())]
     say(f"{type(task).__name__}: {counts[0]:,} of {counts[1]:,} parameters learn; run folder {folder}")
@@ -334,8 +350,7 @@ def _needs_no_process(config: DictConfig) -> bool:
     folder = Path(config.run_dir)
     if not is_done(folder):
         return False
-    if "tokenizer" in config.task and not config.tokenizer.languages:
-        config.tokenizer.languages = OmegaConf.load(folder / "config.yaml").tokenizer.languages
+    take_languages(config, folder)
     settle_config(folder, to_yaml(config))
     return _is_trained(folder)
 

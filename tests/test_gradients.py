@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +12,7 @@ import pytest
 import torch
 from lightning import Trainer
 from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.plugins.precision import MixedPrecision
 from voxzoo.components.errors import UserError
 from voxzoo.components.types import Batch, Loss
 from voxzoo.configs import compose
@@ -102,6 +105,23 @@ def test_gradients_are_clipped_as_asked(algorithm: str, parts):
         assert all(norm == pytest.approx(1e-3, rel=1e-2) for norm, _ in norms)
     else:
         assert all(largest == pytest.approx(1e-3) and norm > 2e-3 for norm, largest in norms)
+
+
+def test_a_fused_optimizer_sees_what_any_other_sees_under_a_scaler(parts):
+    """Fused ones would divide by the scale amid their step, behind the norm and the clipping."""
+    found = []
+    for fused in (False, True):
+        task, data = deepcopy(parts[0]), parts[1]
+        task.attach_optimizer(partial(torch.optim.SGD, lr=0.1, fused=fused), None)
+        torch.manual_seed(0)
+        scaler = torch.amp.GradScaler("cpu", init_scale=16.0)  # pyright: ignore[reportPrivateImportUsage]
+        poison = Poison(task, {1}, float("inf"))
+        fit(task, data, poison, max_steps=3, gradient_clip_val=0.1, plugins=[MixedPrecision("16-mixed", "cpu", scaler)])
+        assert task.skipped_steps == 1
+        found.append((float(task._grad_norm), task.state_dict()))
+    assert found[0][0] == pytest.approx(found[1][0], rel=1e-3)
+    for name, value in found[0][1].items():
+        torch.testing.assert_close(value, found[1][1][name], atol=1e-4, rtol=1e-3, msg=name)
 
 
 def test_the_norm_is_that_of_all_gradients_together():

@@ -18,7 +18,8 @@ import torch
 
 # Loaded by the runs through `callbacks.spy`. It notes what each process does, and sends the process a signal at the
 # moment that SPY names, "MOMENT RANK COUNT SIGNAL": the COUNTth time that the process comes to it. Then SIGTERM follows
-# again and again, to the end of the process. "meet": the first process waits for the second one to begin, in vain.
+# again and again, to the end of the process. RANK -1: each process; -2: all of the group, workers that read data too.
+# "meet": the first process waits for the second one to begin, in vain.
 SPY = """
 import json, os, signal, threading, time
 from pathlib import Path
@@ -44,12 +45,12 @@ class Spy(Callback):
             print(json.dumps(what), file=file, flush=True)
 
     def at(self, moment: str) -> None:
-        if moment != self.moment or self.rank not in (-1, getattr(self, "own", None)):
+        if moment != self.moment or self.rank not in (-1, -2, getattr(self, "own", None)):
             return
         self.count -= 1
         if self.count == 0:
             self.say(killed=moment)
-            os.kill(os.getpid(), self.number)
+            os.killpg(0, self.number) if self.rank == -2 else os.kill(os.getpid(), self.number)
             threading.Thread(target=self.repeat, daemon=True).start()
 
     def repeat(self) -> None:
@@ -243,6 +244,40 @@ def test_a_scheduler_s_signal_loses_no_step(how: str, moment: str, number: signa
 
     assert trained(name) == trained(expected)
     assert set(trained(name).values()) == {1}
+
+
+@pytest.mark.slow
+def test_a_signal_to_all_processes_of_a_group_leaves_those_that_read_data_at_work(runs: Runs):
+    more = ["data.num_workers=2", "trainer.max_steps=9"]
+    code, said = runs.run("group", "one", f"step -2 5 {int(signal.SIGTERM)}", *more)
+    assert code == 75, said
+    assert "voxzoo train: stopped by SIGTERM at step 5" in said
+    assert "worker" not in said
+    assert runs.run("group", "one", "none 0 0 0", *more)[0] == 0
+    steps = [note["step"] for note in runs.notes("group") if "step" in note]
+    assert steps == list(range(1, 10))
+
+
+@pytest.mark.slow
+def test_a_signal_while_averaged_weights_are_validated_changes_nothing(runs: Runs):
+    more = [
+        "callbacks.ema._target_=lightning.pytorch.callbacks.EMAWeightAveraging", "callbacks.ema.decay=0.5",
+        "trainer.max_steps=-1", "trainer.max_epochs=2", "schedule=constant",
+    ]  # fmt: skip
+    assert runs.run("averaged", "one", "none 0 0 0", *more)[0] == 0
+    code, said = runs.run("averaged-told", "one", f"validation 0 1 {int(signal.SIGTERM)}", *more)
+    assert code == 75, said
+    assert runs.run("averaged-told", "one", "none 0 0 0", *more)[0] == 0
+    runs.same_end("averaged-told", "averaged")
+    for name in ("averaged", "averaged-told"):  # the model's own weights are kept beside the average
+        found = runs.last(name)
+        assert_differ(found["state_dict"], found["current_model_state"])
+
+
+def assert_differ(first: dict[str, Any], second: dict[str, Any]) -> None:
+    shared = [key for key, value in first.items() if key in second and value.is_floating_point()]
+    assert shared
+    assert any(not torch.equal(first[key], second[key]) for key in shared)
 
 
 LEGS = {

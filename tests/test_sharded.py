@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -303,6 +304,19 @@ def test_running_statistics_of_two_processes_are_those_of_one_that_saw_both_batc
             torch.testing.assert_close(value, expected[key], atol=1e-6, rtol=1e-6, msg=key)
     modules[0].eval()
     assert RunningStatistics(modules[0]).norms == []
+
+
+def test_merged_statistics_do_not_stand_in_the_way_of_the_backward_pass():
+    norms = torch.nn.Sequential(torch.nn.BatchNorm1d(4), torch.nn.BatchNorm1d(4))
+    alone, batch = deepcopy(norms), torch.randn(6, 4)
+    statistics = RunningStatistics(norms)
+    loss = norms(batch).square().sum()
+    statistics.merge(lambda own: torch.stack([own, own]))
+    loss.backward()
+    alone(batch).square().sum().backward()
+    for one, other in zip(norms.parameters(), alone.parameters(), strict=True):
+        assert one.grad is not None
+        assert torch.equal(one.grad, other.grad)
 
 
 # Checkpoints in shards

@@ -22,7 +22,8 @@
 export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
 
 # One task for each GPU (--ntasks-per-node = --gpus-per-node). When one ends, the others have a minute to end too.
-srun --kill-on-bad-exit=0 --wait=60 voxzoo train "$@"
+# Between 22.05 and 23.02 srun does not take the number of cores from the job.
+srun --kill-on-bad-exit=0 --wait=60 ${SLURM_CPUS_PER_TASK:+--cpus-per-task="$SLURM_CPUS_PER_TASK"} voxzoo train "$@"
 code=$?
 
 # 75: stopped and saved. 138: SIGUSR1 came before Python had begun.
