@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
@@ -48,7 +48,7 @@ class GanVocoder(UnitVocoderTask):
     Args:
         vocoder: what learns and serves; one that learns samples (not Griffin-Lim).
         discriminator: what it learns against.
-        unit_extractor: see `UnitVocoderTask`.
+        unit_extractor, vocoder_languages, speaker: see `UnitVocoderTask`.
         discriminator_lr: learning rate of the discriminator; null: that of `optim`, whose other settings both share.
         loss_weights: weights by name, in place of those above.
     """
@@ -63,9 +63,16 @@ class GanVocoder(UnitVocoderTask):
         unit_extractor: UnitExtractor | None = None,
         discriminator_lr: float | None = None,
         loss_weights: Mapping[str, float] | None = None,
+        vocoder_languages: Sequence[str] = (),
+        speaker: int | None = None,
     ) -> None:
-        weights = {**_WEIGHTS, **(loss_weights or {})}
-        super().__init__(vocoder=vocoder, unit_extractor=unit_extractor, loss_weights=weights)
+        super().__init__(
+            vocoder=vocoder,
+            unit_extractor=unit_extractor,
+            loss_weights={**_WEIGHTS, **(loss_weights or {})},
+            vocoder_languages=vocoder_languages,
+            speaker=speaker,
+        )
         if not vocoder.learns_samples:
             raise UserError(
                 f"vocoder: {type(vocoder).__name__} makes no samples that a discriminator could train; take "
@@ -106,7 +113,7 @@ class GanVocoder(UnitVocoderTask):
 
     def _reconstruct(self, batch: Batch) -> Reconstruction:
         units, speech = self.pairs(batch)
-        return self.vocoder.reconstruct(units, speech, batch.speaker)
+        return self.vocoder.reconstruct(units, speech, **self.told(batch, units.device))
 
     def _judge(self, made: Reconstruction) -> tuple[dict[str, Loss], dict[str, Loss]]:
         """The discriminator's loss, and mean scores."""

@@ -36,6 +36,7 @@ from .shapes import FakeTokenizer
 from .simulation import Footprint, Kind, OptimizerFootprint, make_fake, simulate, simulate_optimizer, tensors_of
 from .strategies import units
 from .task import Task
+from .voices import made_up_languages
 
 GB = 10**9
 _TEXT_RATE, _UNIT_RATE, _SAMPLE_RATE = 4.0, 50, 16000  # a second of speech: subwords, units, samples
@@ -369,6 +370,7 @@ class Rehearsal:
         return Batch(
             ids=("",) * len(rows),
             task=(sorted(self.task.modes)[0],) * len(rows) if self.task.modes else (),
+            tgt_lang=made_up_languages(self.task, len(rows)),
             speech=speech,
             transcript=ids("transcript"),
             source=ids("source"),

@@ -6,7 +6,7 @@ Letters: B batch, T frames, S subwords, U units, N samples.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -20,6 +20,7 @@ from ..configs.build import build
 from ..configs.targets import allow_list
 from .lora import apply_lora
 from .task import Task
+from .voices import made_up_languages, told_to_vocoder
 
 # The calls of each role that a task makes while it trains.
 _CALLS = {
@@ -115,6 +116,7 @@ def fake_batch(task: Task, frontend: Any) -> Batch:
     return Batch(
         ids=("a", "b"),
         task=(sorted(task.modes)[0],) * 2 if task.modes else (),
+        tgt_lang=made_up_languages(task, 2),
         speech=real(frames, width) if width > 1 else real(samples),
         transcript=ids(words),
         source=ids(words + 2),
@@ -164,9 +166,14 @@ def _watch(role: str, part: nn.Module, row: Row) -> None:
 def _serve(task: Task, batch: Batch, rows: dict[str, Row]) -> None:
     """Call the parts that training does not call, as inference does."""
     parts = task.parts()
-    vocoder, extractor = parts.get("vocoder"), parts.get("unit_extractor")
+    vocoder: Any = parts.get("vocoder")
+    extractor = parts.get("unit_extractor")
     if vocoder is not None and batch.units is not None and not rows["vocoder"].output:
-        vocoder(batch.units, durations=batch.units)
+        languages: Any = getattr(task, "vocoder_languages", ())
+        spoken = replace(batch, tgt_lang=tuple(languages[:1]) * len(batch.ids))
+        speaker = getattr(task, "speaker", None)
+        told = told_to_vocoder(vocoder, spoken, languages, speaker, batch.units.device)
+        vocoder(batch.units, durations=batch.units, **told)
     if extractor is not None and batch.target_speech is not None and not rows["unit_extractor"].output:
         extractor(batch.target_speech)
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -29,6 +29,7 @@ from ..components.roles import (
 from ..components.search import Hypothesis, SearchOptions
 from ..components.types import Batch, Loss, Padded, Prediction
 from .speech_to_text import SpeechToText, prefixes, text_predictions, translate_text
+from .voices import require_languages, require_voices, resynthesise, told_to_t2u, told_to_vocoder
 
 
 class SpeechToSpeechUnitY(SpeechToText):
@@ -56,7 +57,8 @@ class SpeechToSpeechUnitY(SpeechToText):
             `keep`: yes (SeamlessM4T v1 in transformers; the decoder then runs once more over the finished text).
             `keep_shorter`: in all rows of a batch but the longest, so that a row depends on its batch (v2 in
             transformers; in training as `strip`).
-        t2u_languages: the languages of `t2u` in the order of their tokens; empty where it has none.
+        t2u_languages: the languages of `t2u` in the order of their tokens; empty where it has none. A second pass that
+            takes no language is not told; what is named here still bounds what is spoken.
         vocoder_languages: the languages of `vocoder` in the order of its table; empty where it has none.
         speaker: speaker of the vocoder; None leaves it to the vocoder.
     """
@@ -116,12 +118,8 @@ class SpeechToSpeechUnitY(SpeechToText):
                 "text_seq2seq: give both of the first, or text_seq2seq.num_encoder_layers above 0"
             )
         self.modes = modes  # pyright: ignore[reportAttributeAccessIssue]
-        there = getattr(t2u, "num_languages", len(self.t2u_languages))
-        if self.t2u_languages and there != len(self.t2u_languages):
-            raise ValueError(
-                f"t2u_languages names {len(self.t2u_languages)}, but t2u.num_languages is {there}: name each, in the "
-                "order of their tokens"
-            )
+        require_languages(t2u, self.t2u_languages)
+        require_voices(vocoder, self.vocoder_languages, speaker)
         for owner, part in (("t2u", t2u), ("unit_extractor", unit_extractor)):
             if part is not None and part.num_units != vocoder.num_units:
                 raise ValueError(
@@ -157,8 +155,8 @@ class SpeechToSpeechUnitY(SpeechToText):
                 predicting = Padded(states.data[:, :-1], (states.lengths - 1).clamp(min=0)) if keep else states
                 losses, statistics = self.text_losses(batch, encoded, adapted, predicting)
         second, text = self.second_pass_input(states, batch.target)
-        lang = place_of(batch.tgt_lang, self.t2u_languages, "t2u_languages", second.device)
-        losses.update(self.t2u(second, batch.units, text, **({} if lang is None else {"lang": lang})))
+        told = told_to_t2u(self.t2u, batch, self.t2u_languages, second.device, training=True)
+        losses.update(self.t2u(second, batch.units, text, **told))
         return losses, statistics
 
     def second_pass_input(self, states: Padded, target: Padded) -> tuple[Padded, Padded]:
@@ -189,7 +187,10 @@ class SpeechToSpeechUnitY(SpeechToText):
         assert self.tokenizer is not None
         speak = mode.endswith("2st")
         # A language that cannot be spoken is refused before the first pass runs.
-        how = self._voices(batch.tgt_lang) if speak else ({}, {})
+        told, voice = {}, {}
+        if speak:
+            told = told_to_t2u(self.t2u, batch, self.t2u_languages, self.device)
+            voice = told_to_vocoder(self.vocoder, batch, self.vocoder_languages, self.speaker, self.device)
         if mode.startswith("t2"):
             if batch.source is None:
                 raise UserError(f"{mode} reads text, but the batch has none")
@@ -203,25 +204,12 @@ class SpeechToSpeechUnitY(SpeechToText):
         if not speak:
             return predictions
         states, text = self.second_pass_of(hypotheses, memory, prefixes(batch, mode, self.tokenizer))
-        output = self.t2u.generate(states, text, **how[0])
-        speech = self.vocoder(output.units, durations=output.durations, **how[1])
+        output = self.t2u.generate(states, text, **told)
+        speech = self.vocoder(output.units, durations=output.durations, **voice)
         return [
             replace(p, units=units.tolist(), audio=audio.float().cpu(), sample_rate=self.vocoder.sample_rate)
             for p, units, audio in zip(predictions, output.units.unpad(), speech.unpad(), strict=True)
         ]
-
-    def _voices(self, languages: Sequence[str]) -> tuple[dict[str, Any], dict[str, Any]]:
-        """What second pass and vocoder are told of the languages of the rows.
-
-        Raises:
-            UserError: a language that one of them does not have.
-        """
-        lang = place_of(languages, self.t2u_languages, "t2u_languages", self.device)
-        voice = place_of(languages, self.vocoder_languages, "vocoder_languages", self.device)
-        spoken: dict[str, Any] = {} if voice is None else {"lang": voice}
-        if self.speaker is not None:
-            spoken["speaker"] = torch.full((len(languages),), self.speaker, device=self.device)
-        return {} if lang is None else {"lang": lang}, spoken
 
     def second_pass_of(
         self, hypotheses: list[Hypothesis], memory: Padded, prefix: list[list[int]]
@@ -266,32 +254,4 @@ class SpeechToSpeechUnitY(SpeechToText):
 
         None where the batch has neither units nor target speech.
         """
-        return resynthesise(self.vocoder, self.unit_extractor, batch)
-
-
-def place_of(languages: Sequence[str], known: Sequence[str], key: str, device: torch.device | str) -> Tensor | None:
-    """(B,) place of each row's language in a table; None where there is no table, or the rows have no language.
-
-    Raises:
-        UserError: a language that the table does not have.
-    """
-    if not known or not languages:
-        return None
-    missing = sorted(set(languages) - set(known))
-    if missing:
-        raise UserError(
-            f"no speech output in {', '.join(missing)} (task.{key}): this run speaks {', '.join(known)}; for text use "
-            "s2tt or t2tt"
-        )
-    return torch.tensor([known.index(lang) for lang in languages], device=device)
-
-
-def resynthesise(vocoder: UnitVocoder, unit_extractor: UnitExtractor | None, batch: Batch) -> list[Tensor] | None:
-    """Reference units (given, or made from the target speech) through a vocoder: one (N,) waveform per row, or None."""
-    units = batch.units
-    if units is None:
-        if unit_extractor is None or batch.target_speech is None:
-            return None
-        units = unit_extractor(batch.target_speech)
-    durations = units.with_data(torch.ones_like(units.data))
-    return [audio.float().cpu() for audio in vocoder(units, durations=durations).unpad()]
+        return resynthesise(self.vocoder, self.unit_extractor, batch, self.vocoder_languages, self.speaker)

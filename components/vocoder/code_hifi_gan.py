@@ -201,7 +201,7 @@ class CodeHiFiGAN(UnitVocoder):
         if self.default_speaker == "first_of_language" and lang is not None:
             default = torch.tensor(self.first_speakers, device=device)[lang]
         else:
-            default = torch.full((batch,), int(self.default_speaker), device=device)
+            default = torch.full((batch,), int(self.default_speaker or 0), device=device)
         if speaker is None:
             return lang, default
         speaker = speaker.to(device)
