@@ -359,6 +359,39 @@ def test_languages_of_the_second_pass_are_named_and_told(make: Callable[..., Cas
         make("speech_to_speech_unity", "text_seq2seq.num_encoder_layers=0", "task.speech_encoder=null")
 
 
+@pytest.mark.parametrize("t2u", ["tiny", "tiny_unity2"])
+def test_a_second_pass_without_languages_is_told_none(t2u: str, make: Callable[..., Case]):
+    words = ("speech_to_speech_unity", f"t2u={t2u}", "text_seq2seq.num_encoder_layers=0")
+    plain, named = make(*words), make(*words, "task.t2u_languages=[eng,spa]")
+    batch = plain.batch()
+    for case in (plain, named):
+        case.task.eval()
+    expected = plain.task.losses(batch)
+    for key, loss in named.task.losses(batch).items():
+        assert loss.total == expected[key].total, key
+    options = SearchOptions(beam_size=1, max_length=6)
+    one, other = (case.task.predict(batch, task="s2st", options=options) for case in (plain, named))
+    assert [row.units for row in one] == [row.units for row in other]
+    with pytest.raises(UserError, match=r"no speech output in fra \(task\.t2u_languages\): this run speaks eng, spa"):
+        named.task.predict(replace(batch, tgt_lang=("fra",) * 4), task="s2st")
+
+
+def test_resynthesis_of_a_second_pass_speaks_each_language(make: Callable[..., Case]):
+    voices = ("vocoder=tiny_hifi_gan", "vocoder.num_langs=2", "vocoder.num_speakers=3", "vocoder.lang_dim=4")
+    words = ("task.vocoder_languages=[spa,eng]", "task.speaker=2", "vocoder.speaker_dim=4")
+    case = make("speech_to_speech_unity", *voices, *words)
+    task: Any = case.task.eval()
+    batch = replace(case.batch(slice(0, 2)), tgt_lang=("eng", "spa"))
+    assert batch.units is not None
+    ones = batch.units.with_data(torch.ones_like(batch.units.data))
+    with torch.inference_mode():
+        expected = task.vocoder(batch.units, torch.tensor([1, 0]), torch.tensor([2, 2]), ones).unpad()
+    for row, audio in zip(task.resynthesise(batch), expected, strict=True):
+        assert row.equal(audio)
+    with pytest.raises(UserError, match=r"no speech output in fra \(task\.vocoder_languages\)"):
+        task.resynthesise(replace(batch, tgt_lang=("fra", "spa")))
+
+
 # Checkpoints
 
 
