@@ -237,7 +237,7 @@ def task(key: str, value: Any, tmp_path: Any) -> Results:
         with torch.no_grad():
             states, text = built.second_pass_of(found, MEMORY, [[3, 10]] * 3)
         return (states.lengths.tolist(), text.data.tolist()), None
-    built = unity(ar_t2u(dropout=0.0, attention_dropout=0.0), **{key: value})
+    built = unity(ar_t2u(dropout=0.0, attention_dropout=0.0), t2u_languages=["eng", "spa"], **{key: value})
     units = Padded(torch.randint(0, 9, (3, 8)), torch.tensor([8, 5, 6]))
     langs = {"src_lang": ("spa",) * 3, "tgt_lang": ("eng",) * 3}
     batch = Batch(("a", "b", "c"), speech=SPEECH, target=TEXT, transcript=TEXT, units=units, **langs)
