@@ -188,7 +188,7 @@ def test_check_takes_named_languages(tiny: list[str], words: list[str]):
         ),
         (
             ["task=unit_vocoder", "vocoder=seamless_m4t_v2"],
-            "task.vocoder_languages names none, but vocoder.num_langs is 36: name each, in the order of its table: [arb",
+            "task.vocoder_languages names none, but vocoder.num_langs is 36: name each, in the order of its table: [",
         ),
     ],
 )
