@@ -20,7 +20,8 @@ from voxzoo.components.converters.files import read_pickle
 from voxzoo.components.converters.published import family_of
 from voxzoo.components.errors import UserError
 from voxzoo.components.types import Padded
-from voxzoo.configs.compose import compose
+from voxzoo.configs import build, compose
+from voxzoo.tasks.cli import main
 
 transformers = pytest.importorskip("transformers")
 Nodes = dict[str, dict[str, Any]]
@@ -301,3 +302,36 @@ def test_tensors_of_either_format_are_read_and_nothing_else(
     path.write_bytes(path.read_bytes()[:60])
     with pytest.raises(UserError, match=r"x\.pt: damaged, or not written by torch\.save"):
         read_pickle(path, settings)
+
+
+# A run
+
+
+@pytest.mark.slow
+def test_a_run_that_made_its_own_units_goes_out(
+    tiny: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    """From YAML: refused with what to do, and written with a line for each thing that transformers does otherwise."""
+    monkeypatch.chdir(tmp_path)
+    data = build(compose([*tiny, f"root={tmp_path}"]).data, allowed=("voxzoo",), tokenizer=None)
+    data.prepare_data()
+    rows = [row.id for split in data.splits() for row in data.rows(split)]
+    Path("units.jsonl").write_text("".join(json.dumps({"id": row, "units": [1, 2, 3] * 30}) + "\n" for row in rows))
+    command = [
+        *("train", *tiny, "task=speech_to_speech_unity", "task.ctc_weight=0", "task.vocoder_languages=[eng,spa]"),
+        *("adaptor=tiny", "adaptor.kernel_size=8", "adaptor.stride=8", "speech_encoder.intermediate_ffn=true"),
+        *("t2u=tiny_unity2", "t2u.kernel_size=7", "t2u.dim=32", "unit_extractor=tiny", "vocoder=tiny_hifi_gan"),
+        *("vocoder.num_langs=2", "vocoder.num_speakers=2", "data.units=units.jsonl", "name=run", f"root={tmp_path}"),
+        *("trainer.max_steps=1", "trainer.val_check_interval=1", "logger=none", "data.num_workers=0"),
+    ]
+    assert main(command) == 0
+    capsys.readouterr()
+    assert main(["export", "run", "out", "--as", "seamless_m4t_v2"]) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "task.t2u_input=pieces (transformers: all)" in line
+    assert main(["export", "run", "out", "--as", "seamless_m4t_v2", "--compat", "transformers"]) == 0
+    said = capsys.readouterr().out
+    assert "note: unit_extractor: left out" in said
+    assert "note: task.t2u_input=pieces (transformers: all): changes results" in said
+    _, report = transformers.SeamlessM4Tv2Model.from_pretrained("out", output_loading_info=True)
+    assert not any(report.values()), report
