@@ -99,6 +99,7 @@ class CodeHiFiGAN(UnitVocoder):
         self.predict_durations, self.published_lengths = predict_durations, published_lengths
         self.duration_factor, self.crop_units = duration_factor, crop_units
         self.mel_settings = (sample_rate, fft_size, window_length, hop_length, num_mel_bins)
+        _log_mel(*self.mel_settings, torch.device("cpu"))  # its tables cannot be made while a plan runs on fake tensors
         _require(num_langs, num_speakers, speakers, default_language, default_speaker)
         self.units = nn.Embedding(num_units, unit_dim)
         self.langs = nn.Embedding(num_langs, lang_dim) if num_langs else None
