@@ -6,7 +6,7 @@ import csv
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import pytest
@@ -49,12 +49,14 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
 
 @pytest.fixture(scope="session")
 def voxzoo() -> Callable[..., subprocess.CompletedProcess[str]]:
-    """Call the command as a user does: voxzoo("train", ..., cwd=folder)."""
+    """Call the command as a user does: voxzoo("train", ..., cwd=folder); `env` is set besides what is there."""
 
-    def call(*words: object, cwd: Path, timeout: float = 120, **options) -> subprocess.CompletedProcess[str]:
+    def call(
+        *words: object, cwd: Path, timeout: float = 120, env: Mapping[str, str] | None = None, **options
+    ) -> subprocess.CompletedProcess[str]:
         command = [sys.executable, "-m", "voxzoo.tasks.cli", *map(str, words)]
         kept = {name: value for name, value in os.environ.items() if name not in _MEETING}
-        environment = {**kept, "OMP_NUM_THREADS": "1"}
+        environment = {**kept, "OMP_NUM_THREADS": "1", **(env or {})}
         return subprocess.run(
             command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=timeout, **options
         )

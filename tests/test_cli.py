@@ -115,11 +115,13 @@ def test_the_same_command_again_has_nothing_to_do(tiny: list[str], run: Path, ca
 
 
 def test_another_config_in_the_folder_is_refused_with_the_difference(tiny: list[str], run: Path, call):
+    before = (run / "checkpoints" / "last.ckpt").stat().st_mtime_ns
     done = call(*train(tiny, run.parent, "speech", "optim.lr=0.5"))
     assert done.code == 1
-    assert "lr: 0.001" in done.err
-    assert "lr: 0.5" in done.err
+    assert "-  lr: 0.001" in done.err
+    assert "+  lr: 0.5" in done.err
     assert "name=" in done.err
+    assert (run / "checkpoints" / "last.ckpt").stat().st_mtime_ns == before
 
 
 def test_a_longer_run_goes_on_where_it_ended_as_if_it_had_never_stopped(tiny: list[str], run: Path, root: Path, call):

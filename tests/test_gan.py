@@ -5,16 +5,13 @@ from __future__ import annotations
 import functools
 import json
 import math
-import os
 import signal
-import subprocess
-import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+import stopper
 import torch
 from conftest import logged
 from lightning import Trainer
@@ -511,23 +508,14 @@ def test_a_stopped_run_goes_on_bit_for_bit(words: list[str], voxzoo, tmp_path: P
         "trainer.accumulate_grad_batches=2",
         "trainer.log_every_n_steps=5",
     ]
-    words = [*words, *settings, f"root={tmp_path}"]
-    assert voxzoo("train", *words, "name=whole", cwd=tmp_path).returncode == 0
-    command = [sys.executable, "-m", "voxzoo.tasks.cli", "train", *words, "name=run"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    for step, number, code in ((3, signal.SIGTERM, 75), (8, signal.SIGKILL, -signal.SIGKILL)):
-        process = subprocess.Popen(command, cwd=tmp_path, env=environment, stderr=subprocess.PIPE, text=True)
-        deadline = time.monotonic() + 90
-        path = tmp_path / "run" / "checkpoints" / "last.ckpt"
-        while time.monotonic() < deadline and process.poll() is None:
-            if path.exists() and last(tmp_path / "run")["global_step"] >= step:
-                break
-            time.sleep(0.01)
-        process.send_signal(number)
-        said = process.communicate(timeout=60)[1]
-        assert process.returncode == code, said
-        assert step <= last(tmp_path / "run")["global_step"] < 18
-    done = voxzoo("train", *words, "name=run", cwd=tmp_path)
+    words = [*words, *settings, *stopper.WORDS, f"root={tmp_path}"]
+    assert voxzoo("train", *words, "name=whole", cwd=tmp_path, env=stopper.environment()).returncode == 0
+    for step, number, code, saved in ((3, signal.SIGTERM, 75, 4), (9, signal.SIGKILL, -signal.SIGKILL, 8)):
+        told = stopper.environment(step, number)
+        stopped = voxzoo("train", *words, "name=run", cwd=tmp_path, env=told)
+        assert stopped.returncode == code, stopped.stderr
+        assert last(tmp_path / "run")["global_step"] == saved
+    done = voxzoo("train", *words, "name=run", cwd=tmp_path, env=stopper.environment())
     assert done.returncode == 0, done.stderr
     assert "resuming from" in done.stderr
     whole, ours = last(tmp_path / "whole"), last(tmp_path / "run")

@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 import torch
+from voxzoo.tasks.signals import EXIT_CODES
 
 # Loaded by the runs through `callbacks.spy`. It notes what each process does, and sends the process a signal at the
 # moment that SPY names, "MOMENT RANK COUNT SIGNAL": the COUNTth time that the process comes to it. Then SIGTERM follows
@@ -222,17 +223,18 @@ def test_before_the_first_step_all_processes_end_together(
     [
         ("one", "start", signal.SIGTERM),
         ("one", "step", signal.SIGTERM),
+        ("one", "step", signal.SIGINT),
         ("one", "validation", signal.SIGUSR1),
         ("ddp", "validation", signal.SIGTERM),
         ("fsdp2", "step", signal.SIGUSR1),
     ],
 )
-def test_a_scheduler_s_signal_loses_no_step(how: str, moment: str, number: signal.Signals, runs: Runs):
+def test_a_signal_loses_no_step(how: str, moment: str, number: signal.Signals, runs: Runs):
     expected = whole(runs, how)
-    name = f"told-{how}-{moment}"
+    name = f"told-{how}-{moment}-{number.name}"
     rank = 0 if how == "one" else random.choice([0, 1, -1])
     code, said = runs.run(name, how, f"{moment} {rank} 1 {int(number)}")
-    assert code == 75, said
+    assert code == EXIT_CODES[number], said
     assert said.count("stopped by") == said.count(f"voxzoo train: stopped by {number.name} at step") == 1
     assert "Traceback" not in said
     code, said = runs.run(name, how)

@@ -11,10 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import stopper
 import torch
 from conftest import PARTS, logged
 from omegaconf import OmegaConf
-from test_processes import HOW, SETTINGS, assert_close, start, wait_for_step, weights
+from test_processes import HOW, SETTINGS, assert_close, weights
 from torch import Tensor, nn
 from voxzoo.components import SentencePieceTokenizer, TransformerSeq2Seq
 from voxzoo.components.converters import from_transformers, to_transformers
@@ -433,14 +434,12 @@ def test_every_lora_tensor_learns_and_nothing_of_the_base_does(name: str, runs: 
 
 @pytest.mark.slow
 def test_a_run_with_lora_goes_on_under_another_strategy(voxzoo, tiny: list[str], runs: Path):
-    shared = [*tiny, *SETTINGS, *LORA, f"root={runs}", "trainer.max_steps=12"]
-    process = start([*HOW["fsdp2"], *shared, "name=stopped"], runs)
-    wait_for_step(runs / "stopped", process, 3)
-    process.send_signal(signal.SIGTERM)
-    _, said = process.communicate(timeout=60)
-    assert process.returncode == 75, said
+    shared = [*tiny, *SETTINGS, *LORA, *stopper.WORDS, f"root={runs}", "trainer.max_steps=12"]
+    told = stopper.environment(3, signal.SIGTERM)
+    said = voxzoo("train", *HOW["fsdp2"], *shared, "name=stopped", cwd=runs, env=told)
+    assert said.returncode == 75, said.stderr
     for name, how in (("stopped", "ddp"), ("whole", "one")):
-        done = voxzoo("train", *HOW[how], *shared, f"name={name}", "--json", cwd=runs)
+        done = voxzoo("train", *HOW[how], *shared, f"name={name}", "--json", cwd=runs, env=stopper.environment())
         assert done.returncode == 0, done.stderr
     assert_close(weights(runs / "whole"), weights(runs / "stopped"))
 

@@ -8,10 +8,10 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
+import stopper
 import torch
 from conftest import logged
 
@@ -66,38 +66,19 @@ def test_two_processes_train_the_run_of_one(name: str, runs: Path):
     assert_close(weights(runs / "one"), weights(runs / name))
 
 
-def start(words: list[str], folder: Path) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "voxzoo.tasks.cli", "train", *words]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(command, cwd=folder, env=environment, stderr=subprocess.PIPE, text=True)
-
-
-def wait_for_step(run: Path, process: subprocess.Popen[str], step: int) -> None:
-    """Return once `last.ckpt` holds at least this step."""
-    last = run / "checkpoints" / "last.ckpt"
-    deadline = time.monotonic() + 90
-    while time.monotonic() < deadline and process.poll() is None:
-        if last.exists() and torch.load(last, weights_only=True)["global_step"] >= step:
-            return
-        time.sleep(0.01)
-    raise AssertionError(f"ended or hung before step {step}: {process.poll()} {process.communicate()[1]}")
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("first", "then"), [("ddp", "one"), ("one", "fsdp2"), ("fsdp2", "ddp"), ("one", "fsdp"), ("fsdp", "fsdp2")]
 )
 def test_a_run_goes_on_under_another_strategy(first: str, then: str, voxzoo, tiny: list[str], runs: Path):
     folder = runs / f"{first}-{then}"
-    shared = [*tiny, *SETTINGS, f"root={folder}", "name=run", "trainer.max_steps=20"]
-    process = start([*HOW[first], *shared], runs)
-    wait_for_step(folder / "run", process, 3)
-    process.send_signal(signal.SIGTERM)
-    _, said = process.communicate(timeout=60)
-    assert process.returncode == 75, said  # what a scheduler requeues on
+    shared = [*tiny, *SETTINGS, *stopper.WORDS, f"root={folder}", "name=run", "trainer.max_steps=20"]
+    told = stopper.environment(3, signal.SIGTERM)
+    said = voxzoo("train", *HOW[first], *shared, cwd=runs, env=told)
+    assert said.returncode == 75, said.stderr  # what a scheduler requeues on
     stopped = torch.load(folder / "run" / "checkpoints" / "last.ckpt", weights_only=True)["global_step"]
-    assert 3 <= stopped < 20
-    done = voxzoo("train", *HOW[then], *shared, "--json", cwd=runs)
+    assert stopped == 4
+    done = voxzoo("train", *HOW[then], *shared, "--json", cwd=runs, env=stopper.environment())
     assert done.returncode == 0, done.stderr
     assert "resuming from" in done.stderr
     assert json.loads(done.stdout)["steps"] == 20

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import shutil
+import signal
 from pathlib import Path
 
 import pytest
+import stopper
 import torch
 from voxzoo.components.errors import UserError
 from voxzoo.components.layers.lora import is_lora
@@ -176,9 +178,7 @@ def test_copies_where_asked_and_of_what_another_run_trained(run: Path, voxzoo, t
 
 @pytest.mark.slow
 @pytest.mark.parametrize("how", ["one", "ddp", "fsdp2", "sharded"])
-def test_a_stopped_run_goes_on(
-    how: str, run: Path, voxzoo, tiny: list[str], encoder: Path, tmp_path: Path, monkeypatch
-):
+def test_a_stopped_run_goes_on(how: str, run: Path, voxzoo, tiny: list[str], encoder: Path, tmp_path: Path):
     strategy = {
         "one": [], "ddp": ["trainer=ddp"], "fsdp2": ["trainer=fsdp2"],
         "sharded": ["trainer=fsdp2", "trainer.strategy.sharded_checkpoints=true"],
@@ -186,21 +186,10 @@ def test_a_stopped_run_goes_on(
     if strategy:
         strategy += ["trainer.accelerator=cpu", "trainer.precision=32-true", "trainer.max_epochs=-1"]
         strategy += ["trainer.devices=2"]
-    (tmp_path / "stop.py").write_text(
-        "import os, signal\nfrom lightning import Callback\nclass Stop(Callback):\n"
-        "    def on_after_backward(self, trainer, pl_module):\n"
-        "        if os.environ.get('STOP') and trainer.global_step == 2:\n"
-        "            os.kill(os.getpid(), signal.SIGTERM)\n"
-    )
-    call = ["train", *strategy, *words(encoder, tiny[-1]), f"root={tmp_path}", "name=run", "allow=[stop]"]
-    call += ["+callbacks.stop._target_=stop.Stop"]
-    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    codes = []
-    for stop in ("1", ""):
-        monkeypatch.setenv("STOP", stop)
-        done = voxzoo(*call, cwd=tmp_path)
-        codes.append(done.returncode)
-    assert codes == [75, 0], done.stderr
+    call = ["train", *strategy, *words(encoder, tiny[-1]), *stopper.WORDS, f"root={tmp_path}", "name=run"]
+    for step, code in ((2, 75), (None, 0)):
+        done = voxzoo(*call, cwd=tmp_path, env=stopper.environment(step, signal.SIGTERM))
+        assert done.returncode == code, done.stderr
     assert "resuming from" in done.stderr
     content = raw(tmp_path / "run")
     assert not [name for name in content["state_dict"] if name.startswith("speech_encoder.")]
