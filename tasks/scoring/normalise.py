@@ -14,7 +14,7 @@ from functools import cache
 
 from ...components.errors import UserError
 
-VERSION = 1
+VERSION = 2
 """Raised with every change of a result; part of the signature of every normalised score."""
 
 
@@ -40,6 +40,9 @@ def normalise_basic(text: str) -> str:
 def normalise_english(text: str) -> str:
     """Lower case, accents and punctuation off; digits, times, dates, years and amounts of money spelled out.
 
+    Three or more that are said one by one are what they write: "1, 2, 3, 4" and "five zero zero" numbers, "M-P-H" a
+    word.
+
     Raises:
         UserError: there are digits and num2words is not installed.
     """
@@ -48,6 +51,8 @@ def normalise_english(text: str) -> str:
     text = _HESITATION.sub(" ", text)
     for pattern, replacement in _ABBREVIATIONS:
         text = pattern.sub(replacement, text)
+    text = _LETTERED.sub(_spelled, text)
+    text = _DICTATED.sub(_join, text)
     if _DIGIT.search(text):
         for pattern, spell in _SPELL:
             text = pattern.sub(spell, text)
@@ -226,6 +231,16 @@ _UNITS = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight"
 _TEENS = ["ten", "eleven", "twelve", "thirteen", "fourteen", "fifteen", "sixteen", "seventeen", "eighteen", "nineteen"]
 _TENS = ["twenty", "thirty", "forty", "fifty", "sixty", "seventy", "eighty", "ninety"]
 _CARDINAL = "|".join([*_UNITS, *_TEENS, *_TENS])
+_DIGITS = {word: str(digit) for digit, word in enumerate(_UNITS)}
+_ONE = rf"(?:\d|{'|'.join(_DIGITS)})"
+_LONGEST_ACRONYM = 7  # more letters are no word: a recogniser that loses its way says "a a a a"
+_LETTERED = re.compile(
+    r"(?<![\w'.-])[a-z](?P<between>\.\s|[.\s-])[a-z](?:(?P=between)[a-z])+\b(?:\.(?=\s|$))?(?![\w'-])"
+)
+# Not those behind a decimal point, which are always said one by one.
+_DICTATED = re.compile(
+    rf"(?P<point>\bpoint\s+)?(?<![\w.,:/-])(?P<run>{_ONE}(?:(?:\s*[,-]\s*|\s+){_ONE}){{2,}})(?![\w:/-]|[.,]\d)"
+)
 _ORDINAL = {
     **dict(
         zip(
@@ -311,6 +326,16 @@ def _spell_decade(match: re.Match[str]) -> str:
     number = int(match[1])
     spoken = (_year(number) if number >= 1000 else _words(number)).rstrip()
     return f"{spoken[: -len(spoken.split()[-1])]}{_plural(spoken.split()[-1])} "
+
+
+def _spelled(match: re.Match[str]) -> str:
+    letters = re.sub(r"[^a-z]", "", match[0])
+    return letters if len(letters) <= _LONGEST_ACRONYM else match[0]
+
+
+def _join(match: re.Match[str]) -> str:
+    found: list[str] = re.findall(_ONE, match["run"])
+    return match[0] if match["point"] else "".join(_DIGITS.get(one, one) for one in found)
 
 
 _SPELL: list[tuple[re.Pattern[str], Callable[[re.Match[str]], str]]] = [
