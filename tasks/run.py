@@ -372,12 +372,10 @@ def _settled(config: Any, free: Sequence[str] = ()) -> list[str]:
     return OmegaConf.to_yaml(config, sort_keys=True).splitlines()
 
 
-def take_languages(config: DictConfig, folder: Path) -> None:
-    """Fill in the languages that the run in a folder found in its data, where a config leaves them to the data."""
+def take_languages(config: DictConfig, old: Any) -> None:
+    """Fill in the languages that the run of the config `old` found in its data, where a config leaves them to that."""
     if "tokenizer" in config.task and not config.tokenizer.languages:
-        config.tokenizer.languages = (
-            OmegaConf.select(OmegaConf.load(folder / "config.yaml"), "tokenizer.languages") or []
-        )
+        config.tokenizer.languages = OmegaConf.select(old, "tokenizer.languages") or []
 
 
 def forget_failed_start(folder: Path, config: DictConfig) -> None:
@@ -387,7 +385,7 @@ def forget_failed_start(folder: Path, config: DictConfig) -> None:
     if not path.exists() or {item.name for item in folder.iterdir()} - _LEFT_BY_A_START:
         return
     old, new = OmegaConf.load(path), config.copy()
-    take_languages(new, folder)
+    take_languages(new, old)
     if _settled(old.copy()) != _settled(OmegaConf.create(to_yaml(new))):
         model = OmegaConf.select(old, "tokenizer.model")
         if model and Path(str(model)).parent == folder:

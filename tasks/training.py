@@ -276,11 +276,10 @@ def _fit(config: DictConfig, task: Task, data: Any, folder: Path) -> dict[str, A
         default_root_dir=str(folder),
         **{**precision, "plugins": [AtomicCheckpointIO(), *precision["plugins"]]},
     )
-    # Lightning's own handlers end a run that has not begun with exit 0, and tell other processes by a collective.
+    # Lightning's own handlers end a run that has not begun with exit 0, and tell other processes by a collective; it
+    # also asks all of them at each batch what these handlers have heard.
     trainer._signal_connector.register_signal_handlers = lambda: None
-    trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: (
-        None
-    )  # at each batch, of what these would have heard
+    trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None
     watch_processes(trainer)
     counts = [sum(p.numel() for p in task.parameters() if p.requires_grad), sum(p.numel() for p in task.parameters())]
     say(f"{type(task).__name__}: {counts[0]:,} of {counts[1]:,} parameters learn; run folder {folder}")
@@ -350,7 +349,7 @@ def _needs_no_process(config: DictConfig) -> bool:
     folder = Path(config.run_dir)
     if not is_done(folder):
         return False
-    take_languages(config, folder)
+    take_languages(config, OmegaConf.load(folder / "config.yaml"))
     settle_config(folder, to_yaml(config))
     return _is_trained(folder)
 
