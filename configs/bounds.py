@@ -78,7 +78,7 @@ def faults_of_values(config: DictConfig, faulty: Callable[[str], bool]) -> Found
         value = _value(config, key)
         if _is_number(value) and (problem := bound.problem(value)):
             yield key, problem
-    made = {"data": _make_data, "checkpoint": _make_checkpoints, "optim": _make_optimizer}
+    made = {"data": _make_data, "checkpoint": _make_checkpoints, "optim": _make_optimizer, "schedule": _make_schedule}
     for key, problem in {
         "trainer.limit_train_batches": _counted(_value(config, "trainer.limit_train_batches"), "of the batches"),
         "trainer.val_check_interval": _interval(config),
@@ -89,7 +89,6 @@ def faults_of_values(config: DictConfig, faulty: Callable[[str], bool]) -> Found
         ),
         "trainer.precision": _precision(_value(config, "trainer.precision")),
         "trainer.use_distributed_sampler": _sampler(_value(config, "trainer.use_distributed_sampler")),
-        "schedule": _length(config),
     }.items():
         if problem and not faulty(key):
             yield key, problem
@@ -187,16 +186,6 @@ def _precision(value: Any) -> str | None:
     return None
 
 
-def _length(config: DictConfig) -> str | None:
-    from ..tasks.schedules import OF_ANY_LENGTH  # behind the tasks, which import this package
-
-    place, _, name = str(_value(config, "schedule._target_")).rpartition(".")
-    limits = [_value(config, f"trainer.{key}") for key in ("max_steps", "max_epochs")]
-    if place != "voxzoo.tasks.schedules" or name in OF_ANY_LENGTH or limits != [-1, -1]:
-        return None
-    return f"{name} needs the length of the run: set trainer.max_steps or trainer.max_epochs"
-
-
 def _sampler(value: Any) -> str | None:
     if value is not True:
         return None
@@ -238,6 +227,16 @@ def _make_optimizer(config: DictConfig) -> Found:
         return
     parameter = torch.nn.Parameter(torch.empty(2, 2, device="meta"))
     yield from _tried(lambda: build(node)([parameter]), config, "optim")
+
+
+def _make_schedule(config: DictConfig) -> Found:
+    """What a schedule has against a run without an end."""
+    node = config.get("schedule")
+    limits = [_value(config, f"trainer.{key}") for key in ("max_steps", "max_epochs")]
+    if not isinstance(node, DictConfig) or not str(node.get("_target_")).startswith("voxzoo.") or limits != [-1, -1]:
+        return
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.empty(1, device="meta"))])
+    yield from _tried(lambda: build(node)(optimizer, total_steps=None), config, "schedule")
 
 
 def _tried(make: Callable[[], Any], config: DictConfig, root: str) -> Found:
