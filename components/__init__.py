@@ -5,8 +5,7 @@ Parts are imported on first use, so that `import voxzoo.components` stays light.
 
 from __future__ import annotations
 
-import importlib
-from typing import Any
+from .lazy import on_first_use
 
 _PARTS = {
     "frontend": ["Fbank", "RawWaveform", "WhisperLogMel"],
@@ -22,14 +21,9 @@ _PARTS = {
 _WHERE = {name: role for role, names in _PARTS.items() for name in names}
 
 __all__ = sorted(_WHERE)  # pyright: ignore[reportUnsupportedDunderAll]
+__getattr__ = on_first_use(__name__, _WHERE)
 
 
 def parts() -> dict[str, list[str]]:
     """Role -> names of the parts that fill it."""
     return {role: list(names) for role, names in _PARTS.items()}
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _WHERE:
-        raise AttributeError(f"voxzoo.components has no part {name!r}; there are: {', '.join(__all__)}")
-    return getattr(importlib.import_module(f".{_WHERE[name]}", __name__), name)

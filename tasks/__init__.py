@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import importlib
-from typing import Any
+from ..components.lazy import on_first_use
 
 _WHERE = {
     "EncodeSpeech": "encode_speech",
@@ -20,9 +19,4 @@ _WHERE = {
 }
 
 __all__ = sorted(_WHERE)  # pyright: ignore[reportUnsupportedDunderAll]
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _WHERE:
-        raise AttributeError(f"voxzoo.tasks has no {name!r}; there are: {', '.join(__all__)}")
-    return getattr(importlib.import_module(f".{_WHERE[name]}", __name__), name)
+__getattr__ = on_first_use(__name__, _WHERE)

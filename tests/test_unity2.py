@@ -7,10 +7,10 @@ import pytest
 import torch
 from voxzoo.components import UnitY2T2U
 from voxzoo.components.errors import UserError
-from voxzoo.components.layers.aligner import UnitAligner, best_durations, diagonal_prior
 from voxzoo.components.layers.characters import CharacterTable
 from voxzoo.components.layers.packing import Packing
 from voxzoo.components.layers.runs import keep_steps
+from voxzoo.components.t2u.aligner import UnitAligner, best_durations, diagonal_prior
 from voxzoo.components.types import Padded
 from voxzoo.configs import compose
 from voxzoo.configs.targets import allow_list

@@ -14,7 +14,6 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ..errors import UserError
-from ..layers.aligner import UnitAligner
 from ..layers.attention import MultiHeadAttention, key_mask
 from ..layers.characters import CharacterTable
 from ..layers.dropout import Dropout
@@ -26,6 +25,7 @@ from ..layers.transformer import Activation, TransformerEncoder, drop_layer
 from ..losses.cross_entropy import token_loss
 from ..roles import TextToUnit
 from ..types import Loss, Padded, UnitOutput
+from .aligner import UnitAligner
 
 _PAD, _EOS = 1, 2
 _OFFSET = 4

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad, relu
 
+from ..layers.dropout import Dropout
+from ..layers.runs import expand_runs
 from ..losses.ctc import ctc_loss
 from ..types import Loss, Padded
-from .dropout import Dropout
-from .runs import expand_runs
 
 _BLANK = -1.0
 _NEVER = -1e9
