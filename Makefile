@@ -24,7 +24,7 @@ endif
 	touch $@
 
 demo: setup
-	$(BIN)/python -m voxzoo.tasks.demo --root $(RUNS)
+	$(BIN)/python -m voxzoo.tasks.commands.demo --root $(RUNS)
 
 test: setup-dev
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile -q

@@ -75,7 +75,7 @@ class OurStep:
 
     def checkpointed(self, batch: Batch) -> tuple[float, float]:
         """The same step, with the encoder's blocks computed again in the backward pass."""
-        from voxzoo.tasks.blocks import blocks, recompute_blocks
+        from voxzoo.components.layers.blocks import blocks, recompute_blocks
 
         plain = [(block, block.forward) for block in blocks(self.encoder)]
         recompute_blocks(self.encoder)

@@ -54,8 +54,8 @@ def load(overrides: list[str]) -> None:
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.tensor import DTensor
     from voxzoo.configs import compose
-    from voxzoo.tasks.strategies import shard
-    from voxzoo.tasks.training import build_for_training, prepare_data
+    from voxzoo.tasks.distributed.strategies import shard
+    from voxzoo.tasks.training.train import build_for_training, prepare_data
 
     world = int(os.environ.get("WORLD_SIZE", 1))
     config = compose([*overrides, *(["trainer=fsdp2"] if world > 1 else [])])

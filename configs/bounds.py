@@ -177,7 +177,7 @@ def count_devices(devices: Any, here: int) -> int:
 
 
 def _precision(value: Any) -> str | None:
-    from ..tasks.precision import precision_settings  # behind the tasks, which import this package
+    from ..tasks.distributed.precision import precision_settings  # behind the tasks, which import this package
 
     try:
         precision_settings(value)
@@ -215,7 +215,7 @@ def _make_data(config: DictConfig) -> Found:
 
 def _make_checkpoints(config: DictConfig) -> Found:
     settings: Any = OmegaConf.to_container(config.get("checkpoint") or OmegaConf.create(), resolve=True)
-    node = {"_target_": "voxzoo.tasks.checkpoints.Checkpointer", "folder": "checkpoints", **settings}
+    node = {"_target_": "voxzoo.tasks.checkpoints.files.Checkpointer", "folder": "checkpoints", **settings}
     yield from _tried(lambda: build(node), config, "checkpoint")
 
 

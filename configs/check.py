@@ -18,6 +18,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from ..components.errors import UserError
+from ..components.layers.blocks import faults_of_blocks
 from ..components.roles import ROLES
 from .bounds import faults_of_values
 from .build import build
@@ -115,8 +116,6 @@ def _of_task(walker: _Walker) -> None:
 
 def _of_parts(walker: _Walker, task: str, roles: Sequence[str]) -> None:
     """Settings of the run that are about parts of the task."""
-    from ..tasks.blocks import faults_of_blocks  # behind the tasks, which import this package
-
     config = walker.config
     there = [role for role in roles if OmegaConf.select(config, f"task.{role}._target_") is not None]
 

@@ -11,7 +11,12 @@ from typing import Any
 ALLOWED = ("voxzoo.", "torch.nn.", "torch.optim.", "torchaudio.transforms.", "lightning.")
 """Under these only classes may be named, and only those that the package itself defines: most functions of a library
 (`torch.hub.load`) and whatever its modules import (`subprocess.Popen`) are ways to run code."""
-_FUNCTIONS = ("voxzoo.tasks.schedules.",)
+_FUNCTIONS = ("voxzoo.tasks.training.schedules.",)
+_MOVED = {
+    "voxzoo.tasks.schedules.": "voxzoo.tasks.training.schedules.",
+    "voxzoo.tasks.strategies.": "voxzoo.tasks.distributed.strategies.",
+}
+"""Where configs of version 0.1.0, and the checkpoints that carry them, looked for what has moved."""
 _REFUSED = ("lightning.pytorch.cli.",)  # it builds whatever class its own arguments name
 _ENVIRONMENT = "VOXZOO_ALLOW"
 
@@ -23,6 +28,7 @@ def locate(path: str, allowed: tuple[str, ...] = ALLOWED) -> Any:
         PermissionError: the path lies outside the allow list, or leads to what the list does not cover.
         ImportError: there is nothing at the path; the message names the nearest one.
     """
+    path = present_path(path)
     package = path.split(".")[0]
     advice = f"allow it with `allow=[{package}]` (or {_ENVIRONMENT}={package}) if you trust it"
     if not path.startswith(allowed):
@@ -47,6 +53,13 @@ def locate(path: str, allowed: tuple[str, ...] = ALLOWED) -> Any:
     if not trusted and not _is_own_class(found) and not path.startswith(_FUNCTIONS):
         raise PermissionError(f"{path!r} is not a class that {package} defines; {advice}")
     return found
+
+
+def present_path(text: str) -> str:
+    """A class path, or YAML with class paths, by the names of today."""
+    for old, new in _MOVED.items():
+        text = text.replace(old, new)
+    return text
 
 
 def class_of(node: Any, config: Any) -> type | None:

@@ -1,4 +1,4 @@
-"""What is trained or run: one LightningModule per task, and the commands. Tasks are imported on first use."""
+"""What is trained or run: one LightningModule a file, and the rooms around them. Imported on first use."""
 
 from __future__ import annotations
 
@@ -13,9 +13,11 @@ _WHERE = {
     "Task": "task",
     "TextToText": "text_to_text",
     "UnitVocoderTask": "unit_vocoder",
-    "load_run": "run",
-    "prepare": "training",
-    "train": "training",
+    "evaluate_run": "serving.evaluation",
+    "load_run": "runs.run",
+    "prepare": "training.train",
+    "train": "training.train",
+    "translate": "serving.translator",
 }
 
 __all__ = sorted(_WHERE)  # pyright: ignore[reportUnsupportedDunderAll]

@@ -10,8 +10,8 @@ import torch
 from ..components.roles import UnitExtractor
 from ..components.search import SearchOptions
 from ..components.types import Batch, Loss, Prediction
-from .checkpoints import write_atomically
-from .run import pick_device
+from .checkpoints.files import write_atomically
+from .distributed.devices import pick_device
 from .task import Task
 from .units import Column, extract_units, fit_units
 

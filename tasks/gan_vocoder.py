@@ -18,8 +18,9 @@ from ..components.losses.adversarial import discriminator_loss, feature_matching
 from ..components.roles import Discriminator, UnitExtractor, UnitVocoder
 from ..components.types import Batch, Loss, Reconstruction
 from ..configs.targets import class_of
-from .precision import precision_name
-from .task import _add, parameter_groups
+from .distributed.gradients import parameter_groups
+from .distributed.precision import precision_name
+from .task import _add
 from .unit_vocoder import UnitVocoderTask
 
 _WEIGHTS = {"mel": 45.0, "feature_matching": 2.0}

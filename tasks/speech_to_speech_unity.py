@@ -28,7 +28,8 @@ from ..components.roles import (
 )
 from ..components.search import Hypothesis, SearchOptions
 from ..components.types import Batch, Loss, Padded, Prediction
-from .speech_to_text import SpeechToText, prefixes, text_predictions, translate_text
+from .speech_to_text import SpeechToText
+from .text import prefixes, text_predictions, translate_text
 from .voices import require_languages, require_voices, resynthesise, told_to_t2u, told_to_vocoder
 
 

@@ -19,7 +19,6 @@ from lightning_utilities.core.rank_zero import rank_zero_warn
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
-from torch.distributed.tensor import DTensor
 
 from ..components.errors import UserError, few
 from ..components.layers.lora import hold_statistics
@@ -28,11 +27,12 @@ from ..components.search import SearchOptions
 from ..components.types import Batch, Loss, Prediction
 from ..configs.targets import class_of
 from ..datamodules.collator import FROM_SPEECH, TASKS
-from .checkpoints import misfit
-from .mapped import materialise
-from .references import ENTRY, leave_out
-from .running_statistics import RunningStatistics
-from .strategies import FSDP2, WHOLE_DIM, cuts_weights, faults_of_strategy, is_flat, shard
+from .checkpoints.files import misfit
+from .checkpoints.mapped import materialise
+from .checkpoints.references import ENTRY, leave_out
+from .distributed.gradients import gradient_norm, parameter_groups, scale_gradients, unscaled
+from .distributed.running_statistics import RunningStatistics
+from .distributed.strategies import FSDP2, cuts_weights, faults_of_strategy, is_flat, shard
 
 FILES = "published/"
 """Begins the names of assets that are files of a published model."""
@@ -181,7 +181,7 @@ class Task(LightningModule, ABC):
 
     def attach_optimizer(self, optimizer: Callable[..., Any], schedule: Callable[..., Any] | None) -> None:
         """Give the optimizer (called with the trainable parameters) and the schedule (called with the optimizer)."""
-        self._make_optimizer, self._make_schedule = partial(_unscaled, optimizer), schedule
+        self._make_optimizer, self._make_schedule = partial(unscaled, optimizer), schedule
 
     def configure_optimizers(self) -> Any:
         if self._make_optimizer is None:
@@ -235,7 +235,7 @@ class Task(LightningModule, ABC):
         count = self._count
         if world > 1:
             count = self.all_gather(count).sum()  # pyright: ignore[reportAttributeAccessIssue]
-        _scale_gradients(self.parameters(), world / count.clamp(min=1))  # DDP and FSDP average them over ranks: undo it
+        scale_gradients(self.parameters(), world / count.clamp(min=1))  # DDP and FSDP average them over ranks: undo it
         self._count = None
 
     def configure_gradient_clipping(
@@ -257,7 +257,7 @@ class Task(LightningModule, ABC):
             if gradient_clip_val and gradient_clip_algorithm == "value":
                 nn.utils.clip_grad_value_(parameters, gradient_clip_val)
             elif gradient_clip_val:
-                _scale_gradients(parameters, (gradient_clip_val / (norm + 1e-6)).clamp(max=1.0))
+                scale_gradients(parameters, (gradient_clip_val / (norm + 1e-6)).clamp(max=1.0))
         self._window_ids.clear()
 
     def _skip_step(self, parameters: list[nn.Parameter]) -> None:
@@ -373,7 +373,7 @@ class Task(LightningModule, ABC):
         Raises:
             UserError: the path is not a run or a checkpoint, or holds another task than this class.
         """
-        from .run import load_run
+        from .runs.run import load_run
 
         task = load_run(path, allow=allow).task
         if not isinstance(task, cls):
@@ -407,79 +407,3 @@ def _add(sums: dict[str, Loss], values: Mapping[str, Loss]) -> None:
     for name, value in values.items():
         kept = Loss(value.total.detach().float(), value.count.detach().float())
         sums[name] = sums[name] + kept if name in sums else kept
-
-
-def _unscaled(make: Callable[..., torch.optim.Optimizer], *args: Any, **options: Any) -> torch.optim.Optimizer:
-    """An optimizer before which a gradient scaler divides the gradients: fused ones would do so themselves, behind the
-    norm and the clipping."""
-    optimizer = make(*args, **options)
-    optimizer._step_supports_amp_scaling = False  # pyright: ignore[reportAttributeAccessIssue]
-    return optimizer
-
-
-def _scale_gradients(parameters: Iterable[nn.Parameter], factor: Tensor) -> None:
-    """Multiply all gradients by () a number, in few kernels; of sharded ones each process has its shard."""
-    found = (parameter.grad for parameter in parameters)
-    gradients = [grad.to_local() if isinstance(grad, DTensor) else grad for grad in found if grad is not None]
-    if gradients:
-        with torch.no_grad():
-            torch._foreach_mul_(gradients, factor)  # pyright: ignore[reportPrivateImportUsage]
-
-
-_BLOCK = 2**18  # elements that are in the cache as float64
-
-
-def gradient_norm(parameters: Iterable[nn.Parameter], flat: torch.device | None = None) -> Tensor:
-    """() the 2-norm of all gradients together, the same on every process, whether they are sharded or not.
-
-    Squares add up in float64: float32 sums depend on how the gradients are cut, and torch's own norm of 65 million
-    numbers is 0.5 % short on a CPU.
-
-    Args:
-        parameters: with their gradients.
-        flat: the device of a process that holds pieces of them as plain tensors (FSDP1), maybe none.
-    """
-    whole: list[Tensor] = []
-    shards: dict[Any, list[Tensor]] = {}
-    for parameter in parameters:
-        gradient = parameter.grad
-        if isinstance(gradient, DTensor):
-            shards.setdefault(gradient.device_mesh, []).append(gradient.to_local())
-        elif gradient is not None:
-            whole.append(gradient)
-    squares = [_square(whole)] if whole else []
-    if flat is not None:
-        squares = squares or [torch.zeros((), dtype=torch.float64, device=flat)]
-        torch.distributed.all_reduce(squares[0])
-    for mesh, pieces in shards.items():
-        total = _square(pieces)
-        for dimension in range(mesh.ndim):
-            torch.distributed.all_reduce(total, group=mesh.get_group(dimension))
-        squares.append(total)
-    return torch.stack(squares).sum().sqrt().float() if squares else torch.zeros(())
-
-
-def _square(tensors: Iterable[Tensor]) -> Tensor:
-    """() the float64 sum of the squares of all elements."""
-    sums: list[Tensor] = []
-    for tensor in tensors:
-        if tensor.device.type == "cpu":
-            blocks = (block.double() for block in tensor.reshape(-1).split(_BLOCK))
-            sums += [torch.dot(block, block) for block in blocks]
-        else:
-            blocks = tensor.reshape(-1).split(64 * _BLOCK)
-            wide = torch.float32 if tensor.device.type == "mps" else torch.float64  # Apple's GPUs have no float64
-            sums += [torch.linalg.vector_norm(block, dtype=wide).square() for block in blocks]
-    return torch.stack(sums).sum()
-
-
-def parameter_groups(module: nn.Module) -> list[dict[str, Any]]:
-    """Trainable parameters: matrices with weight decay; biases, norms and scalars without."""
-    trainable = [p for p in module.parameters() if p.requires_grad]
-    if not trainable:
-        raise UserError("nothing to train: every part is frozen")
-    groups = [
-        {"params": [p for p in trainable if getattr(p, WHOLE_DIM, p.dim()) > 1]},
-        {"params": [p for p in trainable if getattr(p, WHOLE_DIM, p.dim()) <= 1], "weight_decay": 0.0},
-    ]
-    return [group for group in groups if group["params"]]

@@ -9,8 +9,8 @@ import torch
 from ..components.roles import TextSeq2Seq, Tokenizer
 from ..components.search import SearchOptions
 from ..components.types import Batch, Loss, Prediction
-from .speech_to_text import decoder_input, match_vocabulary, text_loss, text_predictions, translate_text
 from .task import Task
+from .text import decoder_input, match_vocabulary, text_loss, text_predictions, translate_text
 
 
 class TextToText(Task):

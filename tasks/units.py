@@ -12,25 +12,20 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from safetensors.torch import load_file, save
 from torch import Tensor
 
 from ..components.errors import UserError
 from ..components.roles import UnitExtractor
 from ..components.types import Padded
-from ..configs.build import build
-from ..configs.targets import ALLOWED
 from ..datamodules.audio import load_audio
 from ..datamodules.manifest import Utterance
-from .checkpoints import write_atomically
+from .checkpoints.files import write_atomically
 
 Column = Literal["audio", "tgt_audio"]
 Progress = Callable[[float, float], None]
 
 BATCH_SECONDS = 20.0
 """Larger batches cost more a second on a CPU: their spectra no longer fit its caches."""
-
-CONFIG, WEIGHTS = "unit_extractor.json", "unit_extractor.safetensors"
 
 
 def fit_units(
@@ -256,32 +251,3 @@ def _batches(
 
 
 # An extractor as a folder
-
-
-def save_extractor(extractor: UnitExtractor, config: dict[str, Any], folder: Path | str) -> None:
-    """Write an extractor: its config (with `_target_`) and card as JSON, its tensors as safetensors."""
-    folder = Path(folder)
-    tensors = {name: value.detach().cpu().contiguous().clone() for name, value in extractor.state_dict().items()}
-    write_atomically(folder / WEIGHTS, lambda file: file.write(save(tensors)))
-    content = {"config": config, "card": card_of(extractor)}
-    write_atomically(folder / CONFIG, lambda file: file.write((json.dumps(content, indent=1) + "\n").encode()))
-
-
-def load_extractor(path: Path | str, allowed: tuple[str, ...] = ALLOWED) -> UnitExtractor:
-    """Load an extractor from a folder of `save_extractor`, or from a run that holds one, in evaluation mode.
-
-    Raises:
-        UserError: neither, or a run whose task has no unit extractor.
-    """
-    path = Path(path)
-    if (path / CONFIG).exists():
-        content = json.loads((path / CONFIG).read_text("utf-8"))
-        extractor = build(content["config"], allowed=allowed)
-        extractor.load_state_dict(load_file(path / WEIGHTS))
-        return extractor.eval()
-    from .run import load_run
-
-    extractor = getattr(load_run(path).task, "unit_extractor", None)
-    if extractor is None:
-        raise UserError(f"{path}: this run has no unit extractor; fit one with `voxzoo units fit`")
-    return extractor.eval()

@@ -54,7 +54,7 @@ def voxzoo() -> Callable[..., subprocess.CompletedProcess[str]]:
     def call(
         *words: object, cwd: Path, timeout: float = 120, env: Mapping[str, str] | None = None, **options
     ) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-m", "voxzoo.tasks.cli", *map(str, words)]
+        command = [sys.executable, "-m", "voxzoo.tasks.commands.cli", *map(str, words)]
         kept = {name: value for name, value in os.environ.items() if name not in _MEETING}
         environment = {**kept, "OMP_NUM_THREADS": "1", **(env or {})}
         return subprocess.run(

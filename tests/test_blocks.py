@@ -16,15 +16,15 @@ import torch
 from conftest import logged
 from torch._dynamo.utils import counters
 from voxzoo.components.errors import UserError
+from voxzoo.components.layers.blocks import blocks, set_up_blocks
 from voxzoo.components.layers.convolution import MaskedBatchNorm
 from voxzoo.components.types import Batch, Loss, Padded
 from voxzoo.components.unit_extractor import KMeansUnits
 from voxzoo.configs import compose
-from voxzoo.tasks.blocks import blocks, set_up_blocks
-from voxzoo.tasks.mapped import materialise
-from voxzoo.tasks.precision import BFloat16
+from voxzoo.tasks.checkpoints.mapped import materialise
+from voxzoo.tasks.distributed.precision import BFloat16
 from voxzoo.tasks.task import Task
-from voxzoo.tasks.training import build_for_training, prepare_data
+from voxzoo.tasks.training.train import build_for_training, prepare_data
 
 SETTINGS = [
     "data.batch_size=5", "schedule=constant", "optim.lr=0.01", "optim.eps=1e-3", "trainer.log_every_n_steps=1",

@@ -19,9 +19,10 @@ import pytest
 import soundfile
 import torch
 from voxzoo.tasks import checkpoints
-from voxzoo.tasks.checkpoints import read_checkpoint
-from voxzoo.tasks.cli import VERBS, main
-from voxzoo.tasks.run import load_run, pid_lock
+from voxzoo.tasks.checkpoints.files import read_checkpoint
+from voxzoo.tasks.commands.cli import VERBS, main
+from voxzoo.tasks.runs.folder import pid_lock
+from voxzoo.tasks.runs.run import load_run
 
 # As this process was started: a job in the background begins with SIGINT ignored.
 HANDLERS = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
@@ -592,7 +593,7 @@ def test_no_verb_is_a_bad_call(call):
 @pytest.mark.parametrize("words", [[], ["train"], ["evaluate"], ["translate"]])
 def test_help_does_not_wait_for_torch(words: list[str]):
     script = (
-        "import sys\nfrom voxzoo.tasks.cli import main\n"
+        "import sys\nfrom voxzoo.tasks.commands.cli import main\n"
         f"try:\n    main({[*words, '--help']!r})\nexcept SystemExit:\n    pass\n"
         "assert 'torch' not in sys.modules and 'lightning' not in sys.modules, 'slow'"
     )

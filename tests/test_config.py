@@ -12,7 +12,7 @@ from voxzoo.configs import build, check, compose, require_valid
 from voxzoo.configs.compose import CONFIG_DIR
 from voxzoo.configs.targets import allow_list, locate, trusted
 from voxzoo.tasks import load_run
-from voxzoo.tasks.training import train
+from voxzoo.tasks.training.train import train
 
 
 def messages(*overrides: str) -> list[str]:
@@ -196,10 +196,10 @@ def test_code_outside_the_allow_list_is_refused_and_can_be_allowed():
         "torch.optim.lr_scheduler.partial",  # what a module imports is not its own
         "lightning.pytorch.callbacks.model_checkpoint.Path",
         "lightning.pytorch.cli.LightningCLI",
-        "voxzoo.tasks.training._Stage",
+        "voxzoo.tasks.training.train._Stage",
         "voxzoo.tasks.train",
         "voxzoo.configs.targets.locate",
-        "voxzoo.tasks.checkpoints.Path",
+        "voxzoo.tasks.checkpoints.files.Path",
         "voxzoo.datamodules.spoken_phrases.__main__.main",
     ],
 )
@@ -209,7 +209,7 @@ def test_no_way_around_the_allow_list(path: str):
 
 
 def test_nothing_is_reached_through_a_class_or_an_imported_module():
-    for path in ("lightning.LightningModule.load_from_checkpoint", "voxzoo.tasks.training.subprocess.Popen"):
+    for path in ("lightning.LightningModule.load_from_checkpoint", "voxzoo.tasks.training.train.subprocess.Popen"):
         with pytest.raises(ImportError, match="cannot import"):
             locate(path)
 

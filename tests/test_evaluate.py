@@ -14,8 +14,8 @@ from voxzoo.components.errors import UserError
 from voxzoo.components.types import Batch, Prediction
 from voxzoo.datamodules import Collator, SpeechTranslationData
 from voxzoo.tasks.commands import evaluate as command
-from voxzoo.tasks.commands.evaluate import evaluate
 from voxzoo.tasks.scoring import recogniser as recogniser_module
+from voxzoo.tasks.serving.evaluation import evaluate
 
 TEXTS = [
     "the train to peru leaves at ten fifteen",

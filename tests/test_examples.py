@@ -14,9 +14,9 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from voxzoo.components.search import SearchOptions
 from voxzoo.components.types import Batch
 from voxzoo.configs import build, compose
-from voxzoo.tasks.cli import main
-from voxzoo.tasks.examples import Examples, attention_picture, cross_attention, example_mode, first_rows
-from voxzoo.tasks.training import build_for_training, prepare_data
+from voxzoo.tasks.commands.cli import main
+from voxzoo.tasks.training.examples import Examples, attention_picture, cross_attention, example_mode, first_rows
+from voxzoo.tasks.training.train import build_for_training, prepare_data
 from voxzoo.tasks.units import extract_units, fit_units
 
 SHORT = "task.search={_target_:voxzoo.components.search.SearchOptions,beam_size:2,max_length:8}"

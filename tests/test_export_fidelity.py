@@ -21,7 +21,7 @@ from voxzoo.components.converters.published import family_of
 from voxzoo.components.errors import UserError
 from voxzoo.components.types import Padded
 from voxzoo.configs import build, compose
-from voxzoo.tasks.cli import main
+from voxzoo.tasks.commands.cli import main
 
 transformers = pytest.importorskip("transformers")
 Nodes = dict[str, dict[str, Any]]

@@ -29,10 +29,10 @@ from voxzoo.components.losses.adversarial import (
 from voxzoo.components.types import Batch, Padded
 from voxzoo.configs import build, check, compose
 from voxzoo.tasks import GanVocoder, UnitVocoderTask, load_run
-from voxzoo.tasks.run import load_parts
-from voxzoo.tasks.schedules import exponential
-from voxzoo.tasks.strategies import FSDP2
-from voxzoo.tasks.training import build_for_training, prepare_data
+from voxzoo.tasks.distributed.strategies import FSDP2
+from voxzoo.tasks.runs.initial import load_parts
+from voxzoo.tasks.training.schedules import exponential
+from voxzoo.tasks.training.train import build_for_training, prepare_data
 from voxzoo.tasks.units import extract_units, fit_units
 
 TINY = {
@@ -359,7 +359,7 @@ def test_a_vocoder_without_samples_is_refused():
 @pytest.mark.parametrize(
     ("strategy", "name"),
     [
-        (["trainer=fsdp2"], "voxzoo.tasks.strategies.FSDP2"),
+        (["trainer=fsdp2"], "voxzoo.tasks.distributed.strategies.FSDP2"),
         (["trainer.strategy=fsdp"], "fsdp"),
         (["trainer.strategy=deepspeed_stage_3"], "deepspeed_stage_3"),
         (["++trainer.strategy={_target_: lightning.pytorch.strategies.FSDPStrategy}"], "FSDPStrategy"),

@@ -16,8 +16,8 @@ from lightning.pytorch.plugins.precision import MixedPrecision
 from voxzoo.components.errors import UserError
 from voxzoo.components.types import Batch, Loss
 from voxzoo.configs import compose
-from voxzoo.tasks.task import gradient_norm
-from voxzoo.tasks.training import build_for_training, prepare_data
+from voxzoo.tasks.distributed.gradients import gradient_norm
+from voxzoo.tasks.training.train import build_for_training, prepare_data
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 import torch
-from voxzoo.tasks.signals import EXIT_CODES
+from voxzoo.tasks.processes.signals import EXIT_CODES
 
 # Loaded by the runs through `callbacks.spy`. It notes what each process does, and sends the process a signal at the
 # moment that SPY names, "MOMENT RANK COUNT SIGNAL": the COUNTth time that the process comes to it. Then SIGTERM follows
@@ -98,7 +98,15 @@ class Runs:
     def start(self, name: str, how: str, spy: str = "none 0 0 0", *more: str) -> subprocess.Popen[str]:
         (self.folder / f"notes-{name}").mkdir(exist_ok=True)
         words = [*HOW[how], *self.tiny, *SETTINGS, f"+callbacks.spy.folder={self.folder}/notes-{name}"]
-        command = [sys.executable, "-m", "voxzoo.tasks.cli", "train", *words, f"root={self.folder}", f"name={name}"]
+        command = [
+            sys.executable,
+            "-m",
+            "voxzoo.tasks.commands.cli",
+            "train",
+            *words,
+            f"root={self.folder}",
+            f"name={name}",
+        ]
         paths = os.pathsep.join([str(self.folder), os.environ.get("PYTHONPATH", "")])
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": paths, "SPY": spy}
         return subprocess.Popen(

@@ -28,9 +28,11 @@ from voxzoo.components.tokenizer import train_sentencepiece
 from voxzoo.components.types import Batch, Padded
 from voxzoo.configs import build, compose
 from voxzoo.configs.check import check
-from voxzoo.tasks.lora import apply_lora
-from voxzoo.tasks.run import build_task, load_parts, load_run
-from voxzoo.tasks.shapes import FakeTokenizer, fake_batch, trace
+from voxzoo.tasks.planning.shapes import FakeTokenizer, fake_batch, trace
+from voxzoo.tasks.runs.assembly import build_task
+from voxzoo.tasks.runs.initial import load_parts
+from voxzoo.tasks.runs.lora import apply_lora
+from voxzoo.tasks.runs.run import load_run
 from voxzoo.tasks.task import Task
 
 EVERYTHING = LoRA(targets={"all": "*"}, rank=2, alpha=4)

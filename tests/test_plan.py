@@ -18,10 +18,10 @@ from voxzoo.components.types import Batch, Loss
 from voxzoo.configs import check
 from voxzoo.configs.build import build
 from voxzoo.configs.compose import compose
-from voxzoo.tasks.cli import main
-from voxzoo.tasks.plan import GB, Rehearsal, Setting, plan_run
-from voxzoo.tasks.simulation import Ledger, make_fake, simulate, simulate_optimizer
-from voxzoo.tasks.task import parameter_groups
+from voxzoo.tasks.commands.cli import main
+from voxzoo.tasks.distributed.gradients import parameter_groups
+from voxzoo.tasks.planning.plan import GB, Rehearsal, Setting, plan_run
+from voxzoo.tasks.planning.simulation import Ledger, make_fake, simulate, simulate_optimizer
 
 GPU = ["trainer=gpu", "trainer.precision=32-true"]
 

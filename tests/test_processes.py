@@ -102,7 +102,7 @@ def test_two_nodes_train_the_quickstart(tiny: list[str], tmp_path: Path):
     for rank in range(2):
         command = [sys.executable, "-m", "torch.distributed.run", "--nnodes=2", f"--node-rank={rank}"]
         command += ["--nproc-per-node=1", "--master-addr=127.0.0.1", f"--master-port={port}"]
-        command += ["-m", "voxzoo.tasks.cli", "train", *words]
+        command += ["-m", "voxzoo.tasks.commands.cli", "train", *words]
         environment = {**os.environ, "OMP_NUM_THREADS": "1"}
         nodes.append(subprocess.Popen(command, cwd=tmp_path, env=environment, stderr=subprocess.PIPE, text=True))
     try:

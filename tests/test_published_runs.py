@@ -15,8 +15,9 @@ from voxzoo.components.errors import UserError
 from voxzoo.configs.check import check
 from voxzoo.configs.compose import compose
 from voxzoo.configs.targets import ALLOWED
-from voxzoo.tasks.cli import main
-from voxzoo.tasks.run import build_task, load_pretrained
+from voxzoo.tasks.commands.cli import main
+from voxzoo.tasks.runs.assembly import build_task
+from voxzoo.tasks.runs.initial import load_pretrained
 
 transformers = pytest.importorskip("transformers")
 

@@ -13,8 +13,8 @@ from voxzoo.components.converters.published import load_part
 from voxzoo.components.errors import UserError
 from voxzoo.configs import build, check, compose
 from voxzoo.tasks import load_run
-from voxzoo.tasks.cli import main
-from voxzoo.tasks.shapes import trace
+from voxzoo.tasks.commands.cli import main
+from voxzoo.tasks.planning.shapes import trace
 
 README = (Path(__file__).resolve().parent.parent / "README.md").read_text()
 

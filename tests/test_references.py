@@ -14,10 +14,12 @@ from voxzoo.components.errors import UserError
 from voxzoo.components.layers.lora import is_lora
 from voxzoo.configs.compose import compose
 from voxzoo.configs.targets import ALLOWED
-from voxzoo.tasks.checkpoints import read_checkpoint
-from voxzoo.tasks.references import ENTRY, fill_in, fingerprint
-from voxzoo.tasks.run import build_task, load_pretrained, load_run, published_references
-from voxzoo.tasks.training import build_for_training
+from voxzoo.tasks.checkpoints.files import read_checkpoint
+from voxzoo.tasks.checkpoints.references import ENTRY, fill_in, fingerprint
+from voxzoo.tasks.runs.assembly import build_task
+from voxzoo.tasks.runs.initial import load_pretrained, published_references
+from voxzoo.tasks.runs.run import load_run
+from voxzoo.tasks.training.train import build_for_training
 
 transformers = pytest.importorskip("transformers")
 

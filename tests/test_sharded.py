@@ -28,11 +28,11 @@ from voxzoo.components.errors import UserError
 from voxzoo.components.search import SearchOptions
 from voxzoo.components.tokenizer import train_sentencepiece
 from voxzoo.configs import build, compose
-from voxzoo.tasks.checkpoints import read_checkpoint, write_atomically
-from voxzoo.tasks.cli import main
-from voxzoo.tasks.run import load_run
-from voxzoo.tasks.running_statistics import RunningStatistics
-from voxzoo.tasks.shards import is_sharded, remove_unused, write_shards
+from voxzoo.tasks.checkpoints.files import read_checkpoint, write_atomically
+from voxzoo.tasks.checkpoints.shards import is_sharded, remove_unused, write_shards
+from voxzoo.tasks.commands.cli import main
+from voxzoo.tasks.distributed.running_statistics import RunningStatistics
+from voxzoo.tasks.runs.run import load_run
 
 TWO = ["trainer.devices=2", "trainer.accelerator=cpu", "trainer.precision=32-true", "trainer.max_epochs=-1"]
 HOW = {
@@ -57,7 +57,7 @@ from pathlib import Path
 from lightning.pytorch.callbacks import Callback
 from torch.distributed.fsdp import FSDPModule
 from voxzoo.components.search import SearchOptions
-from voxzoo.tasks.strategies import gathered
+from voxzoo.tasks.distributed.strategies import gathered
 
 
 def units(task, parameter):
@@ -335,7 +335,16 @@ def runs(voxzoo, tiny: list[str], tmp_path_factory: pytest.TempPathFactory) -> P
         done = voxzoo("train", *HOW[name], *tiny, *PLAIN, f"root={folder}", f"name={name}", cwd=folder, timeout=400)
         assert done.returncode == 0, done.stderr
     run = folder / "run"
-    command = [sys.executable, "-m", "voxzoo.tasks.cli", "train", *HOW["shards"], *tiny, *PLAIN, f"root={folder}"]
+    command = [
+        sys.executable,
+        "-m",
+        "voxzoo.tasks.commands.cli",
+        "train",
+        *HOW["shards"],
+        *tiny,
+        *PLAIN,
+        f"root={folder}",
+    ]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     last, said = run / "checkpoints" / "last.ckpt", folder / "said.txt"
     with said.open("w") as log:

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from voxzoo.components.errors import UserError
 from voxzoo.tasks import cli
-from voxzoo.tasks.signals import REQUEUED, Interrupted, heard, stopped_at_once, stops_at_once
+from voxzoo.tasks.processes.signals import REQUEUED, Interrupted, heard, stopped_at_once, stops_at_once
 
 
 @stopped_at_once()

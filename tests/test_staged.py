@@ -20,8 +20,8 @@ import soundfile
 import torch
 from voxzoo.components.errors import UserError
 from voxzoo.tasks import SpeechToSpeechUnitY, SpeechToText, load_run
-from voxzoo.tasks.cli import main
-from voxzoo.tasks.run import pid_lock
+from voxzoo.tasks.commands.cli import main
+from voxzoo.tasks.runs.folder import pid_lock
 
 pytestmark = pytest.mark.slow
 
@@ -43,7 +43,7 @@ def command(tiny: list[str], root: Path, name: str, *overrides: str, steps: int 
 def start(words: list[str]) -> subprocess.Popen[str]:
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     return subprocess.Popen(
-        [sys.executable, "-m", "voxzoo.tasks.cli", *words],
+        [sys.executable, "-m", "voxzoo.tasks.commands.cli", *words],
         env=environment,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 from voxzoo.configs import compose
-from voxzoo.tasks.checkpoints import Checkpointer
-from voxzoo.tasks.training import _settle
+from voxzoo.tasks.checkpoints.files import Checkpointer
+from voxzoo.tasks.training.train import _settle
 
 
 def test_later_processes_of_a_start_leave_its_files_alone(tiny: list[str], tmp_path: Path):

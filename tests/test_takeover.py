@@ -14,7 +14,7 @@ import torch
 from lightning import Callback, LightningModule, Trainer
 from voxzoo.components.errors import UserError
 from voxzoo.datamodules import BatchSampler, SpeechTranslationData
-from voxzoo.tasks.checkpoints import AtomicCheckpointIO, Checkpointer
+from voxzoo.tasks.checkpoints.files import AtomicCheckpointIO, Checkpointer
 
 ITEMS = 23
 

@@ -23,10 +23,11 @@ from voxzoo.components.search import SearchOptions
 from voxzoo.components.types import Batch, Padded
 from voxzoo.configs import build, compose
 from voxzoo.tasks import SpeechToSpeechUnitY, SpeechToText, TextToText, UnitVocoderTask, load_run
-from voxzoo.tasks.checkpoints import AtomicCheckpointIO, Checkpointer, Interrupted
-from voxzoo.tasks.run import load_parts, read_checkpoint
+from voxzoo.tasks.checkpoints.files import AtomicCheckpointIO, Checkpointer, Interrupted
+from voxzoo.tasks.runs.initial import load_parts
+from voxzoo.tasks.runs.run import read_checkpoint
 from voxzoo.tasks.task import Task
-from voxzoo.tasks.training import build_for_training, prepare_data
+from voxzoo.tasks.training.train import build_for_training, prepare_data
 from voxzoo.tasks.units import extract_units, fit_units
 
 UNITS = ["unit_extractor=tiny", "t2u=tiny", "vocoder=tiny"]

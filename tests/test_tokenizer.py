@@ -9,8 +9,8 @@ from voxzoo.components.roles import Tokenizer
 from voxzoo.components.tokenizer import train_sentencepiece
 from voxzoo.components.tokenizer.normalise import Charsmap, nllb, seamless_m4t
 from voxzoo.configs.compose import compose
-from voxzoo.tasks.shapes import trace
-from voxzoo.tasks.training import train
+from voxzoo.tasks.planning.shapes import trace
+from voxzoo.tasks.training.train import train
 
 TEXTS = [f"the train to Perú leaves on may {day} at {hour} o'clock" for day in range(1, 8) for hour in range(1, 6)]
 LANGUAGES = ["spa", "eng"]

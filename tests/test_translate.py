@@ -17,8 +17,8 @@ from voxzoo.components.errors import UserError
 from voxzoo.components.search import SearchOptions
 from voxzoo.components.types import Batch, Prediction
 from voxzoo.tasks.commands import translate as command
-from voxzoo.tasks.commands.translate import Item, Translator
-from voxzoo.tasks.run import pick_device
+from voxzoo.tasks.distributed.devices import pick_device
+from voxzoo.tasks.serving.translator import Item, Translator
 
 
 class Samples:

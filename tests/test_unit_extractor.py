@@ -16,9 +16,10 @@ from voxzoo.components.layers.stft import STFT
 from voxzoo.components.roles import Frontend, SpeechEncoder
 from voxzoo.components.types import Padded
 from voxzoo.datamodules.manifest import Utterance, read_manifest, write_manifest
-from voxzoo.tasks.cli import main
+from voxzoo.tasks.commands.cli import main
 from voxzoo.tasks.fit_units import FitUnits
-from voxzoo.tasks.units import card_of, extract_units, fit_units, load_extractor, read_units, save_extractor
+from voxzoo.tasks.runs.unit_extractors import load_extractor, save_extractor
+from voxzoo.tasks.units import card_of, extract_units, fit_units, read_units
 
 RATE = 16000
 TONES = (300.0, 900.0, 2000.0, 4500.0)

@@ -14,8 +14,8 @@ from voxzoo.components.t2u.aligner import UnitAligner, best_durations, diagonal_
 from voxzoo.components.types import Padded
 from voxzoo.configs import compose
 from voxzoo.configs.targets import allow_list
-from voxzoo.tasks.run import build_task
-from voxzoo.tasks.training import build_for_training, prepare_data
+from voxzoo.tasks.runs.assembly import build_task
+from voxzoo.tasks.training.train import build_for_training, prepare_data
 
 INPUT, UNITS, EOS = 12, 9, 3
 PIECES = ["", "", "", "", "\u2581ab", "c", ",", "\u2581d", "bd", ".", "\u2581", "aac", ""]

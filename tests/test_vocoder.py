@@ -18,7 +18,8 @@ from voxzoo.components.vocoder.unit_states import limit_peak, random_crops
 from voxzoo.configs.build import build
 from voxzoo.datamodules.manifest import Utterance, write_manifest
 from voxzoo.tasks.commands import units as units_command
-from voxzoo.tasks.units import card_of, extract_units, fit_units, load_extractor, read_units
+from voxzoo.tasks.runs.unit_extractors import load_extractor
+from voxzoo.tasks.units import card_of, extract_units, fit_units, read_units
 
 SMALL = {
     "num_units": 6,

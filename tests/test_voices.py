@@ -14,8 +14,8 @@ from voxzoo.components.types import Batch, Padded
 from voxzoo.configs.check import require_valid
 from voxzoo.configs.compose import compose
 from voxzoo.tasks import GanVocoder, UnitVocoderTask
-from voxzoo.tasks.plan import plan_run
-from voxzoo.tasks.shapes import trace
+from voxzoo.tasks.planning.plan import plan_run
+from voxzoo.tasks.planning.shapes import trace
 
 MEL = {"fft_size": 320, "window_length": 320, "num_mel_bins": 20}
 CODE = {

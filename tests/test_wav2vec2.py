@@ -297,8 +297,8 @@ def _published(folder: Path) -> Wav2Vec2Encoder:
 
 def test_units_of_a_published_encoder(tmp_path: Path) -> None:
     """`unit_extractor=encoder` with a published speech encoder clusters the states of that one, not of a new one."""
-    from voxzoo.tasks.cli import main
-    from voxzoo.tasks.units import load_extractor
+    from voxzoo.tasks.commands.cli import main
+    from voxzoo.tasks.runs.unit_extractors import load_extractor
 
     part = _published(tmp_path / "hubert")
     rows = ["id\taudio\ttgt_audio\tsrc_lang\ttgt_lang"]

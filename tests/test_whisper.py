@@ -18,8 +18,8 @@ from voxzoo.components.search import SearchOptions, generate
 from voxzoo.components.types import Padded
 from voxzoo.configs import build, compose
 from voxzoo.tasks import load_run
-from voxzoo.tasks.cli import main
-from voxzoo.tasks.shapes import FakeTokenizer
+from voxzoo.tasks.commands.cli import main
+from voxzoo.tasks.planning.shapes import FakeTokenizer
 
 PIECES = 330
 SPECIALS = ["endoftext", "startoftranscript", "en", "zh", "es", "fr", "yue", "translate", "transcribe", "notimestamps"]

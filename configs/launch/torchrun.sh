@@ -25,7 +25,7 @@ trap 'tell USR1' USR1
 
 torchrun --nnodes="${NODES:-1}" --node-rank="${NODE_RANK:-0}" --nproc-per-node="${PROCESSES:-gpu}" \
     --master-addr="${MASTER_ADDR:-127.0.0.1}" --master-port="${MASTER_PORT:-29500}" \
-    -m voxzoo.tasks.cli train "$@" &
+    -m voxzoo.tasks.commands.cli train "$@" &
 child=$!
 if says stopped; then  # a signal came between these two lines
     kill "$child"

@@ -14,10 +14,10 @@ from rich.table import Table
 
 from ...configs.check import require_valid
 from ...configs.compose import compose, to_yaml
-from ..plan import GB, Plan, memory_here, plan_run
-from ..run import active_stages
-from ..shapes import Row, trace
-from ..training import quiet_libraries
+from ..planning.plan import GB, Plan, memory_here, plan_run
+from ..planning.shapes import Row, trace
+from ..processes.console import quiet_libraries
+from ..runs.run import active_stages
 
 HELP = "check a config, build it without weights, show what flows through its parts, and plan its memory"
 EXAMPLE = "voxzoo check experiment=quickstart adaptor=stack --memory 8"

@@ -17,7 +17,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> dict:
-    from ..consolidate import consolidate
+    from ..runs.consolidate import consolidate
 
     out = None if args.out is None else Path(args.out)
     written = consolidate(Path(args.run), out)

@@ -27,8 +27,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> dict:
-    from ..published import export_run
-    from ..training import quiet_libraries
+    from ..processes.console import quiet_libraries
+    from ..runs.published import export_run
 
     quiet_libraries()
     notes: list[str] = []

@@ -37,8 +37,8 @@ def run(args: argparse.Namespace) -> dict:
 
     from ...components.converters import from_fairseq2, from_transformers
     from ...components.errors import UserError
-    from ..published import write_run
-    from ..training import quiet_libraries
+    from ..processes.console import quiet_libraries
+    from ..runs.published import write_run
 
     quiet_libraries()
     folder = Path(args.run).absolute()

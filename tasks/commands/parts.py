@@ -17,7 +17,7 @@ from ... import components
 from ...components.roles import Part
 from ...configs.build import build
 from ...configs.compose import CONFIG_DIR, compose
-from ..training import quiet_libraries
+from ..processes.console import quiet_libraries
 
 HELP = "list the zoo: every part by role, its choices in YAML, parameters and paper"
 EXAMPLE = "voxzoo parts adaptor"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from ..signals import stopped_at_once, tell_launcher
+from ..processes.signals import stopped_at_once, tell_launcher
 
 HELP = "train the run that the overrides describe, or go on with it"
 EXAMPLE = "voxzoo train experiment=quickstart adaptor=none trainer.max_steps=500"
@@ -23,7 +23,7 @@ def run(args: argparse.Namespace) -> dict:
     tell_launcher("ready")
     from lightning.pytorch.utilities import rank_zero_only  # torch loads only for a run, not for --help
 
-    from ..training import train
+    from ..training.train import train
 
     result = train(args.overrides, stage=args.stage, config_dirs=args.config_dir)
     if not args.json:

@@ -5,22 +5,12 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any
+
+from ..serving.choices import TRANSLATED
 
 HELP = "translate audio files, folders or text with a trained run"
 EXAMPLE = "voxzoo translate runs/quickstart recordings/ --task s2st --to eng --out translated"
-
-TASKS = ("s2st", "s2tt", "asr", "t2tt", "t2st")
-AUDIO_SUFFIXES = frozenset({".wav", ".flac", ".ogg", ".opus", ".mp3", ".aiff", ".aif", ".au", ".w64", ".caf"})
-SHORTEST_SECONDS = 0.1
-LONGEST_MINUTES = 120
-LONGEST_TOKENS = 1024
-"""Of a line of text: attention takes memory by the square of it. NLLB has the same limit."""
-_WINDOW = 16
-"""Batches read ahead, so that inputs can be sorted by length inside and lines still come out while it runs."""
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -32,7 +22,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         help="audio files or folders of them; for t2tt and t2st text files, one sentence a line; - reads standard "
         "input: a path a line for speech, a sentence a line for text",
     )
-    parser.add_argument("--task", choices=TASKS, required=True, help="what to do with the inputs")
+    parser.add_argument("--task", choices=TRANSLATED, required=True, help="what to do with the inputs")
     parser.add_argument(
         "--to", required=True, metavar="LANG", help="ISO 639-3 code to translate into; what is spoken, for asr"
     )
@@ -52,349 +42,33 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )
 
 
-@dataclass
-class Piece:
-    """What goes into one row of a batch: (N,) samples at the rate of the front end, or a sentence."""
-
-    start: float
-    seconds: float
-    samples: Any = None
-    text: str | None = None
-
-
-@dataclass
-class Item:
-    """One input and what became of it."""
-
-    id: str
-    name: str
-    path: Path | None = None
-    text: str | None = None
-    pieces: list[Piece] = field(default_factory=list)
-    predictions: list[Any] = field(default_factory=list)
-    error: str | None = None
-
-
 def run(args: argparse.Namespace) -> dict:
-    from ...components.errors import UserError
-    from ..run import load_run
-    from ..training import quiet_libraries
+    from ..serving.translator import translate
 
-    for flag, value, least in (
-        ("--batch-size", args.batch_size, 1),
-        ("--beam", args.beam, 1),
-        ("--segment", args.segment, 1),
+    results, failures, served = [], [], 0
+    for result in translate(
+        args.run,
+        args.inputs,
+        args.task,
+        args.to,
+        source=args.source,
+        out=args.out,
+        device=args.device,
+        batch_size=args.batch_size,
+        beam=args.beam,
+        segment=args.segment,
     ):
-        if value is not None and value < least:
-            raise UserError(f"{flag} {value}: expected at least {least}")
-    quiet_libraries()
-    task = load_run(args.run, device=args.device, pack=True).task
-    translator = Translator(task, args.task, args.to, args.source, args.batch_size, args.beam, args.segment, args.out)
-    items = list(read_inputs(args.inputs, translator.reads_text, translator.out))
-    if not items:
-        kind = "sentence" if translator.reads_text else "audio file"
-        raise UserError(f"nothing to translate in {', '.join(args.inputs)}: no {kind}")
-    results, failures = [], []
-    for item in translator.serve(items):
-        if item.error is not None:
-            failures.append({"id": item.id, "input": item.name, "error": item.error})
-            print(f"voxzoo translate: {item.name}: {item.error}", file=sys.stderr, flush=True)
+        if "error" in result:
+            failures.append(result)
+            print(f"voxzoo translate: {result['input']}: {result['error']}", file=sys.stderr, flush=True)
             continue
-        result = translator.result(item)
+        served += 1
         if args.json:
             results.append(result)
         else:
             print(json.dumps(result, ensure_ascii=False), flush=True)
     answer: dict[str, Any] = {"status": "failed" if failures else "ok", "results": results, "failures": failures}
     if failures:
-        rest = "; the others were" if len(failures) < len(items) else ""
-        answer["error"] = f"{len(failures)} of {len(items)} inputs could not be served{rest}"
+        rest = "; the others were" if served else ""
+        answer["error"] = f"{len(failures)} of {served + len(failures)} inputs could not be served{rest}"
     return answer
-
-
-def read_inputs(inputs: Sequence[str], text: bool, out: Path | None) -> Iterator[Item]:
-    """Files, folders and standard input as items with unique ids, in the order they were given.
-
-    Raises:
-        UserError: an output folder that is also an input folder.
-    """
-    from ...components.errors import UserError
-
-    taken: set[str] = set()
-
-    def unique(name: str) -> str:
-        candidate, number = name, 1
-        while candidate in taken:
-            number += 1
-            candidate = f"{name}-{number}"
-        taken.add(candidate)
-        return candidate
-
-    suffixes = frozenset({".txt"}) if text else AUDIO_SUFFIXES
-    for given in inputs:
-        if given == "-":
-            for number, line in enumerate((line.strip() for line in sys.stdin), 1):
-                if text:
-                    yield Item(unique(f"line-{number:05d}"), f"standard input, line {number}", text=line)
-                elif line:
-                    yield Item(unique(Path(line).stem), line, Path(line))
-            continue
-        if not given.strip():
-            yield Item(unique("input"), "(empty INPUT)", error="expected a file or folder")
-            continue
-        path = Path(given)
-        if path.is_dir():
-            if out is not None and out.resolve().is_relative_to(path.resolve()):
-                raise UserError(
-                    f"--out {out} lies in the input folder {path}: its audio would become input; give another one"
-                )
-            found = sorted(p for p in path.rglob("*") if p.suffix.lower() in suffixes and p.is_file())
-            if not found:
-                kinds = ", ".join(sorted(suffixes))
-                yield Item(unique(path.name), given, error=f"no files to translate in this folder (looked for {kinds})")
-        else:
-            found = [path]
-        for file in found:
-            if not text:
-                yield Item(unique(file.stem), str(file), file)
-                continue
-            try:
-                lines = file.read_text(encoding="utf-8").splitlines()
-            except (OSError, UnicodeDecodeError) as error:
-                reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
-                yield Item(unique(file.stem), str(file), error=str(reason))
-                continue
-            for number, line in enumerate(lines, 1):
-                yield Item(unique(f"{file.stem}-{number:05d}"), f"{file}, line {number}", text=line.strip())
-
-
-class Translator:
-    """Serves items with a task.
-
-    Args:
-        task: a `tasks.Task` in evaluation mode.
-        mode: one of `TASKS`.
-        to, source: ISO 639-3 codes.
-        batch_size: pieces at a time.
-        beam: beam size, or None for the task's own.
-        segment: longest piece in seconds, where the model takes as much.
-        out: folder for audio; may be None where there is none.
-
-    Raises:
-        UserError: a task or language that the model does not have, or a missing argument.
-    """
-
-    def __init__(
-        self,
-        task: Any,
-        mode: str,
-        to: str,
-        source: str | None = None,
-        batch_size: int = 8,
-        beam: int | None = None,
-        segment: float = 30.0,
-        out: str | Path | None = None,
-    ) -> None:
-        from ...components.errors import UserError
-
-        if mode not in task.modes:
-            served = ", ".join(sorted(task.modes)) or "no task, it is a part alone"
-            raise UserError(f"--task {mode}: this run can do {served}")
-        self.task, self.mode, self.to = task, mode, to
-        self.reads_text, self.speaks = mode.startswith("t2"), mode.endswith("2st")
-        self.source = to if mode == "asr" else source
-        if mode == "asr" and source not in (None, to):
-            raise UserError(f"--from {source} --to {to}: asr writes down what is spoken; give --to alone")
-        for flag, lang in (("--to", to), ("--from", self.source)):
-            if lang is not None and not task.tokenizer.knows(lang):
-                raise UserError(
-                    f"{flag} {lang}: unknown language; this run knows {', '.join(task.tokenizer.languages)}"
-                )
-        if self.reads_text and self.source is None:
-            raise UserError(f"--task {mode} needs --from: the language of the text")
-        task.tokenizer.prefix(to, self.source, mode)  # one that must know what is spoken says so now
-        spoken = getattr(task, "spoken_languages", None) if self.speaks else None
-        if spoken is not None and to not in spoken:
-            raise UserError(f"--to {to}: this run speaks {', '.join(spoken)}; for text in {to} use --task {mode[:2]}tt")
-        if self.speaks and out is None:
-            raise UserError(f"--task {mode} needs --out: the folder for the audio")
-        self.out = Path(out) if out is not None else None
-        self._taken: set[Path] = set()  # every input, and every file written so far
-        self.batch_size = batch_size
-        longest = None if self.reads_text else task.longest_seconds
-        self.segment = segment if longest is None else min(segment, longest)
-        self.options = search_options(task, beam)
-
-    def serve(self, items: Sequence[Item]) -> Iterator[Item]:
-        """Predict items; each comes out in the order it was given, with its predictions or its error."""
-        self._taken |= {item.path.resolve() for item in items if item.path is not None}
-        window: list[Item] = []
-        size = 0
-        for item in items:
-            if item.error is None:
-                self._load(item)
-            window.append(item)
-            size += len(item.pieces)
-            if size >= _WINDOW * self.batch_size:
-                yield from self._predict(window)
-                window, size = [], 0
-        yield from self._predict(window)
-
-    def _load(self, item: Item) -> None:
-        from ..scoring.speech import cut_at_quiet
-
-        try:
-            if self.reads_text:
-                if not item.text:
-                    raise ValueError("empty line: expected a sentence")
-                tokens = len(self.task.tokenizer.source(item.text, self.source))
-                if tokens > LONGEST_TOKENS:
-                    raise ValueError(f"{tokens} tokens long; the limit is {LONGEST_TOKENS}: give one sentence a line")
-                item.pieces = [Piece(0.0, float(len(item.text)), text=item.text)]
-                return
-            assert item.path is not None
-            rate = self.task.frontend.sample_rate
-            samples = load_speech(item.path, rate)
-            item.pieces = [
-                Piece(start / rate, len(cut) / rate, samples=cut)
-                for start, cut in cut_at_quiet(samples, rate, self.segment)
-            ]
-        except (ValueError, OSError) as error:
-            item.error = " ".join(str(error).split()).removeprefix(f"{item.path}: ")
-
-    def _predict(self, window: list[Item]) -> Iterator[Item]:
-        pieces = [(item, index) for item in window for index in range(len(item.pieces)) if item.error is None]
-        pieces.sort(key=lambda place: place[0].pieces[place[1]].seconds)
-        for item in window:
-            item.predictions = [None] * len(item.pieces)
-        for start in range(0, len(pieces), self.batch_size):
-            self._serve_batch(pieces[start : start + self.batch_size])
-        for item in window:
-            yield item
-            item.pieces, item.predictions = [], []
-
-    def _serve_batch(self, places: list[tuple[Item, int]]) -> None:
-        try:
-            predictions = self.task.predict(self._collate(places), task=self.mode, options=self.options)
-        except Exception as error:
-            # One bad row must not take the others with it: alone, only the bad one fails.
-            if len(places) > 1:
-                for place in places:
-                    self._serve_batch([place])
-                return
-            item = places[0][0]
-            item.error = f"the model failed on it ({type(error).__name__}: {' '.join(str(error).split())})"
-            return
-        for (item, index), prediction in zip(places, predictions, strict=True):
-            item.predictions[index] = prediction
-
-    def _collate(self, places: list[tuple[Item, int]]) -> Any:
-        import torch
-
-        from ...components.types import Batch, Padded
-
-        pieces = [item.pieces[index] for item, index in places]
-        speech = source = None
-        if self.reads_text:
-            ids = [self.task.tokenizer.source(piece.text, self.source) for piece in pieces]
-            source = Padded.from_list([torch.tensor(row) for row in ids], self.task.tokenizer.pad_id)
-        else:
-            speech = Padded.from_list([self.task.frontend(piece.samples) for piece in pieces])
-        return Batch(
-            ids=tuple(f"{item.id}/{index}" for item, index in places),
-            task=(self.mode,) * len(places),
-            src_lang=(self.source or "",) * len(places),
-            tgt_lang=(self.to,) * len(places),
-            speech=speech,
-            source=source,
-            seconds=torch.tensor([piece.seconds for piece in pieces]) if speech is not None else None,
-            references=("",) * len(places),
-        ).to(self.task.device)
-
-    def result(self, item: Item) -> dict[str, Any]:
-        """The JSON object of a served item; writes its audio."""
-        from ..scoring.speech import write_wav
-
-        whole = joined(item.predictions)
-        path, duration = None, None
-        if self.speaks and whole.audio is not None:
-            duration = round(len(whole.audio) / whole.sample_rate, 3)
-            path = self._free_path(item)
-            write_wav(path, whole.audio, whole.sample_rate)
-        answer: dict[str, Any] = {
-            "id": item.id,
-            "input": item.name,
-            "task": self.mode,
-            "src_lang": self.source,
-            "tgt_lang": self.to,
-            "text": whole.text,
-            "units": whole.units,
-            "audio": str(path) if path is not None else None,
-            "duration": duration,
-            "score": round(whole.score, 6) if whole.score is not None else None,
-        }
-        if not self.reads_text:
-            answer["source_duration"] = round(sum(piece.seconds for piece in item.pieces), 3)
-        if len(item.pieces) > 1:
-            answer["segments"] = [
-                {"start": round(piece.start, 3), "end": round(piece.start + piece.seconds, 3), "text": prediction.text}
-                for piece, prediction in zip(item.pieces, item.predictions, strict=True)
-            ]
-        return answer
-
-    def _free_path(self, item: Item) -> Path:
-        """Where the audio of an item goes: never onto an input; output of an earlier call is replaced."""
-        assert self.out is not None
-        path = self.out / f"{item.id}.{self.to}.wav"
-        while path.resolve() in self._taken:
-            path = path.with_name(f"{path.stem}.{self.to}.wav")
-        self._taken.add(path.resolve())
-        return path
-
-
-def joined(predictions: Sequence[Any]) -> Any:
-    """The `Prediction`s of the pieces of one input, one behind the other, as one; its score is their mean."""
-    import torch
-
-    from ..scoring.text import is_spaceless
-
-    first = predictions[0]
-    texts = [p.text for p in predictions if p.text is not None]
-    units = [p.units for p in predictions if p.units is not None]
-    waves = [p.audio for p in predictions if p.audio is not None]
-    scores = [p.score for p in predictions if p.score is not None]
-    return replace(
-        first,
-        text=("" if is_spaceless(first.tgt_lang) else " ").join(texts) if texts else None,
-        units=[unit for row in units for unit in row] if units else None,
-        audio=torch.cat(waves) if waves else None,
-        score=sum(scores) / len(scores) if scores else None,
-    )
-
-
-def search_options(task: Any, beam: int | None) -> Any:
-    """The task's own search options, with another beam size where one was asked for."""
-    from ...components.search import SearchOptions
-
-    options = getattr(task, "search", None) or SearchOptions()
-    if beam is None:
-        return options
-    return replace(options, method="greedy" if beam == 1 else "beam", beam_size=beam)
-
-
-def load_speech(path: Path, rate: int) -> Any:
-    """Audio of a file as (N,) float32 at `rate`, or a ValueError that says in one line what is wrong with it."""
-    from ...datamodules.audio import audio_seconds, level, load_audio
-
-    if path.is_file() and path.stat().st_size == 0:
-        raise ValueError("the file is empty (0 bytes)")
-    seconds = audio_seconds(path)
-    if seconds > 60 * LONGEST_MINUTES:
-        raise ValueError(f"{seconds / 60:.0f} minutes long; the limit is {LONGEST_MINUTES}: cut it into several files")
-    samples = load_audio(path, sample_rate=rate)
-    if len(samples) < SHORTEST_SECONDS * rate:
-        raise ValueError(f"{len(samples) / rate:.3f} s of audio; expected at least {SHORTEST_SECONDS} s")
-    found = level(samples)
-    if found.silent:
-        raise ValueError(f"silent: its peak is {found.peak:.1g} of full scale; expected speech")
-    return samples

@@ -22,17 +22,11 @@ from ...configs.check import require_valid
 from ...configs.compose import compose
 from ...configs.targets import allow_list
 from ...datamodules.manifest import read_manifest
-from ..run import load_pretrained_encoder, load_run, pick_device
-from ..units import (
-    BATCH_SECONDS,
-    card_of,
-    card_path,
-    extract_units,
-    fit_units,
-    load_extractor,
-    read_units,
-    save_extractor,
-)
+from ..distributed.devices import pick_device
+from ..runs.initial import load_pretrained_encoder
+from ..runs.run import load_run
+from ..runs.unit_extractors import load_extractor, save_extractor
+from ..units import BATCH_SECONDS, card_of, card_path, extract_units, fit_units, read_units
 
 HELP = "fit discrete units, write those of a corpus, and hear them again"
 EXAMPLE = """voxzoo units fit train.tsv --column tgt_audio --out units --set unit_extractor.num_units=200

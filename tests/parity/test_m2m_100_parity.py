@@ -17,8 +17,8 @@ from voxzoo.components.tokenizer import train_sentencepiece
 from voxzoo.components.types import Batch, Padded
 from voxzoo.configs.build import build
 from voxzoo.configs.compose import compose
-from voxzoo.tasks.published import export_run, write_run
-from voxzoo.tasks.run import load_run
+from voxzoo.tasks.runs.published import export_run, write_run
+from voxzoo.tasks.runs.run import load_run
 
 transformers = pytest.importorskip("transformers")
 

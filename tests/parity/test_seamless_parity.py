@@ -18,7 +18,7 @@ from voxzoo.components.search import SearchOptions
 from voxzoo.components.tokenizer import train_sentencepiece
 from voxzoo.components.types import Batch, Padded
 from voxzoo.tasks import SpeechToSpeechUnitY, SpeechToText, TextToText
-from voxzoo.tasks.speech_to_text import decoder_input, text_loss
+from voxzoo.tasks.text import decoder_input, text_loss
 
 transformers = pytest.importorskip("transformers")
 
@@ -428,7 +428,7 @@ def test_the_searches_saw_many_ids(seen):
 
 
 def ids_of(pair: Pair, batch: Batch, mode: str, options: SearchOptions) -> list[list[int]]:
-    from voxzoo.tasks.speech_to_text import translate_text
+    from voxzoo.tasks.text import translate_text
 
     task = pair.task
     memory = task.encode_speech(batch.speech) if batch.speech is not None else task.text_seq2seq.encode(batch.source)
@@ -525,7 +525,7 @@ def test_states_that_the_search_kept_are_those_of_another_pass(make, name: str):
     pair = make(name)
     task, batch = pair.task, pair.batch("eng", speech=pair.speech(*lengths_of(name)))
     from voxzoo.components.search import generate
-    from voxzoo.tasks.speech_to_text import prefixes
+    from voxzoo.tasks.text import prefixes
 
     memory = task.encode_speech(batch.speech)
     prefix = prefixes(batch, "s2st", task.tokenizer)
@@ -684,8 +684,8 @@ def test_published_sizes(size: str):
 @pytest.mark.parametrize("name", ["v1 a", "v2 a"])
 def test_a_folder_becomes_a_run_that_serves_the_five_tasks(make, name: str, tmp_path: Path, tokenizer_model: Path):
     from voxzoo.tasks import load_run
-    from voxzoo.tasks.commands.translate import Translator
-    from voxzoo.tasks.published import export_run, write_run
+    from voxzoo.tasks.runs.published import export_run, write_run
+    from voxzoo.tasks.serving.translator import Translator
 
     pair = make(name)
     tokenizer = pair.task.tokenizer

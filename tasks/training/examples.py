@@ -18,11 +18,11 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
-from ..components.layers.attention import MultiHeadAttention
-from ..components.types import Batch, Padded, Prediction
-from ..datamodules.audio import SAMPLE_RATE
-from .strategies import gathered
-from .task import Task
+from ...components.layers.attention import MultiHeadAttention
+from ...components.types import Batch, Padded, Prediction
+from ...datamodules.audio import SAMPLE_RATE
+from ..distributed.strategies import gathered
+from ..task import Task
 
 
 class Examples(Callback):

@@ -30,8 +30,9 @@ from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry, sdpa_backward_flop_count, sdpa_flop_count
 
-from ..components.types import Batch
-from .task import Task, parameter_groups
+from ...components.types import Batch
+from ..distributed.gradients import parameter_groups
+from ..task import Task
 
 Kind = Literal["cpu", "cuda"]
 _ROUND = {"cpu": 64, "cuda": 512}  # bytes: what the allocators round a tensor up to

@@ -15,8 +15,8 @@ import traceback
 from pathlib import Path
 from typing import Any
 
-from ..components.errors import UserError
-from .signals import EXIT_CODES, STOPPED, Interrupted, tell_launcher
+from ...components.errors import UserError
+from ..processes.signals import EXIT_CODES, STOPPED, Interrupted, tell_launcher
 
 VERBS = ("train", "check", "evaluate", "translate", "parts", "data", "units", "import", "export", "consolidate")
 _FILES = {"import": "import_model", "export": "export_model"}  # `import` cannot be the name of a module
@@ -77,7 +77,7 @@ def _parse(parser: argparse.ArgumentParser, words: list[str]) -> argparse.Namesp
 def _failure(error: Exception, arguments: argparse.Namespace) -> tuple[dict[str, Any], int]:
     from lightning.fabric.utilities.exceptions import MisconfigurationException
 
-    from .training import StageFailed
+    from ..training.stages import StageFailed
 
     if arguments.traceback:
         traceback.print_exc()
@@ -119,12 +119,12 @@ def _only_json():
 
 
 def _module(verb: str) -> Any:
-    return importlib.import_module(f".commands.{_FILES.get(verb, verb)}", __package__)
+    return importlib.import_module(f".{_FILES.get(verb, verb)}", __package__)
 
 
 def _help(verb: str) -> str:
     """HELP of a command module, without importing it."""
-    tree = ast.parse((Path(__file__).parent / "commands" / f"{_FILES.get(verb, verb)}.py").read_text())
+    tree = ast.parse((Path(__file__).parent / f"{_FILES.get(verb, verb)}.py").read_text())
     for node in tree.body:
         if isinstance(node, ast.Assign) and any(isinstance(t, ast.Name) and t.id == "HELP" for t in node.targets):
             return str(ast.literal_eval(node.value))

@@ -20,11 +20,11 @@ from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint, WeightAveraging
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
-from ..components.errors import UserError, few
-from .launcher import let_processes_end
+from ...components.errors import UserError, few
+from ..processes.launcher import let_processes_end
+from ..processes.signals import EXIT_CODES, Interrupted, heard
 from .references import fill_in
 from .shards import SHARDS, read_shards, remove_unused
-from .signals import EXIT_CODES, Interrupted, heard
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):

@@ -7,10 +7,11 @@ from pathlib import Path
 
 import torch
 
-from ..components.errors import UserError
-from .checkpoints import read_checkpoint, write_atomically
-from .run import find_checkpoint, pid_lock
-from .shards import is_sharded, remove_unused
+from ...components.errors import UserError
+from ..checkpoints.files import read_checkpoint, write_atomically
+from .run import find_checkpoint
+from .folder import pid_lock
+from ..checkpoints.shards import is_sharded, remove_unused
 
 
 def consolidate(path: Path, out: Path | None = None) -> list[Path]:

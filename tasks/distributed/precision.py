@@ -13,8 +13,8 @@ from lightning.pytorch.plugins.precision import HalfPrecision, MixedPrecision
 from torch import nn
 from torch.amp.grad_scaler import GradScaler
 
-from ..components.errors import UserError
-from ..components.types import Batch
+from ...components.errors import UserError
+from ...components.types import Batch
 
 
 class BFloat16(HalfPrecision):

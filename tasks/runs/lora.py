@@ -8,8 +8,8 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 
-from ..components.errors import UserError, few
-from ..components.layers.lora import (
+from ...components.errors import UserError, few
+from ...components.layers.lora import (
     LoRA,
     adapt,
     adapted_layers,
@@ -18,7 +18,7 @@ from ..components.layers.lora import (
     merge_weights,
     same_layers,
 )
-from .task import Task
+from ..task import Task
 
 KEY = "lora"
 

@@ -13,14 +13,14 @@ import torch
 from omegaconf import DictConfig
 from torch import Tensor, nn
 
-from ..components.errors import UserError
-from ..components.roles import Tokenizer
-from ..components.types import Adapted, Batch, Judgement, Loss, Padded, Reconstruction, UnitOutput
-from ..configs.build import build
-from ..configs.targets import allow_list
-from .lora import apply_lora
-from .task import Task
-from .voices import made_up_languages, told_to_vocoder
+from ...components.errors import UserError
+from ...components.roles import Tokenizer
+from ...components.types import Adapted, Batch, Judgement, Loss, Padded, Reconstruction, UnitOutput
+from ...configs.build import build
+from ...configs.targets import allow_list
+from ..runs.lora import apply_lora
+from ..task import Task
+from ..voices import made_up_languages, told_to_vocoder
 
 # The calls of each role that a task makes while it trains.
 _CALLS = {

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from ..components.errors import UserError
+from ..errors import UserError
 
 STACKS = ("layers", "attentions")
 """What parts call their stacks."""

@@ -7,10 +7,10 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
-from ..components.converters.keymap import Loaded
-from ..components.converters.published import read_part
-from ..configs.build import build
-from ..configs.pretrained import pretrained_sources
+from ...components.converters.keymap import Loaded
+from ...components.converters.published import read_part
+from ...configs.build import build
+from ...configs.pretrained import pretrained_sources
 
 
 def mapped_parts(config: DictConfig, allowed: tuple[str, ...], *, in_file: bool) -> dict[str, tuple[nn.Module, Loaded]]:

@@ -23,20 +23,20 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 
-from ..components.errors import UserError
-from ..components.roles import Tokenizer
-from ..components.types import Batch, Padded
-from ..configs.bounds import count_devices, device_problem
-from ..configs.build import build
-from ..configs.targets import allow_list
-from .blocks import RECOMPUTE, set_up_blocks
-from .lora import apply_lora
-from .precision import precision_name
+from ...components.errors import UserError
+from ...components.layers.blocks import RECOMPUTE, set_up_blocks
+from ...components.roles import Tokenizer
+from ...components.types import Batch, Padded
+from ...configs.bounds import count_devices, device_problem
+from ...configs.build import build
+from ...configs.targets import allow_list
+from ..distributed.precision import precision_name
+from ..distributed.strategies import units
+from ..runs.lora import apply_lora
+from ..task import Task
+from ..voices import made_up_languages
 from .shapes import FakeTokenizer
 from .simulation import Footprint, Kind, OptimizerFootprint, make_fake, simulate, simulate_optimizer, tensors_of
-from .strategies import units
-from .task import Task
-from .voices import made_up_languages
 
 GB = 10**9
 _TEXT_RATE, _UNIT_RATE, _SAMPLE_RATE = 4.0, 50, 16000  # a second of speech: subwords, units, samples
@@ -589,7 +589,9 @@ def _advise(plan: Plan, rehearsal: Rehearsal, memory: int) -> Iterator[dict[str,
         kept.append((f" {change}", other))
         if found is not None and found["budget"] is None:
             break  # what more could be changed is not needed
-    if setting.kind == "cuda" and allowed({"trainer.strategy": {"_target_": "voxzoo.tasks.strategies.FSDP2"}}):
+    if setting.kind == "cuda" and allowed(
+        {"trainer.strategy": {"_target_": "voxzoo.tasks.distributed.strategies.FSDP2"}}
+    ):
         yield from _sharded(kept, memory)
     sizes = {role: learning_bytes(part) for role, part in rehearsal.task.parts().items()}
     roles = sorted((role for role, size in sizes.items() if size), key=lambda role: -sizes[role])

@@ -11,15 +11,16 @@ from typing import Any, Literal
 import torch
 from omegaconf import DictConfig, OmegaConf
 
-from ..components.converters import PublishedModel, to_transformers
-from ..components.errors import UserError
-from ..components.roles import ROLES
-from ..configs.check import require_valid
-from ..configs.compose import compose, to_yaml
-from ..configs.targets import allow_list
-from .checkpoints import misfit, write_atomically
-from .run import build_task, load_run
-from .task import FILES
+from ...components.converters import PublishedModel, to_transformers
+from ...components.errors import UserError
+from ...components.roles import ROLES
+from ...configs.check import require_valid
+from ...configs.compose import compose, to_yaml
+from ...configs.targets import allow_list
+from ..checkpoints.files import misfit, write_atomically
+from .assembly import build_task
+from .run import load_run
+from ..task import FILES
 
 _CHECKPOINT = "imported.ckpt"
 _ENCODER_TASK = {"_target_": "voxzoo.tasks.EncodeSpeech"}

@@ -30,7 +30,7 @@ from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import save
 from torch.distributed.tensor import DTensor
 
-from ..components.errors import UserError, few
+from ...components.errors import UserError, few
 
 SHARDS = "shards"
 """The entry of a checkpoint whose tensors are elsewhere: `folder`, `files` (name -> bytes) and `tensors` (place ->

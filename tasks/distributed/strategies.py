@@ -35,13 +35,13 @@ from torch.distributed.fsdp.wrap import CustomPolicy
 from torch.distributed.tensor import DTensor, distribute_tensor, zeros
 from torch.optim import Optimizer
 
-from ..components.errors import UserError
-from ..components.layers.transformer import DecoderLayer
-from ..configs.targets import class_of
-from .blocks import blocks
-from .checkpoints import misfit, read_checkpoint
+from ...components.errors import UserError
+from ...components.layers.blocks import blocks
+from ...components.layers.transformer import DecoderLayer
+from ...configs.targets import class_of
+from ..checkpoints.files import misfit, read_checkpoint
+from ..checkpoints.shards import SHARDS, load_shards, state_place, tensors_of, weight_place, write_shards
 from .precision import gradient_scaler
-from .shards import SHARDS, load_shards, state_place, tensors_of, weight_place, write_shards
 
 # What Lightning and the commands call on a task in place of `forward`: weights outside the layers are gathered for it.
 _ENTRIES = ("training_step", "validation_step", "predict", "resynthesise")

@@ -44,7 +44,7 @@ def voxzoo(*words: str) -> dict[str, Any]:
     """Run one command as a user would, shown first; returns its JSON. Stops the demo where it fails."""
     print(f"\n$ voxzoo {' '.join(words)}", file=sys.stderr, flush=True)
     started = time.monotonic()
-    command = [sys.executable, "-m", "voxzoo.tasks.cli", *words, "--json"]
+    command = [sys.executable, "-m", "voxzoo.tasks.commands.cli", *words, "--json"]
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True)
     if done.returncode:
         raise SystemExit(done.returncode)

@@ -7,7 +7,7 @@ import math
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
-from ..components.errors import UserError
+from ...components.errors import UserError
 
 OF_ANY_LENGTH = frozenset({"constant", "inverse_sqrt", "exponential"})
 """Schedules whose rate at a step does not depend on how long the run is."""

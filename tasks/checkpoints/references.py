@@ -17,9 +17,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..components.converters.published import read_part
-from ..components.errors import UserError
-from ..components.layers.lora import is_lora
+from ...components.converters.published import read_part
+from ...components.errors import UserError
+from ...components.layers.lora import is_lora
 
 ENTRY = "published"
 """Entry of a checkpoint: part -> {"role", "source", "sha256", "tensors": name within the part -> [dtype, shape]}."""

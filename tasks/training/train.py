@@ -3,14 +3,7 @@
 from __future__ import annotations
 
 import json
-import logging
-import os
-import signal
-import subprocess
-import sys
-import threading
 import time
-import warnings
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
@@ -21,38 +14,32 @@ from lightning import LightningDataModule
 from lightning.fabric.utilities.rank_zero import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
 
-from ..components.errors import UserError
-from ..components.tokenizer import train_sentencepiece
-from ..configs.build import build
-from ..configs.check import require_valid
-from ..configs.compose import compose, to_yaml
-from ..configs.targets import allow_list
-from .blocks import set_up_blocks
-from .checkpoints import AtomicCheckpointIO, Checkpointer, pick_checkpoint, write_atomically
+from ...components.errors import UserError
+from ...components.layers.blocks import set_up_blocks
+from ...components.tokenizer import train_sentencepiece
+from ...configs.build import build
+from ...configs.check import require_valid
+from ...configs.compose import compose, to_yaml
+from ...configs.targets import allow_list
+from ..checkpoints.files import AtomicCheckpointIO, Checkpointer, write_atomically
+from ..checkpoints.mapped import empty_parts, mapped_parts
+from ..distributed.devices import choose_kernels
+from ..distributed.precision import precision_settings
+from ..distributed.strategies import cuts_weights, loads_by_shards
+from ..planning.shapes import trace
+from ..processes.console import quiet_libraries, say
+from ..processes.launcher import watch_processes
+from ..processes.signals import stopped_at_once, watch_parent
+from ..runs.assembly import build_task
+from ..runs.folder import is_trained, pid_lock, result_of, turns, wait_for_result
+from ..runs.initial import load_parts, load_pretrained, published_references
+from ..runs.lora import lora_lines
+from ..runs.run import active_stages
+from ..task import Task
 from .examples import Examples
-from .launcher import watch_processes
-from .lora import lora_lines
-from .mapped import empty_parts, mapped_parts
-from .precision import precision_settings
 from .progress import RunProgress
-from .run import (
-    active_stages,
-    build_task,
-    choose_kernels,
-    forget_failed_start,
-    is_done,
-    load_parts,
-    load_pretrained,
-    pid_lock,
-    published_references,
-    settle_config,
-    take_languages,
-    turns,
-)
-from .shapes import trace
-from .signals import EXIT_CODES, REQUEUED, Interrupted, child, heard, stopped_at_once, watch_parent
-from .strategies import cuts_weights, loads_by_shards
-from .task import Task
+from .settling import forget_failed_start, settle_config
+from .stages import train_stages
 
 
 @stopped_at_once()
@@ -73,7 +60,7 @@ def train(overrides: Sequence[str], *, stage: str | None = None, config_dirs: Se
         stages = {name: compose(overrides, stage=name, config_dirs=config_dirs) for name in names}
         for one in stages.values():  # every stage's faults before the first stage runs
             _require_sound(one)
-        return _train_stages(config, stages, overrides, config_dirs)
+        return train_stages(config, stages, overrides, config_dirs)
     _require_sound(config)
     return _train_one(config)
 
@@ -132,13 +119,13 @@ def _train_one(config: DictConfig) -> dict[str, Any]:
     first = not getattr(rank_zero_only, "rank", 0)  # of the processes of one run, the one that writes
     with pid_lock(folder) if first else nullcontext():
         data = _settle(config, folder)
-        if _is_trained(folder):
-            return {"status": "ok", "run": str(folder), **_result(folder)}
+        if is_trained(folder):
+            return {"status": "ok", "run": str(folder), **result_of(folder)}
         torch.manual_seed(config.seed)
         task = build_for_training(config, folder)
         if hasattr(task, "run_once"):  # a task without gradient steps, such as fitting units: one process does it
             if not first:
-                return {"status": "ok", "run": str(folder), **_wait_for_result(folder)}
+                return {"status": "ok", "run": str(folder), **wait_for_result(folder)}
             result = task.run_once(data, folder)  # pyright: ignore[reportCallIssue]
         else:
             result = _fit(config, task, data, folder)
@@ -156,30 +143,6 @@ def _settle(config: DictConfig, folder: Path) -> Any:
     with turns(folder):
         settle_config(folder, to_yaml(config))
     return data
-
-
-def _is_trained(folder: Path) -> bool:
-    """Whether a run has ended and its checkpoint is there; says so.
-
-    Raises:
-        UserError: it has ended, and its checkpoint is gone.
-    """
-    if not is_done(folder):
-        return False
-    pick_checkpoint(folder / "checkpoints", advice=f"delete {folder / 'done.json'} and train it again")
-    say(f"{folder}: already trained")
-    return True
-
-
-def _result(folder: Path) -> dict[str, Any]:
-    return json.loads((folder / "done.json").read_text())
-
-
-def _wait_for_result(folder: Path) -> dict[str, Any]:
-    """What the first process of this run writes when it is done."""
-    while not is_done(folder):
-        time.sleep(0.2)
-    return _result(folder)
 
 
 def prepare_data(config: DictConfig, turn: Callable[[], AbstractContextManager] = nullcontext) -> Any:
@@ -295,167 +258,3 @@ def _fit(config: DictConfig, task: Task, data: Any, folder: Path) -> dict[str, A
 
 
 # Stages
-
-
-def _train_stages(
-    config: DictConfig, stages: dict[str, DictConfig], overrides: Sequence[str], config_dirs: Sequence[str]
-) -> dict[str, Any]:
-    """Run stages in processes of their own, side by side where `stage_jobs` and `after` allow."""
-    names = list(stages)
-    folder = Path(config.run_dir)
-    folder.mkdir(parents=True, exist_ok=True)
-    started = time.monotonic()
-    settle_config(folder, to_yaml(config))
-    after = {name: [n for n in config.stages[name].get("after") or () if n in names] for name in names}
-    done = [name for name in names if _needs_no_process(stages[name])]
-    waiting, running = [name for name in names if name not in done], {}
-    # Processes that torchrun or srun started take each stage together, one after the other.
-    together = launched_processes() > 1
-    jobs = 1 if together else max(int(config.stage_jobs), 1)
-
-    def stop(number: int, frame: Any) -> None:
-        heard()
-        for again in REQUEUED:  # as of the first: what comes behind it changes nothing, but Ctrl-C
-            signal.signal(again, signal.SIG_IGN)
-        raise Interrupted(number, None)
-
-    handlers = {number: signal.signal(number, stop) for number in EXIT_CODES} if _in_main_thread() else {}
-    try:
-        while waiting or running:
-            for name in [n for n in waiting if set(after[n]) <= set(done)][: jobs - len(running)]:
-                waiting.remove(name)
-                running[name] = _Stage(name, overrides, config_dirs, jobs, names.index(name) + 1 if together else 0)
-            if not running:
-                raise UserError(f"stages {', '.join(waiting)} wait for each other: look at their `after`")
-            for name in [n for n, stage in running.items() if stage.ended]:
-                stage = running.pop(name)
-                if stage.code:
-                    raise StageFailed(name, stage.code, stage.last_line)
-                done.append(name)
-            time.sleep(0.05)
-    except BaseException:
-        for stage in running.values():
-            stage.stop()
-        raise
-    finally:
-        for number, handler in handlers.items():
-            signal.signal(number, handler)
-    results = {name: _wait_for_result(folder / "stages" / name) for name in names}
-    return {"status": "ok", "run": str(folder), "seconds": round(time.monotonic() - started, 1), "stages": results}
-
-
-def _needs_no_process(config: DictConfig) -> bool:
-    """Whether a stage has ended, so that no process is needed to find out; refuses another config, as `_train_one`."""
-    folder = Path(config.run_dir)
-    if not is_done(folder):
-        return False
-    take_languages(config, OmegaConf.load(folder / "config.yaml"))
-    settle_config(folder, to_yaml(config))
-    return _is_trained(folder)
-
-
-def launched_processes() -> int:
-    """How many processes torchrun or srun started this command as; 1 where neither did."""
-    if "TORCHELASTIC_RUN_ID" in os.environ:
-        return int(os.environ.get("WORLD_SIZE", 1))
-    return int(os.environ.get("SLURM_NTASKS", 1)) if "SLURM_PROCID" in os.environ else 1
-
-
-def _in_main_thread() -> bool:
-    return threading.current_thread() is threading.main_thread()
-
-
-class StageFailed(UserError):
-    """A stage's process ended with an error, which it has printed itself."""
-
-    def __init__(self, name: str, code: int, last_line: str) -> None:
-        super().__init__(f"stage {name} stopped (exit {code}): {last_line or 'see the lines above'}")
-        self.code = code
-
-
-class _Stage:
-    """A stage in its own process, one of up to `beside` at a time; its lines are passed on behind its name.
-
-    With `meeting` above 0 it is one process of a stage that torchrun or srun started: the processes of each stage meet
-    at a port of their own, since what the ones before said at theirs is still there.
-    """
-
-    def __init__(
-        self, name: str, overrides: Sequence[str], config_dirs: Sequence[str], beside: int, meeting: int = 0
-    ) -> None:
-        self.name = name
-        self.last_line = ""
-        command = [sys.executable, "-m", "voxzoo.tasks.cli", "train", "--stage", name]
-        for folder in config_dirs:
-            command += ["--config-dir", folder]
-        environment = {**os.environ, **child("stop"), "PYTHONUNBUFFERED": "1"}
-        if beside > 1:
-            # Threads of one stage would wait for those of another, or of any other program: on two busy cores, two
-            # threads were ten times slower than one.
-            environment.setdefault("OMP_NUM_THREADS", str(max((os.cpu_count() or 1) // beside, 1)))
-        if meeting and "MASTER_PORT" in environment:
-            environment["MASTER_PORT"] = str(int(environment["MASTER_PORT"]) + meeting)
-            environment["TORCHELASTIC_USE_AGENT_STORE"] = "False"
-        # Its own process group: Ctrl-C reaches this process, which tells each stage once.
-        self.process = subprocess.Popen(
-            [*command, *overrides],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            errors="replace",
-            env=environment,
-            start_new_session=True,
-        )
-        self.thread = threading.Thread(target=self._pass_on, daemon=True)
-        self.thread.start()
-
-    def _pass_on(self) -> None:
-        assert self.process.stdout is not None
-        for line in self.process.stdout:
-            if line.strip():
-                self.last_line = line.strip()
-                print(f"[{self.name}] {line.rstrip()}", file=sys.stderr, flush=True)
-
-    @property
-    def ended(self) -> bool:
-        return self.process.poll() is not None and not self.thread.is_alive()
-
-    @property
-    def code(self) -> int:
-        return self.process.returncode
-
-    def stop(self) -> None:
-        """Ask the stage to save and stop, and wait for it; Ctrl-C kills it."""
-        if self.process.poll() is None:
-            self.process.send_signal(signal.SIGINT)
-            try:
-                self.process.wait()  # a large model takes minutes to write
-            except BaseException:  # Ctrl-C, a second time
-                self.process.kill()
-        self.thread.join(5)
-
-
-@rank_zero_only
-def say(line: str) -> None:
-    """A line for the person who waits."""
-    print(line, file=sys.stderr, flush=True)
-
-
-def quiet_libraries() -> None:
-    """Lightning's advice on things decided here is noise to the user."""
-    for name in ("lightning.pytorch", "lightning.fabric", "lightning.pytorch.utilities.rank_zero"):
-        logging.getLogger(name).setLevel(logging.ERROR)
-    for message in (
-        ".*dataloader is not resumable.*",
-        ".*does not have many workers.*",
-        ".*Checkpoint directory.*exists.*",
-        ".*LeafSpec.*",
-        ".*isinstance.treespec.*",
-        ".*Trying to infer the `batch_size`.*",
-        ".*in eval mode at the start of training.*",
-        ".*smaller than the logging interval.*",  # steps are counted over epochs
-        ".*sync_dist=True.*",  # the sums are gathered before they are divided
-        ".*Grad strides do not match bucket view strides.*",
-    ):
-        warnings.filterwarnings("ignore", message=message)

@@ -1,0 +1,1 @@
+"""Files of weights: atomic, in shards, by reference, mapped. May import processes."""

@@ -1,0 +1,1 @@
+"""The engines of evaluate and translate, also for Python. May import runs, scoring, tasks and the rooms below them."""

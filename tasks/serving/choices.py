@@ -1,0 +1,8 @@
+"""What can be asked of the engines, for parsers that must not import them."""
+
+from __future__ import annotations
+
+EVALUATED = ("s2st", "t2st", "s2tt", "t2tt", "u2s", "asr")
+"""In the order in which a task lends its scores to the top of the answer of `evaluate`."""
+TRANSLATED = ("s2st", "s2tt", "asr", "t2tt", "t2st")
+RECOGNISERS = ("base", "tiny.en", "none")

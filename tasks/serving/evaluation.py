@@ -1,0 +1,359 @@
+"""Predicting a split of a corpus and scoring it: the engine of `voxzoo evaluate`, one call from Python."""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import track
+
+from ...components.errors import UserError
+from ...datamodules.audio import audio_seconds
+from ..processes.console import quiet_libraries
+from ..runs.run import load_run
+from ..scoring.evaluation import Scored, listen, note_audio, score_rows
+from ..scoring.recogniser import Recogniser
+from ..scoring.speech import write_wav, write_whole
+from .choices import EVALUATED
+from .translator import Item, Translator, joined, search_options
+
+
+def evaluate_run(
+    path: str | Path,
+    split: str = "test",
+    *,
+    manifest: str | None = None,
+    out: str | Path | None = None,
+    device: str = "auto",
+    limit: int | None = None,
+    batch_size: int = 16,
+    beam: int | None = None,
+    segment: float | None = None,
+    **options: Any,
+) -> dict[str, Any]:
+    """Load a run and score it on a split: what `voxzoo evaluate` does and answers.
+
+    Args:
+        path: a run folder or a checkpoint.
+        split, manifest: of the run's data, or of another corpus.
+        out: where the files go; None: RUN/evaluation.
+        device: `cpu`, `cuda`, ..., or `auto`, a GPU where there is one.
+        limit, batch_size, beam, segment, options: as for `evaluate`.
+
+    Raises:
+        UserError: as `load_run` and `evaluate`; a number below 1.
+    """
+    for name, value in {"limit": limit, "batch-size": batch_size, "beam": beam, "segment": segment}.items():
+        if value is not None and value < 1:
+            raise UserError(f"--{name} {value}: expected at least 1")
+    quiet_libraries()
+    run = load_run(path, device=device, pack=True)
+    folder = Path(path) if Path(path).is_dir() else run.folder
+    scores = evaluate(
+        run.task,
+        run.datamodule(manifest, split),
+        split,
+        Path(out) if out else folder / "evaluation",
+        limit=limit,
+        batch_size=batch_size,
+        beam=beam,
+        segment=segment,
+        **options,
+    )
+    return {"status": "ok", "run": str(path), "checkpoint": str(run.checkpoint), **scores}
+
+
+def evaluate(
+    model: Any,
+    data: Any,
+    split: str,
+    out: Path,
+    *,
+    limit: int | None = None,
+    task: str | None = None,
+    batch_size: int = 16,
+    beam: int | None = None,
+    segment: float | None = None,
+    recogniser: str = "base",
+) -> dict[str, Any]:
+    """Predict a split and score it; write `<split>.json`, `<split>.hypotheses.jsonl`, `<split>/<id>.wav` into `out`.
+
+    Args:
+        model: a `tasks.Task` in evaluation mode.
+        data: the DataModule of its config.
+        split, limit: which utterances; None for all.
+        task: what to do with every utterance; None for what the data says.
+        batch_size, beam: utterances at a time; beam size, None for the model's own.
+        segment: seconds; longer audio is cut at quiet places. None: what the model cannot take whole.
+        recogniser: `base`, `tiny.en` or `none`.
+
+    Returns:
+        Plain dict. `tasks` holds the scores of each task (see `scoring.evaluation.score_rows`); the first
+        also stands at the top. `dropped`: utterances that could not be served; `notes`: what was left out, and why.
+
+    Raises:
+        UserError: unknown split, a task the model cannot do, or nothing left to score.
+    """
+    rows, dropped = choose_rows(model, data, split, task, limit)
+    notes: list[str] = []
+    speaks = any(row.task.endswith("2st") or row.task == "u2s" for row in rows)
+    judge = open_recogniser(recogniser, notes) if speaks else None
+    evaluation = _Evaluation(model, data, out / split, judge, notes, dropped, batch_size, beam, segment)
+    scored = evaluation.serve(rows)
+    if not scored:
+        reason = dropped[0]["reason"]
+        raise UserError(f"--split {split}: none of {len(rows)} utterances could be served; the first: {reason}")
+    groups: defaultdict[str, list[Any]] = defaultdict(list)
+    for row in scored:
+        groups[row.task].append(row)
+    signature = judge.signature if judge is not None else None
+    scores = {name: score_rows(groups[name], signature) for name in EVALUATED if name in groups}
+    main = next(iter(scores.values()))
+    lines = "".join(json.dumps(row.line(), ensure_ascii=False) + "\n" for row in scored)
+    answer: dict[str, Any] = {
+        "split": split,
+        **{name: value for name, value in main.items() if name not in ("num_utterances", "directions")},
+        **{name: scores["asr"][name] for name in ("wer", "cer") if name in scores.get("asr", {})},
+        "num_utterances": len(scored),
+        "num_dropped": len(dropped),
+        "dropped": dropped,
+        "recogniser": signature,
+        "tasks": scores,
+        "notes": notes,
+        "hypotheses": str(out / f"{split}.hypotheses.jsonl"),
+    }
+    write_whole(out / f"{split}.hypotheses.jsonl", lines.encode())
+    write_whole(out / f"{split}.json", json.dumps(answer, ensure_ascii=False, indent=1).encode())
+    return answer
+
+
+def choose_rows(
+    model: Any, data: Any, split: str, task: str | None, limit: int | None
+) -> tuple[list[Any], list[dict[str, str]]]:
+    """The utterances to serve, each with its task, in the order of the manifest, and those that cannot be served.
+
+    What the data asks for is spoken where the model can speak: s2tt becomes s2st, and its text is scored too.
+
+    Raises:
+        UserError: unknown split, or the model can do none of the tasks.
+    """
+    asked = (task,) if task else data.tasks
+    wanted: dict[str, str] = {}
+    for name in asked:
+        spoken = {"s2tt": "s2st", "t2tt": "t2st"}.get(name, name) if task is None else name
+        served = next((mode for mode in (spoken, name) if mode in model.modes), None)
+        if served is not None and served not in wanted.values():
+            wanted[name if served != "u2s" else "s2st"] = served
+    if not wanted and model.modes == {"u2s"} and task is None:
+        wanted = {"s2st": "u2s"}
+    if not wanted:
+        raise UserError(
+            f"the data asks for {', '.join(asked)}, but this run can do "
+            + (", ".join(sorted(model.modes)) or "no task, it is a part alone")
+        )
+    items = data.loader(split, tasks=tuple(wanted), needs=model.serving_needs(), batch_size=1).dataset.items
+    first = {row.id for row in data.rows(split)[:limit]}
+    rows = [replace(item, task=wanted[item.task]) for item in items if item.id in first]
+    dropped = [
+        {"id": name, "reason": reason}
+        for found in data.dropped.values()
+        for reason, names in found.items()
+        for name in names
+        if name in first
+    ]
+    if not rows:
+        reason = dropped[0]["reason"] if dropped else f"there are none for {', '.join(wanted)}"
+        raise UserError(f"--split {split}: none of its {len(first)} utterances can be served: {reason}")
+    return rows, dropped
+
+
+def open_recogniser(name: str, notes: list[str]) -> Any:
+    """The recogniser, or None with a note that says how to get it."""
+    if name == "none":
+        notes.append("speech output was not judged (--recogniser none)")
+        return None
+    try:
+        return Recogniser(name)  # pyright: ignore[reportArgumentType]
+    except UserError as error:
+        notes.append(f"speech output was not judged: {error}")
+        print(f"voxzoo evaluate: {notes[-1]}", file=sys.stderr)
+        return None
+
+
+class _Evaluation:
+    """One pass over a split."""
+
+    def __init__(
+        self,
+        model: Any,
+        data: Any,
+        folder: Path,
+        judge: Any,
+        notes: list[str],
+        dropped: list[dict[str, str]],
+        batch_size: int,
+        beam: int | None,
+        segment: float | None,
+    ) -> None:
+        self.model, self.data, self.folder, self.judge = model, data, folder, judge
+        self.notes, self.dropped = notes, dropped
+        self.batch_size, self.beam = batch_size, beam
+        self.options = search_options(model, beam)
+        self.segment = min((limit for limit in (segment, model.longest_seconds) if limit is not None), default=None)
+        self.collate = model.collator()
+        self._names: set[str] = set()
+
+    def serve(self, rows: Sequence[Any]) -> list[Any]:
+        """Predict and judge; what comes back is in the order of the split."""
+        done: dict[tuple[str, str], Any] = {}
+        by_task: defaultdict[str, list[Any]] = defaultdict(list)
+        long: list[Any] = []
+        for row in rows:
+            (long if self._is_long(row) else by_task[row.task]).append(row)
+        batches = [
+            group[start : start + self.batch_size]
+            for members in by_task.values()
+            # By length, so that little is padded; longest first, so that memory runs out at once or not at all.
+            for group in [sorted(members, key=lambda row: row.duration or len(row.src_text), reverse=True)]
+            for start in range(0, len(group), self.batch_size)
+        ]
+        for batch in _progress(batches, "predicting"):
+            done.update({(scored.task, scored.id): scored for scored in self._batch(batch)})
+        for row in _progress(long, "predicting long audio"):
+            done.update({(scored.task, scored.id): scored for scored in self._in_pieces(row)})
+        if long:
+            names = ", ".join(dict.fromkeys(row.id for row in long[:5])) + (" ..." if len(long) > 5 else "")
+            self.notes.append(
+                f"{len(long)} of {len(rows)} are longer than {self.segment:g} s and were cut at quiet places: {names}"
+            )
+        return [done[row.task, row.id] for row in rows if (row.task, row.id) in done]
+
+    def _batch(self, rows: list[Any]) -> Iterator[Any]:
+        try:
+            batch = self.collate(rows).to(self.model.device)
+            predictions = self.model.predict(batch, task=rows[0].task, options=self.options)
+        except (ValueError, RuntimeError, OSError) as error:
+            # What cannot be read or served is named and counted, and takes nothing else with it.
+            if len(rows) > 1:
+                for row in rows:
+                    yield from self._batch([row])
+                return
+            self._drop(rows[0], str(error))
+            return
+        yield from self._enter(rows, predictions)
+
+    def _drop(self, row: Any, reason: str) -> None:
+        reason = " ".join(reason.split())
+        self.dropped.append({"id": row.id, "reason": reason})
+        print(f"voxzoo evaluate: dropped {row.id}: {reason}", file=sys.stderr)
+
+    def _is_long(self, row: Any) -> bool:
+        if self.segment is None or not row.audio or row.task not in ("s2st", "s2tt", "asr"):
+            return False
+        try:
+            return audio_seconds(Path(row.audio)) > self.segment
+        except (ValueError, OSError):
+            return False  # what is wrong with it is said where it is read
+
+    def _in_pieces(self, row: Any) -> Iterator[Any]:
+        """Serve audio that is too long as `voxzoo translate` does."""
+        assert self.segment is not None
+        translator = Translator(
+            self.model,
+            row.task,
+            row.tgt_lang,
+            row.src_lang if self.model.tokenizer.knows(row.src_lang) else None,
+            self.batch_size,
+            self.beam,
+            self.segment,
+            self.folder,
+        )
+        for item in translator.serve([Item(row.id, row.id, Path(row.audio))]):
+            if item.error is not None:
+                self._drop(row, item.error)
+            else:
+                yield from self._enter([row], [joined(item.predictions)])
+
+    def _enter(self, rows: list[Any], predictions: list[Any]) -> list[Any]:
+        entered = []
+        for row, prediction in zip(rows, predictions, strict=True):
+            scored = Scored(
+                id=row.id,
+                task=row.task,
+                src_lang=row.src_lang,
+                tgt_lang=row.tgt_lang,
+                reference=row.tgt_text,
+                hypothesis=prediction.text,
+                score=prediction.score,
+                source_audio=row.audio,
+            )
+            if prediction.audio is not None:
+                note_audio(scored, prediction.audio, prediction.sample_rate)
+                path = self.folder / f"{self._name(row.id)}.wav"
+                write_wav(path, prediction.audio, prediction.sample_rate)
+                scored.audio = str(path.relative_to(self.folder.parent))
+            entered.append(scored)
+        if all(prediction.audio is not None for prediction in predictions):
+            self._compare_speech(rows, predictions, entered)
+        return entered
+
+    def _compare_speech(self, rows: list[Any], predictions: list[Any], entered: list[Any]) -> None:
+        """Judge the output, and where there is target speech, the recording and its units through the vocoder."""
+        rate = predictions[0].sample_rate
+        self._listen("heard", entered, [prediction.audio for prediction in predictions], rate)
+        places = [place for place, row in enumerate(rows) if row.tgt_audio]
+        batch = self._target_batch([rows[place] for place in places]) if places else None
+        if batch is None:
+            return
+        spoken = [entered[place] for place in places]
+        recordings = batch.target_speech.unpad()
+        for scored, recording in zip(spoken, recordings, strict=True):
+            scored.reference_duration = round(len(recording) / 16000, 4)
+        self._listen("heard_reference", spoken, recordings, 16000)
+        resynthesise: Callable[[Any], list[Any] | None] | None = getattr(self.model, "resynthesise", None)
+        if self.judge is None or resynthesise is None or rows[0].task == "u2s":
+            return
+        try:
+            again = resynthesise(batch.to(self.model.device))
+        except ValueError as error:
+            self.notes.append(f"no resynthesis for {len(spoken)} utterances: {' '.join(str(error).split())}")
+            return
+        if again is not None:
+            self._listen("heard_resynthesis", spoken, again, rate)
+
+    def _listen(self, field: str, scored: list[Any], audio: list[Any], rate: int) -> None:
+        if self.judge is None:
+            return
+        for row, text in zip(scored, listen(self.judge, audio, rate, [row.tgt_lang for row in scored]), strict=True):
+            setattr(row, field, text)
+
+    def _target_batch(self, rows: list[Any]) -> Any:
+        # Units of a file where the model cannot make them from the recording.
+        stored = self.data.units_path is not None and getattr(self.model, "unit_extractor", None) is None
+        try:
+            return self.data.collator({"target_speech", *(["units"] if stored else [])})(rows)
+        except UserError as error:
+            self.notes.append(f"no ceiling for {len(rows)} utterances: {' '.join(str(error).split())}")
+            return None
+
+    def _name(self, given: str) -> str:
+        """A file name for an id, whatever characters it has; no two ids share one."""
+        base = re.sub(r"[^\w.-]", "_", given).strip(".") or "utterance"
+        name, number = base, 1
+        while name in self._names:
+            number += 1
+            name = f"{base}-{number}"
+        self._names.add(name)
+        return name
+
+
+def _progress(items: Iterable[Any], description: str) -> Iterator[Any]:
+    console = Console(stderr=True)
+    yield from track(list(items), description, console=console, transient=True, disable=not console.is_terminal)

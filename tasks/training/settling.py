@@ -1,0 +1,96 @@
+"""The folder of a run while it is trained: one config, one process, and the turns of several."""
+
+from __future__ import annotations
+
+import difflib
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from ...components.errors import UserError
+from ...configs.compose import to_yaml
+from ...configs.targets import present_path
+from ..checkpoints.files import write_atomically
+from ..training.schedules import OF_ANY_LENGTH
+
+# What may differ between two calls of the same run: how it is executed, not what it computes.
+_FREE = (
+    "stage_jobs", "threads", "compile", "activation_checkpointing", "allow", "data.num_workers",
+    "checkpoint.copy_frozen",
+    "trainer.accelerator", "trainer.devices", "trainer.num_nodes", "trainer.strategy",
+    "trainer.accumulate_grad_batches",
+)  # fmt: skip
+
+_LENGTH = ("trainer.max_steps", "trainer.max_epochs")
+
+_LEFT_BY_A_START = {"config.yaml", "tokenizer.model", ".lock", ".turn"}
+
+
+def settle_config(folder: Path, text: str) -> None:
+    """Write the resolved config once; refuse another one in the same folder, showing the difference. The same run may
+    be made longer where its schedule does not depend on its length: then it goes on where it ended.
+
+    Raises:
+        UserError: the folder holds the run of another config.
+    """
+    path = folder / "config.yaml"
+    if path.exists():
+        old, new = OmegaConf.load(path), OmegaConf.create(text)
+        length = _LENGTH if _is_longer(old, new) else ()
+        before, after = _settled(old, length), _settled(new, length)
+        if before != after:
+            changes = [
+                line for line in difflib.unified_diff(before, after, lineterm="", n=1) if line[:3] not in ("---", "+++")
+            ]
+            shown = "\n    ".join(changes[:30])
+            raise UserError(
+                f"{folder} holds a run of another config (- there, + now):\n    {shown}\n"
+                "  Give this run another `name=`, or delete the folder to start over"
+            )
+        if not length:
+            return
+        (folder / "done.json").unlink(missing_ok=True)
+    write_atomically(path, lambda file: file.write(text.encode()))
+
+
+def _is_longer(old: Any, new: Any) -> bool:
+    """Whether a run is asked for more steps or epochs, each of them as it would have been."""
+    schedule = str(OmegaConf.select(new, "schedule._target_")).rpartition(".")[2]
+    if schedule not in OF_ANY_LENGTH:
+        return False
+    pairs = [(OmegaConf.select(old, key), OmegaConf.select(new, key)) for key in _LENGTH]
+    pairs = [tuple(math.inf if value in (None, -1) else value for value in pair) for pair in pairs]
+    return any(before != after for before, after in pairs) and all(before <= after for before, after in pairs)
+
+
+def _settled(config: Any, free: Sequence[str] = ()) -> list[str]:
+    """What may not change in a run, as lines of YAML."""
+    for key in (*_FREE, *free):
+        owner = OmegaConf.select(config, key.rpartition(".")[0]) if "." in key else config
+        if owner is not None:
+            owner.pop(key.rpartition(".")[2], None)
+    return present_path(OmegaConf.to_yaml(config, sort_keys=True)).splitlines()
+
+
+def take_languages(config: DictConfig, old: Any) -> None:
+    """Fill in the languages that the run of the config `old` found in its data, where a config leaves them to that."""
+    if "tokenizer" in config.task and not config.tokenizer.languages:
+        config.tokenizer.languages = OmegaConf.select(old, "tokenizer.languages") or []
+
+
+def forget_failed_start(folder: Path, config: DictConfig) -> None:
+    """Give a folder free in which another config failed before it trained anything: what it left is a config and a
+    vocabulary. Call it before the vocabulary is read."""
+    path = folder / "config.yaml"
+    if not path.exists() or {item.name for item in folder.iterdir()} - _LEFT_BY_A_START:
+        return
+    old, new = OmegaConf.load(path), config.copy()
+    take_languages(new, old)
+    if _settled(old.copy()) != _settled(OmegaConf.create(to_yaml(new))):
+        model = OmegaConf.select(old, "tokenizer.model")
+        if model and Path(str(model)).parent == folder:
+            Path(str(model)).unlink(missing_ok=True)
+        path.unlink()
