@@ -15,7 +15,7 @@ import stopper
 import torch
 from conftest import PARTS, logged
 from omegaconf import OmegaConf
-from test_processes import HOW, SETTINGS, assert_close, weights
+from ways import HOW, SETTINGS, assert_close, weights
 from torch import Tensor, nn
 from voxzoo.components import SentencePieceTokenizer, TransformerSeq2Seq
 from voxzoo.components.converters import from_transformers, to_transformers

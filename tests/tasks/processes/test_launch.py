@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-LAUNCH = Path(__file__).resolve().parent.parent / "configs" / "launch"
+LAUNCH = Path(__file__).resolve().parents[3] / "configs" / "launch"
 SRUN = f"""#!{sys.executable}
 import os, subprocess, sys
 words = sys.argv[1:]

@@ -322,7 +322,7 @@ def test_processes_take_their_shards_of_published_weights_alone(tiny: list[str],
     )  # fmt: skip
     transformers.Wav2Vec2BertModel(config).save_pretrained(tmp_path / "model")
     (tmp_path / "model" / "preprocessor_config.json").write_text('{"num_mel_bins": 20, "stride": 4}')
-    script = Path(__file__).parents[1] / "benchmarks" / "sharded_loading.py"
+    script = Path(__file__).parents[3] / "benchmarks" / "sharded_loading.py"
     parts = ["adaptor=tiny", "text_seq2seq=tiny", "tokenizer=tiny", *tiny[-2:], f"root={tmp_path}"]
     found = []
     for processes in (1, 2):

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from test_search import HistoryDecoder, memory_of
+from decoders import HistoryDecoder, memory_of
 from torch import Tensor
 from voxzoo import components, tasks
 from voxzoo.components.converters.compat import TABLE, Difference, apply_compat, class_of, markdown

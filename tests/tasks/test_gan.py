@@ -15,7 +15,6 @@ import stopper
 import torch
 from conftest import logged
 from lightning import Trainer
-from test_processes import assert_close
 from torch.utils.data import DataLoader
 from voxzoo.components import GriffinLimVocoder, HiFiGANDiscriminator, ISTFTVocoder
 from voxzoo.components.discriminator.hifi_gan import SpectralNorm
@@ -34,6 +33,7 @@ from voxzoo.tasks.runs.initial import load_parts
 from voxzoo.tasks.training.schedules import exponential
 from voxzoo.tasks.training.train import build_for_training, prepare_data
 from voxzoo.tasks.units import extract_units, fit_units
+from ways import assert_close
 
 TINY = {
     "periods": [2, 3], "num_scales": 2, "period_channels": [4, 8],

@@ -375,7 +375,7 @@ def test_the_estimate_is_near_a_measured_peak():
     pytest.importorskip("transformers")
     done = subprocess.run(
         [sys.executable, "-m", "benchmarks", "plan", "--stages", "first_pass"],
-        cwd=Path(__file__).parents[1],
+        cwd=Path(__file__).parents[3],
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,

@@ -29,7 +29,7 @@ SMALL: dict[str, Any] = {
     "crop_units": 6,
 }
 HOP = 320
-CONFIGS = Path(__file__).resolve().parent.parent / "configs" / "vocoder"
+CONFIGS = Path(__file__).resolve().parents[3] / "configs" / "vocoder"
 
 
 def make(**settings: Any) -> CodeHiFiGAN:
