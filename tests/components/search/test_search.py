@@ -5,6 +5,7 @@ import math
 
 import pytest
 import torch
+from decoders import EOS, HistoryDecoder, memory_of
 from voxzoo.components import TransformerSeq2Seq
 from voxzoo.components.search import SearchOptions, generate
 from voxzoo.components.types import Padded

@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 import soundfile
 import torch
-from voxzoo.tasks import checkpoints
+from voxzoo.tasks.checkpoints import files as checkpoints
 from voxzoo.tasks.checkpoints.files import read_checkpoint
 from voxzoo.tasks.commands.cli import VERBS, main
 from voxzoo.tasks.runs.folder import pid_lock

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 from voxzoo.components.errors import UserError
-from voxzoo.tasks import cli
+from voxzoo.tasks.commands import cli
 from voxzoo.tasks.processes.signals import REQUEUED, Interrupted, heard, stopped_at_once, stops_at_once
 
 
@@ -104,7 +104,7 @@ def test_a_process_that_waits_outside_python_is_stopped_too(tmp_path: Path):
     """As torch does where processes meet: without the interpreter, and not ended by a signal."""
     code = """if True:
         import ctypes
-        from voxzoo.tasks import signals
+        from voxzoo.tasks.processes import signals
         signals.GRACE = 0.2
         with signals.stopped_at_once():
             libc, mutex = ctypes.CDLL(None), ctypes.create_string_buffer(64)

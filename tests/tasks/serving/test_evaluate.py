@@ -14,7 +14,7 @@ from voxzoo.components.errors import UserError
 from voxzoo.components.types import Batch, Prediction
 from voxzoo.datamodules import Collator, SpeechTranslationData
 from voxzoo.tasks.commands import evaluate as command
-from voxzoo.tasks.scoring import recogniser as recogniser_module
+from voxzoo.tasks.serving import evaluation as engine
 from voxzoo.tasks.serving.evaluation import evaluate
 
 TEXTS = [
@@ -160,7 +160,7 @@ def test_audio_that_the_model_cannot_take_is_cut_and_none_is_dropped(data, tmp_p
 
 
 def test_speech_is_judged_against_its_ceiling(data, tmp_path, monkeypatch):
-    monkeypatch.setattr(recogniser_module, "Recogniser", Judge)
+    monkeypatch.setattr(engine, "Recogniser", Judge)
     found = evaluate(Parrot(answers()), data, "test", tmp_path / "out", limit=1)
     assert found["tasks"]["s2st"]["bleu"] == pytest.approx(100)
     assert found["asr_bleu_ceiling"] == pytest.approx(100)
@@ -180,7 +180,7 @@ def test_without_a_recogniser_text_scores_stay(data, tmp_path, monkeypatch, caps
     def missing(name):
         raise UserError("recogniser base needs the package x, which is not installed: pip install voxzoo[eval]")
 
-    monkeypatch.setattr(recogniser_module, "Recogniser", missing)
+    monkeypatch.setattr(engine, "Recogniser", missing)
     found = evaluate(Parrot(answers()), data, "test", tmp_path / "out")
     assert found["bleu"] == pytest.approx(100)
     assert "asr_bleu" not in found
@@ -224,7 +224,7 @@ class Choosy(Parrot):
 
 
 def test_what_the_model_fails_on_takes_nothing_else_with_it(data, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(recogniser_module, "Recogniser", Judge)
+    monkeypatch.setattr(engine, "Recogniser", Judge)
     found = evaluate(Choosy(answers(), frozenset({"s2st"})), data, "test", tmp_path / "out", batch_size=5)
     assert (found["num_utterances"], found["num_dropped"]) == (4, 1)
     assert found["dropped"] == [{"id": "u3", "reason": "no hypothesis for u3"}]
@@ -251,9 +251,7 @@ def test_the_command_prints_a_table_and_returns_plain_values(data, tmp_path, mon
         def datamodule(self, manifest=None, split="test"):
             return data
 
-    from voxzoo.tasks import run
-
-    monkeypatch.setattr(run, "load_run", lambda path, **_: Loaded())
+    monkeypatch.setattr(engine, "load_run", lambda path, **_: Loaded())
     parser = argparse.ArgumentParser()
     command.configure(parser)
     args = parser.parse_args([str(tmp_path), "--split", "test", "--recogniser", "none"])
@@ -270,7 +268,7 @@ def test_the_command_prints_a_table_and_returns_plain_values(data, tmp_path, mon
 
 
 def test_ids_become_file_names_that_do_not_collide(data, tmp_path, monkeypatch):
-    monkeypatch.setattr(recogniser_module, "Recogniser", Judge)
+    monkeypatch.setattr(engine, "Recogniser", Judge)
     manifest = data.rows("test")
     manifest[:] = [replace(row, id=name) for row, name in zip(manifest, ("a/b", "a_b", "../x", "ü", "."), strict=True)]
     texts = {f"s2st/{row.id}": row.tgt_text for row in manifest}

@@ -18,6 +18,7 @@ from voxzoo.components.search import SearchOptions
 from voxzoo.components.types import Batch, Prediction
 from voxzoo.tasks.commands import translate as command
 from voxzoo.tasks.distributed.devices import pick_device
+from voxzoo.tasks.serving import translator as engine
 from voxzoo.tasks.serving.translator import Item, Translator
 
 
@@ -78,10 +79,9 @@ class Echo:
 
 @pytest.fixture
 def model(monkeypatch):
-    from voxzoo.tasks import run
 
     echo = Echo()
-    monkeypatch.setattr(run, "load_run", lambda path, **_: argparse.Namespace(task=echo))
+    monkeypatch.setattr(engine, "load_run", lambda path, **_: argparse.Namespace(task=echo))
     return echo
 
 
@@ -187,7 +187,7 @@ def test_long_audio_is_cut_at_quiet_places_and_joined(model, tmp_path):
 
 
 def test_hours_are_refused_before_they_are_read(model, tmp_path, monkeypatch):
-    monkeypatch.setattr(command, "LONGEST_MINUTES", 0.01)
+    monkeypatch.setattr(engine, "LONGEST_MINUTES", 0.01)
     found = call(wav(tmp_path / "a.wav", 16000), "--task", "s2tt", "--to", "eng")
     assert "the limit is 0.01" in found["failures"][0]["error"]
 
