@@ -87,7 +87,6 @@ def faults_of_values(config: DictConfig, faulty: Callable[[str], bool]) -> Found
         "trainer.devices": device_problem(
             _value(config, "trainer.devices", 1), _value(config, "trainer.accelerator", "auto")
         ),
-        "trainer.precision": _precision(_value(config, "trainer.precision")),
         "trainer.use_distributed_sampler": _sampler(_value(config, "trainer.use_distributed_sampler")),
     }.items():
         if problem and not faulty(key):
@@ -174,16 +173,6 @@ def count_devices(devices: Any, here: int) -> int:
     if found in ("auto", -1):
         return max(here, 1)
     return len(found) if isinstance(found, list) else int(found)
-
-
-def _precision(value: Any) -> str | None:
-    from ..tasks.distributed.precision import precision_settings  # behind the tasks, which import this package
-
-    try:
-        precision_settings(value)
-    except UserError as error:
-        return str(error).removeprefix("trainer.precision=")
-    return None
 
 
 def _sampler(value: Any) -> str | None:

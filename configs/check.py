@@ -110,7 +110,8 @@ def _of_task(walker: _Walker) -> None:
     if any(fault.path in ("freeze", "lora") for fault in walker.faults):
         return  # no maps: nothing more can be said about the parts
     for path, message in getattr(found, "faults", lambda config: [])(walker.config):
-        walker.add(path, message)
+        if not walker.has_fault(path):
+            walker.add(path, message)
     _of_parts(walker, str(name).rpartition(".")[2], getattr(found, "roles", ()))
 
 

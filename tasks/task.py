@@ -31,6 +31,7 @@ from .checkpoints.files import misfit
 from .checkpoints.mapped import materialise
 from .checkpoints.references import ENTRY, leave_out
 from .distributed.gradients import gradient_norm, parameter_groups, scale_gradients, unscaled
+from .distributed.precision import faults_of_precision
 from .distributed.running_statistics import RunningStatistics
 from .distributed.strategies import FSDP2, cuts_weights, faults_of_strategy, is_flat, shard
 
@@ -99,7 +100,7 @@ class Task(LightningModule, ABC):
     @classmethod
     def faults(cls, config: DictConfig) -> list[tuple[str, str]]:
         """What `voxzoo check` cannot see in signatures: (key, message) each."""
-        faults = faults_of_strategy(config)
+        faults = faults_of_strategy(config) + faults_of_precision(config)
         faults += [
             (
                 f"freeze.{role}",

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from lightning.fabric.plugins.precision.precision import _PRECISION_INPUT_STR_ALIAS_CONVERSION
 from lightning.pytorch.plugins.precision import HalfPrecision, MixedPrecision
+from omegaconf import DictConfig, OmegaConf
 from torch import nn
 from torch.amp.grad_scaler import GradScaler
 
@@ -73,6 +74,15 @@ def precision_settings(name: Any) -> dict[str, Any]:
     if name == "16-mixed" and torch.cuda.is_available():
         return {"precision": None, "plugins": [MixedPrecision("16-mixed", "cuda", gradient_scaler(GradScaler))]}
     return {"plugins": []}
+
+
+def faults_of_precision(config: DictConfig) -> list[tuple[str, str]]:
+    """(key, message) of a precision that cannot be trained in."""
+    try:
+        precision_settings(OmegaConf.select(config, "trainer.precision"))
+    except UserError as error:
+        return [("trainer.precision", str(error).removeprefix("trainer.precision="))]
+    return []
 
 
 def gradient_scaler(kind: Callable[..., Any]) -> Any:

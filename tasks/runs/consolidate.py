@@ -9,9 +9,9 @@ import torch
 
 from ...components.errors import UserError
 from ..checkpoints.files import read_checkpoint, write_atomically
-from .run import find_checkpoint
-from .folder import pid_lock
 from ..checkpoints.shards import is_sharded, remove_unused
+from .folder import pid_lock
+from .run import find_checkpoint
 
 
 def consolidate(path: Path, out: Path | None = None) -> list[Path]:

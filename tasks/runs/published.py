@@ -18,9 +18,9 @@ from ...configs.check import require_valid
 from ...configs.compose import compose, to_yaml
 from ...configs.targets import allow_list
 from ..checkpoints.files import misfit, write_atomically
+from ..task import FILES
 from .assembly import build_task
 from .run import load_run
-from ..task import FILES
 
 _CHECKPOINT = "imported.ckpt"
 _ENCODER_TASK = {"_target_": "voxzoo.tasks.EncodeSpeech"}

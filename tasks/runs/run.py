@@ -1,38 +1,23 @@
 """A run on disk: `config.yaml`, `checkpoints/`, `logs/`, and `stages/` where it was trained in stages."""
 
 from __future__ import annotations
-from .assembly import build_task
-from ..distributed.devices import choose_kernels
-from ..distributed.devices import pick_device
 
-import difflib
-import math
-import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from omegaconf import DictConfig, OmegaConf
 
-from ...components.converters.keymap import Loaded
-from ...components.converters.published import load_part
-from ...components.errors import UserError, few
+from ...components.errors import UserError
 from ...components.layers.linear import pack_for_inference
-from ...components.roles import Tokenizer
 from ...configs.build import build
-from ...configs.compose import to_yaml
-from ...configs.pretrained import KEY, pretrained_sources
-from ...configs.targets import locate, trusted
-from ..checkpoints.files import misfit, pick_checkpoint, read_checkpoint, write_atomically
-from .lora import apply_lora, fit_weights, lora_settings, merge_lora
-from ..checkpoints.references import find_references
-from ..training.schedules import OF_ANY_LENGTH
-from ..task import FILES, Task
-
-
+from ...configs.targets import trusted
+from ..checkpoints.files import misfit, pick_checkpoint, read_checkpoint
+from ..distributed.devices import choose_kernels, pick_device
+from ..task import Task
+from .assembly import build_task
+from .lora import merge_lora
 
 _PACK_FROM = 20_000_000  # parameters: a small model is not worth the timing
 
@@ -113,10 +98,6 @@ def load_run(path: Any, *, allow: Iterable[str] = (), device: str = "cpu", pack:
     return Run(task, config, folder, checkpoint, allowed)
 
 
-
-
-
-
 def find_checkpoint(path: Path) -> tuple[Path, Path]:
     """The run folder and the checkpoint that a RUN argument means."""
     if path.is_file():
@@ -143,37 +124,3 @@ def active_stages(config: DictConfig) -> list[str]:
         if all(part is not None and part.get("_target_") is not None for part in parts):
             names.append(str(name))
     return names
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-

@@ -1,0 +1,77 @@
+"""The folder of a run: held by one process, written in turns, done or not."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from ...components.errors import UserError
+from ..checkpoints.files import pick_checkpoint
+from ..processes.console import say
+
+
+def is_done(folder: Path) -> bool:
+    """Whether the run in a folder has ended."""
+    return (folder / "done.json").exists()
+
+
+@contextmanager
+def turns(folder: Path) -> Iterator[None]:
+    """Let the processes of one run through one at a time: what the first one writes, the others find."""
+    import fcntl
+
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / ".turn", "w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def pid_lock(folder: Path) -> Any:
+    """Hold a run folder for one process; a second `train` on it is refused instead of corrupting it."""
+    import fcntl
+
+    folder.mkdir(parents=True, exist_ok=True)
+    file = open(folder / ".lock", "w")  # noqa: SIM115 - held open for the life of the run
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.close()
+        raise UserError(f"{folder} is being trained by another process") from None
+    except OSError as error:
+        file.close()
+        raise UserError(
+            f"{folder}: its file system has no locks ({error.strerror}), which keep two trainings apart; take another "
+            "root=, or mount it with locks (Lustre: -o flock)"
+        ) from None
+    file.write(str(os.getpid()))
+    file.flush()
+    return file
+
+
+def is_trained(folder: Path) -> bool:
+    """Whether a run has ended and its checkpoint is there; says so.
+
+    Raises:
+        UserError: it has ended, and its checkpoint is gone.
+    """
+    if not is_done(folder):
+        return False
+    pick_checkpoint(folder / "checkpoints", advice=f"delete {folder / 'done.json'} and train it again")
+    say(f"{folder}: already trained")
+    return True
+
+
+def result_of(folder: Path) -> dict[str, Any]:
+    return json.loads((folder / "done.json").read_text())
+
+
+def wait_for_result(folder: Path) -> dict[str, Any]:
+    """What the first process of this run writes when it is done."""
+    while not is_done(folder):
+        time.sleep(0.2)
+    return result_of(folder)

@@ -1,0 +1,136 @@
+"""The weights that a run begins with: of published models (`ROLE.pretrained`) and of other runs (`init`)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import DictConfig, OmegaConf
+
+from ...components.converters.keymap import Loaded
+from ...components.converters.published import load_part
+from ...components.errors import UserError, few
+from ...configs.pretrained import KEY, pretrained_sources
+from ..checkpoints.files import misfit, read_checkpoint
+from ..checkpoints.references import find_references
+from ..task import Task
+from .lora import fit_weights, lora_settings
+from .run import find_checkpoint
+
+
+def load_pretrained(task: Task, config: DictConfig, already: Mapping[str, Loaded] | None = None) -> list[str]:
+    """Take parts of published models: `ROLE.pretrained` of the config. Returns one line a part, for the log.
+
+    Args:
+        already: role -> what was loaded, of parts that came with their weights.
+
+    Raises:
+        UserError: a folder that is none, or weights of another shape than the part.
+    """
+    parts = task.parts()
+    # Front end and tokenizer have no weights.
+    sources = {role: source for role, source in pretrained_sources(config).items() if role in parts}
+    already = already or {}
+    lines = [
+        _loaded_line(role, already[role], source)
+        if role in already
+        else _load_published(role, parts[role], role, source)
+        for role, source in sources.items()
+    ]
+    if "unit_extractor" in parts:
+        lines += load_pretrained_encoder(parts["unit_extractor"], config)
+    return lines
+
+
+def published_references(task: Task, config: DictConfig) -> dict[str, Any]:
+    """What the checkpoints of a task may leave to the published folders of its parts (`references.find_references`)."""
+    parts = task.parts()
+    sources = pretrained_sources(config)
+    found = {role: (parts[role], role, source) for role, source in sources.items() if role in parts}
+    source = OmegaConf.select(config, f"unit_extractor.encoder.{KEY}")
+    encoder = getattr(parts.get("unit_extractor"), "encoder", None)
+    if source is not None and encoder is not None:
+        found["unit_extractor.encoder"] = (encoder, "speech_encoder", str(source))
+    return find_references(found)
+
+
+def load_pretrained_encoder(extractor: Any, config: DictConfig) -> list[str]:
+    """The same for the encoder of a unit extractor, which is no role of its own: `unit_extractor.encoder.pretrained`,
+    which is that of `speech_encoder` where the one is made as the other."""
+    source = OmegaConf.select(config, f"unit_extractor.encoder.{KEY}")
+    if source is None:
+        return []
+    return [_load_published("unit_extractor.encoder", extractor.encoder, "speech_encoder", str(source))]
+
+
+def _load_published(name: str, part: torch.nn.Module, role: str, source: str) -> str:
+    return _loaded_line(name, load_part(part, role, source), source)
+
+
+def _loaded_line(name: str, loaded: Loaded, source: str) -> str:
+    new = f"new: {few(loaded.missing)}" if loaded.missing else "nothing is new"
+    left = f"left there: {few(loaded.beyond)}" if loaded.beyond else "nothing of it is left"
+    return f"{name}: {len(loaded.state)} tensors from {source}; {new}; {left}"
+
+
+def load_parts(task: Task, sources: dict[str, str], run_dir: Path) -> list[str]:
+    """Take parts of a task from other runs: `init` of the config. Returns one line a part, for the log.
+
+    Args:
+        task: what to load into.
+        sources: role -> run folder, checkpoint, or the name of an earlier stage of the same run.
+        run_dir: folder of this run; stages are its siblings.
+
+    Raises:
+        UserError: an unknown role, a run without that part, or weights that do not fit it.
+    """
+    lines = []
+    contents: dict[Path, dict[str, Any]] = {}  # several parts often come from one file
+    for role, source in sources.items():
+        if source is None:
+            continue
+        parts = task.parts()
+        if role not in parts:
+            raise UserError(f"init.{role}: {type(task).__name__} has no such part; it has: {', '.join(parts)}")
+        sibling = run_dir.parent / source
+        _, checkpoint = find_checkpoint(sibling if sibling.is_dir() else Path(source))
+        if checkpoint not in contents:
+            contents[checkpoint] = read_checkpoint(checkpoint)
+        content = contents[checkpoint]
+        state = content["state_dict"]
+        prefix = f"{role}."
+        weights = {key[len(prefix) :]: value for key, value in state.items() if key.startswith(prefix)}
+        if not weights:
+            raise UserError(f"init.{role}: {checkpoint} holds no {role}")
+        adapted = lora_settings(content["voxzoo"]["config"]).get(role)
+        weights, note = fit_weights(parts[role], weights, adapted)
+        problem = misfit(parts[role].state_dict(), weights)
+        if problem:
+            raise UserError(f"init.{role}: the {role} of {checkpoint} does not fit this config; {problem}")
+        size = task.tokenizer.vocab_size if task.tokenizer is not None else None
+        if any(value.shape[:1] == (size,) for value in weights.values()):
+            _require_vocabulary(task, content["voxzoo"], role, checkpoint)
+        parts[role].load_state_dict(weights)
+        lines.append(f"{role}: {len(weights)} tensors from {checkpoint}" + (f"; {note}" if note else ""))
+    return lines
+
+
+def _require_vocabulary(task: Task, saved: Mapping[str, Any], role: str, checkpoint: Path) -> None:
+    """Refuse weights whose rows stand for other tokens than those of this run."""
+    theirs, ours = saved["assets"].get("tokenizer"), task.assets().get("tokenizer")
+    if theirs is None or ours is None:
+        return
+    model = saved["config"]["tokenizer"].get("model")
+    if not torch.equal(theirs, ours):
+        raise UserError(
+            f"init.{role}: {checkpoint} has rows for the tokens of another vocabulary; take that one: "
+            f"tokenizer.model={model}"
+        )
+    there, here = (list(config["tokenizer"].get("languages") or ()) for config in (saved["config"], task.config))
+    if there and here and there != here:
+        raise UserError(
+            f"init.{role}: {checkpoint} has rows for the languages {', '.join(there)}, this run for {', '.join(here)}; "
+            f"give both the same: tokenizer.languages=[{','.join(dict.fromkeys([*there, *here]))}]"
+        )
