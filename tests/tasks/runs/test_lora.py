@@ -15,7 +15,6 @@ import stopper
 import torch
 from conftest import PARTS, logged
 from omegaconf import OmegaConf
-from ways import HOW, SETTINGS, assert_close, weights
 from torch import Tensor, nn
 from voxzoo.components import SentencePieceTokenizer, TransformerSeq2Seq
 from voxzoo.components.converters import from_transformers, to_transformers
@@ -34,6 +33,7 @@ from voxzoo.tasks.runs.initial import load_parts
 from voxzoo.tasks.runs.lora import apply_lora
 from voxzoo.tasks.runs.run import load_run
 from voxzoo.tasks.task import Task
+from ways import HOW, SETTINGS, assert_close, weights
 
 EVERYTHING = LoRA(targets={"all": "*"}, rank=2, alpha=4)
 UNITY = ["task=speech_to_speech_unity", "unit_extractor=tiny", "text_seq2seq.num_encoder_layers=0"]
