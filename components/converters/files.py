@@ -197,26 +197,54 @@ def _named_in(path: Path) -> Collection[str]:
     return names
 
 
-def write_weights(folder: Path, tensors: Mapping[str, Tensor], shard_bytes: int = SHARD_BYTES) -> None:
-    """Write safetensors: one file, or shards of at most `shard_bytes` with an index."""
-    shards: list[dict[str, Tensor]] = [{}]
-    size = 0
+def write_weights(
+    folder: Path, tensors: Mapping[str, Tensor], dtype: torch.dtype | None = None, shard_bytes: int = SHARD_BYTES
+) -> None:
+    """Write safetensors: one file, or shards of at most `shard_bytes` with an index.
+
+    Tensors may share memory, or be mapped: what has to be copied is copied for one shard at a time.
+
+    Args:
+        dtype: of the floating-point tensors in the files; None: as they are.
+    """
+    shards: list[list[str]] = [[]]
+    size = total = 0
     for key, value in tensors.items():
-        if shards[-1] and size + value.nbytes > shard_bytes:
-            shards.append({})
+        nbytes = value.numel() * _dtype_in_file(value, dtype).itemsize
+        if shards[-1] and size + nbytes > shard_bytes:
+            shards.append([])
             size = 0
-        shards[-1][key] = value.detach().cpu().contiguous()
-        size += value.nbytes
+        shards[-1].append(key)
+        size += nbytes
+        total += nbytes
     # transformers asks for the framework that wrote a file.
     metadata = {"format": "pt"}
     if len(shards) == 1:
-        save_file(shards[0], str(folder / _SINGLE), metadata=metadata)
+        save_file(_ready(shards[0], tensors, dtype), str(folder / _SINGLE), metadata=metadata)
         return
     index: dict[str, str] = {}
-    for number, shard in enumerate(shards, 1):
+    for number, keys in enumerate(shards, 1):
         name = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
-        save_file(shard, str(folder / name), metadata=metadata)
-        index.update(dict.fromkeys(shard, name))
-    total = sum(value.nbytes for value in tensors.values())
+        save_file(_ready(keys, tensors, dtype), str(folder / name), metadata=metadata)
+        index.update(dict.fromkeys(keys, name))
     content = {"metadata": {"total_size": total}, "weight_map": index}
     (folder / _INDEX).write_text(json.dumps(content, indent=1, sort_keys=True))
+
+
+def _dtype_in_file(value: Tensor, dtype: torch.dtype | None) -> torch.dtype:
+    return dtype if dtype is not None and value.is_floating_point() else value.dtype
+
+
+def _ready(keys: Sequence[str], tensors: Mapping[str, Tensor], dtype: torch.dtype | None) -> dict[str, Tensor]:
+    """Tensors as `save_file` takes them: on the CPU, contiguous, each alone in its storage."""
+    found: dict[str, Tensor] = {}
+    taken: set[int] = set()
+    for key in keys:
+        value = tensors[key].detach()
+        value = value.to("cpu", _dtype_in_file(value, dtype)).contiguous()
+        storage = value.untyped_storage()
+        if storage.nbytes() != value.nbytes or storage.data_ptr() in taken:
+            value = value.clone()
+        taken.add(value.untyped_storage().data_ptr())
+        found[key] = value
+    return found

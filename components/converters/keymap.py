@@ -155,7 +155,7 @@ class KeyMap:
         return loaded
 
     def save(self, ours: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Our tensors under their published names, each contiguous and with storage of its own.
+        """Our tensors under their published names: the same memory (rows of ours, or one tensor under several names).
 
         Raises:
             UserError: a key of ours that no rule knows.
@@ -176,7 +176,7 @@ class KeyMap:
                     parts, names = [value.unsqueeze(-1)], names[:1]
                 else:
                     parts, names = [value], names[:1]
-                written.update({name: part.clone() for name, part in zip(names, parts, strict=True)})
+                written.update(zip(names, parts, strict=True))
                 break
             else:
                 unknown.append(key)

@@ -288,15 +288,14 @@ def to_transformers(
             if getattr(model, "tokenizer", None) is not None:
                 family.export_tokenizer(model.tokenizer, nodes, part_folder)
         old = json.loads(files["config.json"].numpy().tobytes()) if "config.json" in files else {}
-        tensors = _in_dtype(tensors, old.get("dtype") or old.get("torch_dtype"))
-        dtype = next(
-            (str(v.dtype).removeprefix("torch.") for v in tensors.values() if v.is_floating_point()), "float32"
-        )
+        cast = _lossless(tensors, old.get("dtype") or old.get("torch_dtype"))
+        own = next((value.dtype for value in tensors.values() if value.is_floating_point()), torch.float32)
+        dtype = str(cast or own).removeprefix("torch.")
         ids = {} if old else family.special_ids(getattr(model, "tokenizer", None), nodes)
         merged = {**ids, **old, **settings, "model_type": model_type, "dtype": dtype}
         merged.pop("torch_dtype", None)
         (part_folder / "config.json").write_text(json.dumps(merged, indent=2, sort_keys=True) + "\n")
-        write_weights(part_folder, tensors)
+        write_weights(part_folder, tensors, cast)
         notes = compare(
             nodes,
             family.nodes(merged, part_folder),
@@ -315,14 +314,13 @@ def to_transformers(
     return target
 
 
-def _in_dtype(tensors: dict[str, Tensor], name: Any) -> dict[str, Tensor]:
-    """Tensors in the dtype that a folder was published in, where that loses nothing: what was not trained since."""
+def _lossless(tensors: Mapping[str, Tensor], name: Any) -> torch.dtype | None:
+    """The dtype that a folder was published in, where casting to it loses nothing: what was not trained since."""
     dtype = {"float16": torch.float16, "bfloat16": torch.bfloat16}.get(str(name))
     if dtype is None:
-        return tensors
-    cast = {key: value.to(dtype) if value.is_floating_point() else value for key, value in tensors.items()}
-    same = all(torch.equal(cast[key].to(value.dtype), value) for key, value in tensors.items())
-    return cast if same else tensors
+        return None
+    exact = (torch.equal(v.to(dtype).to(v.dtype), v) for v in tensors.values() if v.is_floating_point())
+    return dtype if all(exact) else None
 
 
 def _nodes_of(task: Any) -> Nodes:

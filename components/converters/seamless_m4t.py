@@ -420,9 +420,9 @@ class _Untied(KeyMap):
     def save(self, ours: Mapping[str, Tensor]) -> dict[str, Tensor]:
         written = super().save(ours)
         if "shared.weight" in written:
-            written["text_decoder.embed_tokens.weight"] = written["shared.weight"].clone()
+            written["text_decoder.embed_tokens.weight"] = written["shared.weight"]
             if any(key.startswith("text_encoder.") for key in written):
-                written["text_encoder.embed_tokens.weight"] = written["shared.weight"].clone()
+                written["text_encoder.embed_tokens.weight"] = written["shared.weight"]
         return written
 
 
