@@ -1,13 +1,13 @@
-"""`make demo`: the four commands of the README in a row, then what they gave in one table."""
+"""`make demo`: the commands of the README in a row, in one process, then what they gave in one table."""
 
 from __future__ import annotations
 
 import argparse
 import json
-import os
-import subprocess
+import signal
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,42 +15,99 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-SPOKEN = 200  # utterances judged by ear: each is recognised three times
+from ...components.errors import UserError
+from ..processes.signals import EXIT_CODES, Interrupted
+
+PLAN = (
+    ("corpus", 1.0, "8,900 Spanish sentences and their English, spoken by espeak-ng"),
+    ("units", 0.5, "100 discrete units of English speech, by k-means"),
+    ("vocoder", 1.5, "units to English speech: the first clips to listen to"),
+    ("first pass", 4.5, "Spanish speech to English text: translations from its first quarter on"),
+    ("second pass", 2.0, "text to units: translated clips from its first quarter on"),
+    ("scores", 3.0, "text of 600 utterances, speech of 200 through a recogniser; five translated clips"),
+)
+"""What happens, in what order, and the minutes that it took on two idle cores (Zen 4)."""
 
 
 def main() -> int:
     """Train, evaluate and translate; returns an exit status."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--root", default="runs", help="where runs go")
+    parser.add_argument(
+        "--spoken", type=int, default=200, metavar="N", help="utterances judged by ear: each is recognised three times"
+    )
     parser.add_argument("overrides", nargs="*", help="for voxzoo train")
     args = parser.parse_args()
-    run = Path(args.root) / "quickstart"
+    try:
+        return demo(Path(args.root), args.overrides, args.spoken)
+    except (UserError, OSError) as error:
+        print(f"demo: {error}", file=sys.stderr)
+        return 1
+    except Interrupted as error:
+        print(f"demo: {error}", file=sys.stderr)
+        return EXIT_CODES[signal.Signals(error.number)]
+    except KeyboardInterrupt:
+        print("demo: interrupted; the same command goes on", file=sys.stderr)
+        return 130
+
+
+def demo(root: Path, overrides: list[str], num_spoken: int) -> int:
+    """All of it; what is trained already is not trained again."""
     started = time.monotonic()
-    jobs = min(os.cpu_count() or 1, 2)
-    trained = voxzoo("train", "experiment=quickstart", f"root={args.root}", f"stage_jobs={jobs}", *args.overrides)
-    text = ["--task", "s2tt", "--out", str(run / "evaluation" / "text")]
-    seen = voxzoo("evaluate", str(run), "--split", "test_seen", *text)
-    unseen = voxzoo("evaluate", str(run), "--split", "test_unseen", *text)
-    spoken = voxzoo("evaluate", str(run), "--split", "test_unseen", "--task", "s2st", "--limit", str(SPOKEN))
+    run = root / "quickstart"
+    announce(run)
+    # One process for all four: importing torch, Lightning and torchmetrics takes as long as scoring 300 sentences.
+    from ..serving.evaluation import evaluate_run
+    from ..serving.translator import translate
+    from ..training.train import train
+
+    words = ["experiment=quickstart", f"root={root}", *overrides]
+    trained = shown(started, f"train {' '.join(words)}", train, words)
+    texts, out = [], run / "evaluation" / "text"
+    for split in ("test_seen", "test_unseen"):
+        command = f"evaluate {run} --split {split} --task s2tt --out {out}"
+        texts.append(shown(started, command, evaluate_run, run, split, task="s2tt", out=out))
+        print(f"  BLEU {texts[-1]['bleu']:.1f}", file=sys.stderr, flush=True)
+    command = f"evaluate {run} --split test_unseen --task s2st --limit {num_spoken}"
+    spoken = shown(started, command, evaluate_run, run, "test_unseen", task="s2st", limit=num_spoken)
     rows = hypotheses(spoken)
-    inputs = [row["source_audio"] for row in rows[:5]]
-    out = run / "translated"
-    translated = voxzoo("translate", str(run), *inputs, "--task", "s2st", "--to", "eng", "--out", str(out))
-    report(trained, seen, unseen, spoken, rows, translated, time.monotonic() - started)
+    inputs, out = [row["source_audio"] for row in rows[:5]], run / "translated"
+    command = f"translate {run} {' '.join(inputs)} --task s2st --to eng --out {out}"
+    results = list(shown(started, command, lambda: [*translate(run, inputs, "s2st", "eng", out=out)]))
+    for result in results:
+        if "error" in result:
+            raise UserError(f"{result['input']}: {result['error']}")
+    report(trained, *texts, spoken, rows, results, time.monotonic() - started)
     return 0
 
 
-def voxzoo(*words: str) -> dict[str, Any]:
-    """Run one command as a user would, shown first; returns its JSON. Stops the demo where it fails."""
-    print(f"\n$ voxzoo {' '.join(words)}", file=sys.stderr, flush=True)
-    started = time.monotonic()
-    command = [sys.executable, "-m", "voxzoo.tasks.commands.cli", *words, "--json"]
-    done = subprocess.run(command, stdout=subprocess.PIPE, text=True)
-    if done.returncode:
-        raise SystemExit(done.returncode)
-    answer = json.loads(done.stdout)
-    answer["wall_seconds"] = time.monotonic() - started
-    print(f"  ({answer['wall_seconds']:.0f} s)", file=sys.stderr, flush=True)
+def announce(run: Path) -> None:
+    """What will happen, how long it takes, and where to listen meanwhile."""
+    console = Console(stderr=True, width=None if sys.stderr.isatty() else 120)
+    total = sum(minutes for _, minutes, _ in PLAN)
+    title = f"Spanish speech to English text and speech: about {total:.0f} minutes on two idle cores"
+    table = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left")
+    table.add_column("what")
+    table.add_column("minutes", justify="right")
+    table.add_column("")
+    for what, minutes, gives in PLAN:
+        table.add_row(what, f"{minutes:g}", gives)
+    console.print(table)
+    console.print(
+        "Lines with `listen:` name clips while it trains. Ctrl-C stops it, and the same command goes on."
+        f" All of it will lie in {run}",
+        highlight=False,
+        soft_wrap=True,
+    )
+
+
+def shown(started: float, command: str, call: Callable[..., Any], *args: Any, **options: Any) -> Any:
+    """Do what a command of `voxzoo` does; the command is shown first, and the time behind it."""
+    print(f"\n$ voxzoo {command}", file=sys.stderr, flush=True)
+    begun = time.monotonic()
+    answer = call(*args, **options)
+    now = time.monotonic()
+    print(f"  ({now - begun:.0f} s; {(now - started) / 60:.1f} minutes in all)", file=sys.stderr, flush=True)
     return answer
 
 
@@ -65,7 +122,7 @@ def report(
     unseen: dict[str, Any],
     spoken: dict[str, Any],
     rows: list[dict[str, Any]],
-    translated: dict[str, Any],
+    translated: list[dict[str, Any]],
     seconds: float,
 ) -> None:
     """Scores, five examples, and where the audio lies."""
@@ -91,7 +148,7 @@ def report(
     for row in rows[:5]:
         console.print(f"reference   {row['reference']}\ntranslated  {row['hypothesis']}\n", highlight=False)
     console.print("speech:")
-    for result in translated["results"]:
+    for result in translated:
         console.print(f"  {result['audio']}", highlight=False, soft_wrap=True)
     console.print(
         f"\ntrained in {trained['seconds']:.0f} s, all in {seconds:.0f} s; more in {trained['run']}/evaluation;"

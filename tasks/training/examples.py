@@ -1,5 +1,7 @@
 """Examples for TensorBoard: text beside its reference, audio beside its target, spectrograms, cross-attention.
 
+The first of them is also said in a line, and what it sounds like is a file of the run, for who listens while it trains.
+
 Letters: B batch, T memory steps, S subwords, N samples, H heads.
 """
 
@@ -8,6 +10,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import fields, replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -22,11 +25,14 @@ from ...components.layers.attention import MultiHeadAttention
 from ...components.types import Batch, Padded, Prediction
 from ...datamodules.audio import SAMPLE_RATE
 from ..distributed.strategies import gathered
+from ..scoring.speech import write_wav
 from ..task import Task
 
 
 class Examples(Callback):
     """After each validation, serve the first utterances of the first validation batch and log what came out.
+
+    The first one's audio also goes to `examples/step_N.wav` in the run folder, and a line says what was made of it.
 
     Args:
         count: utterances shown.
@@ -50,12 +56,13 @@ class Examples(Callback):
             if self._batch is not None:
                 batch, self._batch = first_rows(self._batch, self.count), None
                 try:
-                    self._show(pl_module, batch, logger.experiment, trainer.global_step)
+                    predictions = self._show(pl_module, batch, logger.experiment, trainer.global_step)
+                    said(predictions[0], batch.references, Path(trainer.default_root_dir), trainer.global_step)
                 except Exception as error:  # one process alone is here: the others would wait, for a picture
                     reason = " ".join(str(error).split())
                     print(f"no examples of step {trainer.global_step}: {reason}", file=sys.stderr, flush=True)
 
-    def _show(self, pl_module: Task, batch: Batch, writer: Any, step: int) -> None:
+    def _show(self, pl_module: Task, batch: Batch, writer: Any, step: int) -> list[Prediction]:
         # Random numbers drawn here are not missed by training: it seeds every step itself.
         predictions = pl_module.predict(batch, task=example_mode(pl_module, batch))
         references = batch.references or ("",) * len(batch)
@@ -73,6 +80,22 @@ class Examples(Callback):
         picture = cross_attention(pl_module, first_rows(batch, 1), predictions[0])
         if picture is not None:
             writer.add_figure("cross_attention", attention_picture(*picture), step)
+        return predictions
+
+
+def said(prediction: Prediction, references: tuple[str, ...] | None, folder: Path, step: int) -> None:
+    """Say in a line what became of an utterance, and write its audio where there is some."""
+    line = f"step {step}  {prediction.id}"
+    if references:
+        line += f"  should say: {references[0]}"
+    if prediction.text is not None:
+        line += f"  says so far: {prediction.text}"
+    if prediction.audio is not None and prediction.audio.numel():
+        path = folder / "examples" / f"step_{step}.wav"
+        write_wav(path, prediction.audio, prediction.sample_rate)
+        what = "" if prediction.text is not None else " (units of the recording through the vocoder)"
+        line += f"  listen: {path}{what}"
+    print(line, file=sys.stderr, flush=True)
 
 
 def targets(task: Task, batch: Batch, sample_rate: int) -> Iterator[tuple[str, list[Tensor], int]]:

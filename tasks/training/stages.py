@@ -48,7 +48,10 @@ def train_stages(
         while waiting or running:
             for name in [n for n in waiting if set(after[n]) <= set(done)][: jobs - len(running)]:
                 waiting.remove(name)
-                running[name] = _Stage(name, overrides, config_dirs, jobs, names.index(name) + 1 if together else 0)
+                beside = min(jobs, 1 + len(independent(name, after) - set(done)))
+                place = names.index(name) + 1
+                running[name] = _Stage(name, overrides, config_dirs, beside, place if together else 0)
+                print(f"[{name}] begins: stage {place} of {len(names)}", file=sys.stderr, flush=True)
             if not running:
                 raise UserError(f"stages {', '.join(waiting)} wait for each other: look at their `after`")
             for name in [n for n, stage in running.items() if stage.ended]:
@@ -56,6 +59,7 @@ def train_stages(
                 if stage.code:
                     raise StageFailed(name, stage.code, stage.last_line)
                 done.append(name)
+                print(f"[{name}] done in {time.monotonic() - stage.started:.0f} s", file=sys.stderr, flush=True)
             time.sleep(0.05)
     except BaseException:
         for stage in running.values():
@@ -66,6 +70,22 @@ def train_stages(
             signal.signal(number, handler)
     results = {name: wait_for_result(folder / "stages" / name) for name in names}
     return {"status": "ok", "run": str(folder), "seconds": round(time.monotonic() - started, 1), "stages": results}
+
+
+def independent(name: str, after: dict[str, list[str]]) -> set[str]:
+    """The stages that may run at the same time as `name`: those that neither lead to it nor build on it."""
+
+    def before(stage: str) -> set[str]:
+        found: set[str] = set()
+        left = [stage]
+        while left:
+            new = set(after[left.pop()]) - found
+            found |= new
+            left += new
+        return found
+
+    leads = before(name)
+    return {other for other in after if other != name and other not in leads and name not in before(other)}
 
 
 def _needs_no_process(config: DictConfig) -> bool:
@@ -98,7 +118,8 @@ class StageFailed(UserError):
 
 
 class _Stage:
-    """A stage in its own process, one of up to `beside` at a time; its lines are passed on behind its name.
+    """A stage in its own process, one of up to `beside` at a time, which share the cores; its lines are passed on
+    behind its name.
 
     With `meeting` above 0 it is one process of a stage that torchrun or srun started: the processes of each stage meet
     at a port of their own, since what the ones before said at theirs is still there.
@@ -108,6 +129,7 @@ class _Stage:
         self, name: str, overrides: Sequence[str], config_dirs: Sequence[str], beside: int, meeting: int = 0
     ) -> None:
         self.name = name
+        self.started = time.monotonic()
         self.last_line = ""
         command = [sys.executable, "-m", "voxzoo.tasks.commands.cli", "train", "--stage", name]
         for folder in config_dirs:

@@ -102,9 +102,10 @@ class FakeTrainer:
 
     def __init__(self, folder: Path) -> None:
         self.loggers = [TensorBoardLogger(str(folder), name="", version="")]
+        self.default_root_dir = str(folder)
 
 
-def test_speech_is_shown_as_audio_and_spectrograms(unity, tmp_path: Path):
+def test_speech_is_shown_as_audio_and_spectrograms(unity, tmp_path: Path, capsys):
     task, batch = unity
     trainer, examples = FakeTrainer(tmp_path), Examples(count=2)
     state = {key: value.clone() for key, value in task.state_dict().items()}
@@ -127,6 +128,12 @@ def test_speech_is_shown_as_audio_and_spectrograms(unity, tmp_path: Path):
     audio, rate = soundfile.read(BytesIO(found.Audio(f"{ids[0]}/predicted")[0].encoded_audio_string))
     assert (len(audio), rate) == (len(predicted[0].audio), 16000)
     assert all(found.Audio(kind)[0].step == 7 for kind in kinds)
+    # The first one is also said in a line, and heard from a file.
+    path = tmp_path / "examples" / "step_7.wav"
+    (said,) = capsys.readouterr().err.splitlines()
+    heard = f"says so far: {predicted[0].text}  listen: {path}"
+    assert said == f"step 7  {ids[0]}  should say: {batch.references[0]}  {heard}"
+    assert len(soundfile.read(path)[0]) == len(predicted[0].audio)
     for kind in kinds:
         assert picture(found.Images(f"{kind}_spectrogram")[0].encoded_image_string).std() > 20
     assert all(value.equal(state[key]) for key, value in task.state_dict().items())

@@ -19,13 +19,15 @@ import pytest
 import soundfile
 import torch
 from voxzoo.components.errors import UserError
+from voxzoo.configs import compose
 from voxzoo.tasks import SpeechToSpeechUnitY, SpeechToText, load_run
 from voxzoo.tasks.commands.cli import main
 from voxzoo.tasks.runs.folder import pid_lock
+from voxzoo.tasks.training.stages import independent
 
 pytestmark = pytest.mark.slow
 
-STAGES = ["first_pass", "units", "vocoder", "second_pass"]
+STAGES = ["units", "vocoder", "first_pass", "second_pass"]
 STEPS = 6
 # A model that has learned nothing does not stop by itself.
 SHORT = "{search:{_target_:voxzoo.components.search.SearchOptions,beam_size:2,max_length:8}}"
@@ -49,6 +51,12 @@ def start(words: list[str]) -> subprocess.Popen[str]:
         stderr=subprocess.PIPE,
         text=True,
     )
+
+
+def test_stages_share_the_cores_with_those_that_may_run_beside_them():
+    after = {name: list(stage.get("after") or ()) for name, stage in compose(["experiment=quickstart"]).stages.items()}
+    beside = {"units": {"first_pass"}, "vocoder": {"first_pass"}, "first_pass": {"units", "vocoder"}}
+    assert {name: independent(name, after) for name in STAGES} == {**beside, "second_pass": set()}
 
 
 def wait_until_it_trains(parent: subprocess.Popen[str], run: Path, stage: str) -> None:
