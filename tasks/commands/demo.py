@@ -77,7 +77,7 @@ def demo(root: Path, overrides: list[str], num_spoken: int) -> int:
     for result in results:
         if "error" in result:
             raise UserError(f"{result['input']}: {result['error']}")
-    report(trained, *texts, spoken, rows, results, time.monotonic() - started)
+    report(trained, texts[0], texts[1], spoken, rows, results, time.monotonic() - started)
     return 0
 
 
