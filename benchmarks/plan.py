@@ -19,7 +19,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from .harness import peak_growth
+from .harness.growth import peak_growth
 
 WITHIN = 0.15
 _STAGES = ("first_pass", "vocoder", "second_pass")

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from .compiled import compiled
 from .harness import Case, Options, main
 from .models import LENGTHS, SMALL, TINY, features, speech_to_text
 
@@ -15,24 +16,28 @@ from .models import LENGTHS, SMALL, TINY, features, speech_to_text
 _DECODER = {"decoder_layers": 1, "decoder_ffn_dim": 64, "vocab_size": 300}
 
 
-def case(name: str, models: Any, options: Options, seconds: list[float], **aims: Any) -> Case:
-    """Encoder and adaptor on one batch; the states of real steps are compared."""
+def case(name: str, models: Any, options: Options, seconds: list[float], compile: bool = False, **aims: Any) -> Case:
+    """Encoder and adaptor on one batch; the states of real steps are compared. `compile`: with a compiled peer too."""
     peer, (encoder, adaptor, _) = models
     speech = features(options, seconds)
     mask = speech.mask.long()
     lengths = adaptor.output_lengths(speech.lengths).tolist()
 
-    def run_peer() -> list[torch.Tensor]:
-        with torch.inference_mode():
-            states = peer.speech_encoder(speech.data, attention_mask=mask).last_hidden_state
-        return [row[:length] for row, length in zip(states, lengths, strict=True)]
+    def run_with(speech_encoder: Any) -> Any:
+        def run_peer() -> list[torch.Tensor]:
+            with torch.inference_mode():
+                states = speech_encoder(speech.data, attention_mask=mask).last_hidden_state
+            return [row[:length] for row, length in zip(states, lengths, strict=True)]
+
+        return run_peer
 
     def run_ours() -> list[torch.Tensor]:
         with torch.inference_mode():
             states = adaptor(encoder(speech)).states.data
         return [row[:length] for row, length in zip(states, lengths, strict=True)]
 
-    return Case(name, run_peer, run_ours, sum(seconds), **aims)
+    beside = compiled(peer.speech_encoder, run_with, options) if compile else {}
+    return Case(name, run_with(peer.speech_encoder), run_ours, sum(seconds), others=beside, **aims)
 
 
 def models(options: Options, **sizes: Any) -> Any:
@@ -51,7 +56,7 @@ def cases(options: Options) -> Iterator[Case]:
     for layers in (4, 24) if options.full else (4,):
         named = f"1024 wide, {layers} layers"
         both = models(options, speech_encoder_layers=layers)
-        yield case(f"{named}, 10 s", both, options, [10.0], least=1.1, aim=2.0)
+        yield case(f"{named}, 10 s", both, options, [10.0], compile=True, least=1.1, aim=2.0)
         yield case(f"{named}, 30 s", both, options, [30.0], least=1.5, aim=2.8, memory_aim=0.25, rounds=3)
         yield case(f"{named}, {batch}", both, options, lengths, least=1.1, aim=1.8, rounds=3)
 

@@ -8,14 +8,17 @@ from typing import Any
 
 import torch
 
+from .ctranslate2_models import ids, loaded, others, token
 from .harness import Case, Options, adopt, main, randomise
-from .models import our_search, peer_search, subwords
+from .models import BEAMS, our_search, peer_search, subwords
 
 EOS, PAD, UNK, LANG = 2, 1, 3, 7
+Models = tuple[Any, Any, dict[str, Any]]
+"""The peer, ours, and name -> CTranslate2's."""
 
 
-def models(options: Options, vocab_size: int, dim: int, layers: int, heads: int, ffn_dim: int) -> tuple[Any, Any]:
-    """Both sides, ready to run."""
+def models(options: Options, vocab_size: int, dim: int, layers: int, heads: int, ffn_dim: int) -> Models:
+    """All sides, ready to run."""
     from transformers import M2M100Config, M2M100ForConditionalGeneration
 
     sizes: dict[str, Any] = {
@@ -26,14 +29,15 @@ def models(options: Options, vocab_size: int, dim: int, layers: int, heads: int,
     config = M2M100Config(vocab_size=vocab_size, d_model=dim, decoder_start_token_id=EOS, **sizes)
     peer = randomise(M2M100ForConditionalGeneration(config)).eval()
     (ours,) = adopt(peer, "text_seq2seq")
-    return options.place(peer), options.serve(ours)
+    beside = loaded(peer, "Translator", options, {EOS: "</s>", PAD: "<pad>"})
+    return options.place(peer), options.serve(ours), beside
 
 
-def case(name: str, both: tuple[Any, Any], options: Options, lengths: list[int], tokens: int, **aims: Any) -> Case:
+def case(name: str, both: Models, options: Options, lengths: list[int], tokens: int, **aims: Any) -> Case:
     """Ids of the best hypotheses are compared."""
     from voxzoo.components.search import generate
 
-    peer, ours = both
+    peer, ours, converted = both
     source = subwords(options, ours.vocab_size, lengths)
     mask = source.mask.long()
     prefix = torch.tensor([[EOS, LANG]] * len(lengths), device=options.device)
@@ -48,7 +52,22 @@ def case(name: str, both: tuple[Any, Any], options: Options, lengths: list[int],
             found = generate(ours, ours.encode(source), prefix, wanted, EOS, PAD, UNK)
         return [hypotheses[0].tokens for hypotheses in found]
 
-    return Case(name, run_peer, run_ours, tokens * len(lengths), "tokens", **aims)
+    def run_other(model: Any) -> Any:
+        rows = [[token(number) for number in row.tolist()] for row in source.unpad()]
+
+        def run() -> list[torch.Tensor]:
+            found = model.translate_batch(
+                rows, target_prefix=[[token(LANG)]] * len(rows), beam_size=BEAMS, min_decoding_length=tokens + 1,
+                max_decoding_length=tokens + 1,
+            )  # fmt: skip
+            return [torch.tensor(row[1:]) for row in ids([result.hypotheses[0] for result in found])]
+
+        return run
+
+    beside = others(converted, run_other, options)
+    return Case(
+        name, run_peer, run_ours, tokens * len(lengths), "tokens", others=beside, others_aim=1.3, steps=tokens, **aims
+    )  # fmt: skip
 
 
 def cases(options: Options) -> Iterator[Case]:

@@ -15,43 +15,49 @@ import subprocess
 import sys
 from collections.abc import Sequence
 
-from .harness import SIDES, Options, arguments, options_of, peak_growth, quiet
+import torch
+
+from .growth import peak_growth
+from .options import Options, arguments, options_of
 
 Growth = dict[str, dict[str, float]]
-"""Case -> side -> bytes."""
+"""Case -> "peer" (transformers) or "ours" -> bytes."""
+
+
+def quiet(options: Options) -> None:
+    """Threads, and no bars and advice of transformers."""
+    from transformers.utils import logging
+
+    torch.set_num_threads(options.threads)
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
 
 
 def measure_apart(path: str, options: Options) -> Growth:
     """Peak growth of each case of a path, both sides, measured by another process."""
-    words = [path, "--threads", str(options.threads), "--dtype", options.dtype]
-    words += ["--full"] * options.full + ["--quick"] * options.quick + ["--no-pack"] * (not options.pack)
     environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": str(128 * 1024)}
-    done = subprocess.run(
-        [sys.executable, "-m", "benchmarks.memory", *words], env=environment, stdout=subprocess.PIPE, text=True
-    )
+    # Not `-m`: the package imports this module, and it would be there twice.
+    command = [sys.executable, "-c", f"from {__name__} import main; main()", path, "--no-others", *options.words()]
+    done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True)
     if done.returncode:
         raise RuntimeError(f"{path}: the process that measures memory ended with {done.returncode}; see above")
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+def main(argv: Sequence[str] | None = None) -> None:
+    """The process: print a `Growth` as JSON."""
     parser = arguments(__doc__ or "")
     parser.add_argument("path")
     args = parser.parse_args(argv)
     options = options_of(args)
     quiet(options)
     found: Growth = {}
-    for case in importlib.import_module(f".{args.path}", __package__).cases(options):
+    for case in importlib.import_module(f"benchmarks.{args.path}").cases(options):
         if not case.memory:
             continue
         found[case.name] = {}
-        for side, run in zip(SIDES, (case.peer, case.ours), strict=True):
+        for side, run in (("peer", case.peer), ("ours", case.ours)):
             run()  # what the first run alone makes
             found[case.name][side] = float(peak_growth(run))
             gc.collect()
     print(json.dumps(found))
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())
