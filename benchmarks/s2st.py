@@ -61,7 +61,7 @@ def case(name: str, options: Options, sizes: dict[str, Any], seconds: list[float
         found = task.predict(batch, task="s2st")
         return [[prediction.text for prediction in found], [prediction.audio for prediction in found]]
 
-    return Case(name, run_peer, run_ours, sum(seconds), **aims)
+    return Case(name, run_peer, run_ours, sum(seconds), steps=tokens, **aims)
 
 
 def cases(options: Options) -> Iterator[Case]:

@@ -34,7 +34,7 @@ def case(name: str, models: Any, options: Options, seconds: list[float], tokens:
             found = generate(decoder, memory, prefix, wanted, EOS, PAD, UNK)
         return [hypotheses[0].tokens for hypotheses in found]
 
-    return Case(name, run_peer, run_ours, sum(seconds), **aims)
+    return Case(name, run_peer, run_ours, sum(seconds), steps=tokens, **aims)
 
 
 def models(options: Options, **sizes: Any) -> Any:

@@ -154,7 +154,8 @@ def beam_case(name: str, both: Models, options: Options, features: Tensor, token
     def run_peer() -> list[list[int]]:
         with torch.inference_mode():
             # Not Whisper's own generate, which adds rules of its own.
-            found = GenerationMixin.generate(both.peer, channels, decoder_input_ids=prefix, generation_config=settings)
+            generate_plainly: Any = GenerationMixin.generate
+            found = generate_plainly(both.peer, channels, decoder_input_ids=prefix, generation_config=settings)
         return [_until(row, eos) for row in found[:, len(both.prompt) :].tolist()]
 
     def run_ours() -> list[list[int]]:

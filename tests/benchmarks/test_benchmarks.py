@@ -9,7 +9,9 @@ import math
 import os
 import subprocess
 import sys
+from concurrent.futures import Future
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 import torch
@@ -20,7 +22,16 @@ sys.path.insert(0, str(ROOT))  # benchmarks are run from the checkout and belong
 
 from benchmarks import __main__ as every  # noqa: E402
 from benchmarks import harness  # noqa: E402
-from benchmarks.harness import Case, Options, Unequal, difference, measure  # noqa: E402
+from benchmarks.harness import (  # noqa: E402
+    Case,
+    Options,
+    Other,
+    Unequal,
+    difference,
+    measure,
+    report,
+)
+from benchmarks.harness.case import equal_share  # noqa: E402
 
 QUICK = Options(threads=1, rounds=1, quick=True)
 
@@ -51,19 +62,48 @@ def test_path(path, tmp_path, capsys):
     printed = capsys.readouterr().out
     for result in found["results"]:
         assert result["path"] == path
-        assert 0 <= result["difference"] <= result["tolerance"] == 1e-4
+        if result["peer"] == "transformers":
+            assert 0 <= result["difference"] <= result["tolerance"] == 1e-4
+        elif result["peer"] == "CTranslate2":
+            assert result["equal"] == 1
+        assert result["limit"]["flops"] > 0
+        assert result["limit"]["share"] > 0
         for clock in ("wall", "cpu"):
             ratio = result["ratio"][clock]
             assert 0 < ratio["min"] <= ratio["median"] <= ratio["max"] < math.inf
             assert result["seconds"]["peer"][clock] > 0
         assert len(result["rounds"]) == 1
-        assert f"| {path.replace('_', ' ')} | {result['case']} |" in printed
+        assert f"| {path.replace('_', ' ')} | {result['case']} | {result['peer']} |" in printed
 
 
-def test_all_in_one_table(tmp_path, capsys):
+class _Here:
+    """In the place of a process pool: each path in this process, which has imported everything."""
+
+    asked: ClassVar[list[dict]] = []
+
+    def __init__(self, processes: int, **settings) -> None:
+        self.asked.append({"processes": processes, **settings})
+
+    def __enter__(self) -> _Here:
+        return self
+
+    def __exit__(self, *_) -> None: ...
+
+    def submit(self, run, *arguments) -> Future:
+        future: Future = Future()
+        future.set_result(run(*arguments))
+        return future
+
+
+def test_all_in_one_table(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(every, "ProcessPoolExecutor", _Here)
     out = tmp_path / "results" / "all.json"
-    arguments = ["--quick", "--threads", "1", "--rounds", "2", "--out", str(out), "text_beam", "hubert"]
+    arguments = ["--quick", "--threads", "1", "--rounds", "2", "--no-others", "--out", str(out), "text_beam", "hubert"]
     assert every.main(arguments) == 0
+    # A process for each path, which is a new one.
+    (asked,) = _Here.asked
+    assert asked["mp_context"].get_start_method() == "spawn"
+    assert asked["max_tasks_per_child"] == asked["processes"] == 1
     found = json.loads(out.read_text())
     assert [result["path"] for result in found["results"]] == ["text_beam", "hubert"]
     table = [line for line in capsys.readouterr().out.splitlines() if line.startswith("|")]
@@ -90,7 +130,7 @@ def test_unequal_outputs_are_refused_before_any_timing(capsys):
     case = Case("wrong", _count(calls, "peer", 1.0), _count(calls, "ours", 1.1), 1.0)
     with pytest.raises(Unequal, match=r"wrong: outputs differ by 0\.1, allowed 0\.0001"):
         measure("path", case, QUICK)
-    assert calls == ["peer", "ours"]
+    assert sorted(calls) == ["ours", "peer"]
     assert harness.main("path", lambda options: iter([case]), ["--quick"]) == 1
 
 
@@ -109,14 +149,43 @@ def test_a_wrong_weight_is_noticed():
 
 def test_rounds_are_interleaved_and_alternate():
     calls: list[str] = []
-    case = Case("x", _count(calls, "peer", 1.0), _count(calls, "ours", 1.0), 1.0, memory=False)
+    other = Other(_count(calls, "other", 1.0))
+    case = Case("x", _count(calls, "peer", 1.0), _count(calls, "ours", 1.0), 1.0, memory=False, others={"other": other})
     result = measure("path", case, dataclasses.replace(QUICK, rounds=3))
-    assert calls == ["peer", "ours"] * 2 + ["ours", "peer"] + ["peer", "ours"]
+    turn = ["peer", "other", "ours"]
+    # First compared, then three turns, then once more for the products.
+    assert sorted(calls[:3]) == sorted(turn)
+    assert calls[3:] == [*turn, *turn[::-1], *turn, "ours"]
     result.rounds = [
-        {"peer": {"wall": peer, "cpu": 1.0}, "ours": {"wall": 1.0, "cpu": 2.0}} for peer in (4.0, 2.0, 9.0)
-    ]
+        {"transformers": {"wall": peer, "cpu": 1.0}, "other": {"wall": 3.0, "cpu": 1.0},
+         "voxzoo": {"wall": 1.0, "cpu": 2.0}}
+        for peer in (4.0, 2.0, 9.0)
+    ]  # fmt: skip
     assert result.ratio("wall") == {"median": 4.0, "min": 2.0, "max": 9.0}
     assert result.ratio("cpu")["median"] == 0.5
+    rows = result.rows()
+    assert [(row["peer"], row["ratio"]["wall"]["median"]) for row in rows] == [("transformers", 4.0), ("other", 3.0)]
+
+
+def test_another_peer_must_give_the_same_unless_it_has_fewer_bits():
+    def case(other: Other) -> Case:
+        same = _count([], "x", 1.0)
+        return Case("x", same, same, 1.0, memory=False, others={"other": other})
+
+    wrong = _count([], "other", 2.0)
+    with pytest.raises(Unequal, match=r"outputs of other differ by 1, allowed 0\.0001"):
+        measure("path", case(Other(wrong)), QUICK)
+    (_, row) = measure("path", case(Other(lambda: [torch.tensor(1.5)] * 3, exact=False)), QUICK).rows()
+    assert row["equal"] == pytest.approx(2 / 3)
+    (_, row) = measure("path", case(Other(None, note="no compiler")), QUICK).rows()
+    assert "ratio" not in row
+    assert "not run: no compiler" in report.table([row], QUICK)
+
+
+def test_equal_share():
+    assert equal_share([[1, 2], [3]], [[1, 2], [4]]) == 0.5
+    assert equal_share([[1]], [[1], [2]]) == 0
+    assert equal_share([torch.tensor([3.0, 4.0])], [torch.tensor([3.0, 3.0])]) == pytest.approx(0.8)
 
 
 @pytest.mark.parametrize(
@@ -138,12 +207,12 @@ def test_difference(one, other, expected):
 
 @pytest.mark.slow
 def test_memory_is_measured_by_a_process_of_its_own(monkeypatch):
-    from benchmarks import memory
+    from benchmarks.harness import compare, memory
 
     monkeypatch.chdir(ROOT)
     found = memory.measure_apart("text_beam", QUICK)
-    assert all(growth[side] >= 0 for growth in found.values() for side in harness.SIDES)
-    monkeypatch.setattr(memory, "measure_apart", lambda path, options: {"x": {"peer": 8.0, "ours": 2.0}})
+    assert all(growth[side] >= 0 for growth in found.values() for side in ("peer", "ours"))
+    monkeypatch.setattr(compare, "measure_apart", lambda path, options: {"x": {"peer": 8.0, "ours": 2.0}})
     case = Case("x", _count([], "peer", 1.0), _count([], "ours", 1.0), 1.0)
     (result,) = harness.run("path", lambda options: iter([case]), Options(threads=1, rounds=1))
     assert result["memory_ratio"] == 0.25
@@ -152,7 +221,7 @@ def test_memory_is_measured_by_a_process_of_its_own(monkeypatch):
 def _growth(code: str) -> int:
     """What a fresh process prints whose blocks are mapped one by one, as those that measure memory are."""
     environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "131072"}
-    lines = f"import torch\nfrom benchmarks.harness import peak_growth\n{code}"
+    lines = f"import torch\nfrom benchmarks.harness.growth import peak_growth\n{code}"
     done = subprocess.run(
         [sys.executable, "-c", lines], cwd=ROOT, env=environment, capture_output=True, text=True, check=True
     )
