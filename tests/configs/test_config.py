@@ -9,9 +9,10 @@ from omegaconf import OmegaConf
 from voxzoo.components import ConformerEncoder, StackAdaptor
 from voxzoo.components.errors import UserError
 from voxzoo.configs import build, check, compose, require_valid
-from voxzoo.configs.compose import CONFIG_DIR
+from voxzoo.configs.compose import CONFIG_DIR, to_yaml
 from voxzoo.configs.targets import allow_list, locate, trusted
 from voxzoo.tasks import load_run
+from voxzoo.tasks.training.settling import settle_config
 from voxzoo.tasks.training.train import train
 
 
@@ -173,6 +174,16 @@ def test_a_needed_part_that_is_none_is_named():
 def test_a_class_path_that_does_not_exist_names_the_nearest():
     (found,) = messages("adaptor._target_=voxzoo.components.StackAdapter")
     assert "did you mean 'StackAdaptor'?" in found
+
+
+def test_class_paths_of_before_are_found(tmp_path: Path):
+    assert locate("voxzoo.tasks.schedules.cosine") is locate("voxzoo.tasks.training.schedules.cosine")
+    assert locate("voxzoo.tasks.strategies.FSDP2") is locate("voxzoo.tasks.distributed.strategies.FSDP2")
+    text = to_yaml(compose(["schedule=cosine"]))
+    settle_config(tmp_path, text.replace("voxzoo.tasks.training.schedules", "voxzoo.tasks.schedules"))
+    settle_config(tmp_path, text)  # the same run
+    with pytest.raises(UserError, match="holds a run of another config"):
+        settle_config(tmp_path, text.replace("schedules.cosine", "schedules.linear"))
 
 
 def test_code_outside_the_allow_list_is_refused_and_can_be_allowed():
