@@ -5,10 +5,10 @@ from __future__ import annotations
 import csv
 import os
 import subprocess
-import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+import forkserver
 import pytest
 import torch
 
@@ -42,23 +42,45 @@ def _leave_the_group() -> None:
 
 
 @pytest.fixture(scope="session")
-def tiny(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
-    """Overrides: tiny parts on the tiny corpus, which is made once a session."""
-    return [*PARTS, "data=tiny", f"cache_dir={tmp_path_factory.mktemp('corpora')}"]
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of this session that all workers of pytest-xdist share."""
+    own = tmp_path_factory.getbasetemp()
+    return own.parent if "PYTEST_XDIST_WORKER" in os.environ else own
 
 
 @pytest.fixture(scope="session")
-def voxzoo() -> Callable[..., subprocess.CompletedProcess[str]]:
+def tiny(shared: Path) -> list[str]:
+    """Overrides: tiny parts on the tiny corpus, which is made once a session."""
+    return [*PARTS, "data=tiny", f"cache_dir={shared / 'corpora'}"]
+
+
+@pytest.fixture(scope="session")
+def popen(shared: Path) -> Callable[..., subprocess.Popen]:
+    """`subprocess.Popen` for `[*forkserver.COMMAND, *words]`, from a process that has imported everything."""
+    owner = os.getppid() if "PYTEST_XDIST_WORKER" in os.environ else os.getpid()
+    os.environ[forkserver.WHERE] = forkserver.start(shared, owner)
+    return forkserver.popen
+
+
+@pytest.fixture(scope="session")
+def voxzoo(popen: Callable[..., subprocess.Popen]) -> Callable[..., subprocess.CompletedProcess[str]]:
     """Call the command as a user does: voxzoo("train", ..., cwd=folder); `env` is set besides what is there."""
 
     def call(
         *words: object, cwd: Path, timeout: float = 120, env: Mapping[str, str] | None = None, **options
     ) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-m", "voxzoo.tasks.commands.cli", *map(str, words)]
+        command = [*forkserver.COMMAND, *map(str, words)]
         kept = {name: value for name, value in os.environ.items() if name not in _MEETING}
         environment = {**kept, "OMP_NUM_THREADS": "1", **(env or {})}
-        return subprocess.run(
-            command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=timeout, **options
-        )
+        with popen(
+            command, cwd=cwd, env=environment, text=True, stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE, **options,
+        ) as process:  # fmt: skip
+            try:
+                said = process.communicate(timeout=timeout)
+            except BaseException:
+                process.kill()
+                raise
+        return subprocess.CompletedProcess(command, process.returncode, *said)
 
     return call
