@@ -1,7 +1,7 @@
 """`voxzoo` in processes of its own without paying for imports each time: torch, lightning and voxzoo are imported once
 in a server, which forks for every command that a test starts. Everything behind the imports is as in a process that a
-user starts: arguments, environment, folder, streams, signals, session, exit status. The further processes of a run, which
-it starts itself, come from the same server.
+user starts: arguments, environment, folder, streams, signals, session, exit status. The further processes of a run,
+which it starts itself, are forked in the same way.
 
     python tests/forkserver.py SOCKET PID    serve until the process PID is gone
 """
@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import importlib
 import importlib.util
 import json
 import os
@@ -47,8 +48,7 @@ class Process(subprocess.Popen):
             "parent": os.getpid(),
         }
         content = json.dumps(request).encode()
-        self._line = socket.socket(socket.AF_UNIX)
-        self._line.connect(environment.get(WHERE) or os.environ[WHERE])
+        self._line = _connected(os.environ[WHERE])
         streams = [fd if fd != -1 else number for number, fd in enumerate((p2cread, c2pwrite, errwrite))]
         socket.send_fds(self._line, [len(content).to_bytes(8, "big")], streams)
         self._line.sendall(content)
@@ -68,6 +68,16 @@ class Process(subprocess.Popen):
         status = int(self._heard.readline() or signal.SIGKILL)  # the server is gone
         self.returncode = os.waitstatus_to_exitcode(status)
         return self.pid, status
+
+
+def _connected(path: str) -> socket.socket:
+    line = socket.socket(socket.AF_UNIX)
+    for _ in range(500):
+        with contextlib.suppress(FileNotFoundError, ConnectionRefusedError):
+            line.connect(path)
+            return line
+        time.sleep(0.01)  # a server that begins
+    raise FileNotFoundError(path)
 
 
 def popen(command: Any, *args: Any, **options: Any) -> subprocess.Popen:
@@ -107,13 +117,12 @@ def _import() -> None:
             getattr(package, name)
     for verb in cli.VERBS:
         cli._module(verb)
-    import voxzoo.tasks.planning.plan
-    import voxzoo.tasks.training.stages  # noqa: F401
+    for module in ("lightning.pytorch.loggers", "torch.utils.tensorboard"):
+        importlib.import_module(module)
 
 
 def serve(path: str, owner: int) -> None:
-    sys.argv = [sys.argv[0]]
-    _import()
+    """Fork for those who ask at a socket, and tell them how it ended, until the owner is gone."""
     listener = socket.socket(socket.AF_UNIX)
     listener.bind(f"{path}.new")
     listener.listen(64)
@@ -123,15 +132,18 @@ def serve(path: str, owner: int) -> None:
         if select.select([listener], [], [], 0.02)[0]:
             line, _ = listener.accept()
             try:
-                _serve_one(line, listener, children)
+                _serve_one(path, line, listener, children)
             except (OSError, ValueError):
                 line.close()
         while children:
             pid, status = os.waitpid(-1, os.WNOHANG)
             if not pid:
                 break
-            with contextlib.suppress(OSError), children.pop(pid) as told:
-                told.sendall(f"{status}\n".encode())
+            told = children.pop(pid, None)
+            if told is not None:
+                with contextlib.suppress(OSError), told:
+                    told.sendall(f"{status}\n".encode())
+    os.unlink(path)
 
 
 def _is_there(pid: int) -> bool:
@@ -142,7 +154,7 @@ def _is_there(pid: int) -> bool:
         return False
 
 
-def _serve_one(line: socket.socket, listener: socket.socket, children: dict[int, socket.socket]) -> None:
+def _serve_one(path: str, line: socket.socket, listener: socket.socket, children: dict[int, socket.socket]) -> None:
     head, streams, _, _ = socket.recv_fds(line, 8, 3)
     size, content = int.from_bytes(head, "big"), b""
     while len(content) < size:
@@ -154,14 +166,14 @@ def _serve_one(line: socket.socket, listener: socket.socket, children: dict[int,
         for other in children.values():
             other.close()
         line.close()
-        _become(request, streams)
+        _become(path, request, streams)
     for fd in streams:
         os.close(fd)
     children[pid] = line
     line.sendall(f"{pid}\n".encode())
 
 
-def _become(request: dict[str, Any], streams: list[int]) -> None:
+def _become(path: str, request: dict[str, Any], streams: list[int]) -> None:
     """What a new process of the command would be behind its imports; never returns."""
     import torch
     from lightning.fabric.utilities import rank_zero
@@ -178,11 +190,14 @@ def _become(request: dict[str, Any], streams: list[int]) -> None:
     os.chdir(request["cwd"])
     os.environ.clear()
     os.environ.update(request["env"])
+    os.environ[WHERE] = _server_of_its_own(path)
     sys.path[:0] = [folder for folder in os.environ.get("PYTHONPATH", "").split(os.pathsep) if folder]
     sys.argv = [str(importlib.util.find_spec(MODULE).origin), *request["words"]]  # pyright: ignore
     __main__.__spec__ = importlib.util.find_spec(MODULE)  # what Lightning starts its other processes by
     sys.stdin, sys.stdout, sys.stderr = open(0), open(1, "w"), open(2, "w", buffering=1)  # noqa: SIM115
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    for number in (signal.SIGTERM, signal.SIGUSR1):
+        signal.signal(number, signal.SIG_DFL)
     random.seed()
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS") or os.cpu_count() or 1))
     rank = rank_zero._get_rank()
@@ -207,6 +222,21 @@ def _become(request: dict[str, Any], streams: list[int]) -> None:
         _leave(status)
 
 
+def _server_of_its_own(path: str) -> str:
+    """What this process will start must be in its group: a server beside it, forked while it has no threads."""
+    own, place = os.getpid(), f"{path.partition('.')[0]}.{os.getpid()}"
+    if not os.fork():
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):  # sent to the group, they are for the others
+            signal.signal(number, signal.SIG_IGN)
+        nowhere = os.open(os.devnull, os.O_RDWR)
+        for number in range(3):
+            os.dup2(nowhere, number)
+        with contextlib.suppress(BaseException):
+            serve(place, own)
+        os._exit(0)
+    return place
+
+
 def _leave(status: int) -> None:
     """End as an interpreter does: what registered for it is called, and threads that are no daemons are waited for."""
     import atexit
@@ -221,4 +251,5 @@ def _leave(status: int) -> None:
 
 
 if __name__ == "__main__":
+    _import()
     serve(sys.argv[1], int(sys.argv[2]))

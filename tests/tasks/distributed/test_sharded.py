@@ -8,14 +8,13 @@ import random
 import re
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
+import forkserver
 import pytest
 import torch
 import torch.distributed as dist
@@ -335,20 +334,11 @@ def runs(voxzoo, tiny: list[str], tmp_path_factory: pytest.TempPathFactory) -> P
         done = voxzoo("train", *HOW[name], *tiny, *PLAIN, f"root={folder}", f"name={name}", cwd=folder, timeout=400)
         assert done.returncode == 0, done.stderr
     run = folder / "run"
-    command = [
-        sys.executable,
-        "-m",
-        "voxzoo.tasks.commands.cli",
-        "train",
-        *HOW["shards"],
-        *tiny,
-        *PLAIN,
-        f"root={folder}",
-    ]
+    command = [*forkserver.COMMAND, "train", *HOW["shards"], *tiny, *PLAIN, f"root={folder}"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     last, said = run / "checkpoints" / "last.ckpt", folder / "said.txt"
     with said.open("w") as log:
-        process = subprocess.Popen(
+        process = forkserver.popen(
             [*command, "name=run"], cwd=folder, env=environment, start_new_session=True, stdout=log, stderr=log
         )
     deadline = time.monotonic() + 200

@@ -7,12 +7,12 @@ import os
 import random
 import signal
 import subprocess
-import sys
 import time
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import forkserver
 import pytest
 import torch
 from voxzoo.tasks.processes.signals import EXIT_CODES
@@ -98,18 +98,10 @@ class Runs:
     def start(self, name: str, how: str, spy: str = "none 0 0 0", *more: str) -> subprocess.Popen[str]:
         (self.folder / f"notes-{name}").mkdir(exist_ok=True)
         words = [*HOW[how], *self.tiny, *SETTINGS, f"+callbacks.spy.folder={self.folder}/notes-{name}"]
-        command = [
-            sys.executable,
-            "-m",
-            "voxzoo.tasks.commands.cli",
-            "train",
-            *words,
-            f"root={self.folder}",
-            f"name={name}",
-        ]
+        command = [*forkserver.COMMAND, "train", *words, f"root={self.folder}", f"name={name}"]
         paths = os.pathsep.join([str(self.folder), os.environ.get("PYTHONPATH", "")])
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": paths, "SPY": spy}
-        return subprocess.Popen(
+        return forkserver.popen(
             [*command, *more], cwd=self.folder, env=environment, stderr=subprocess.PIPE, text=True,
             start_new_session=True,
         )  # fmt: skip
@@ -158,7 +150,7 @@ def assert_equal(first: Any, second: Any, where: str) -> None:
 
 
 @pytest.fixture(scope="module")
-def runs(tiny: list[str], tmp_path_factory: pytest.TempPathFactory) -> Runs:
+def runs(popen, tiny: list[str], tmp_path_factory: pytest.TempPathFactory) -> Runs:
     return Runs(tmp_path_factory.mktemp("killed"), tiny)
 
 

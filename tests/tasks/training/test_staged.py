@@ -6,7 +6,6 @@ import json
 import os
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -14,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import forkserver
 import numpy as np
 import pytest
 import soundfile
@@ -44,8 +44,8 @@ def command(tiny: list[str], root: Path, name: str, *overrides: str, steps: int 
 
 def start(words: list[str]) -> subprocess.Popen[str]:
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(
-        [sys.executable, "-m", "voxzoo.tasks.commands.cli", *words],
+    return forkserver.popen(
+        [*forkserver.COMMAND, *words],
         env=environment,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -88,7 +88,7 @@ class Interrupted:
 
 
 @pytest.fixture(scope="module")
-def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def root(popen, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("staged")
 
 
