@@ -61,6 +61,11 @@ class Padded(_Movable):
     def device(self) -> torch.device:
         return self.data.device
 
+    @property
+    def full(self) -> bool:
+        """Whether no step is padding, as far as that is known without waiting for a device: by lengths on the CPU."""
+        return self.lengths.device.type == "cpu" and int(self.lengths.min()) == self.data.shape[1]
+
     def __len__(self) -> int:
         return self.data.shape[0]
 

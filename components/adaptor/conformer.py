@@ -10,6 +10,7 @@ from ..layers.convolution import conv_lengths
 from ..layers.dropout import Dropout
 from ..layers.steps import refuse_no_steps
 from ..layers.transformer import FeedForward
+from ..limits import at_least
 from ..roles import Adaptor
 from ..types import Adapted, Padded
 
@@ -56,9 +57,7 @@ class ConformerAdaptor(Adaptor):
         leak_padding: bool = False,
     ) -> None:
         super().__init__()
-        for name, value in (("kernel_size", kernel_size), ("stride", stride), ("num_layers", num_layers)):
-            if value < 1:
-                raise ValueError(f"{name} must be at least 1; got {value}")
+        at_least(1, kernel_size=kernel_size, stride=stride, num_layers=num_layers)
         self.input_dim = input_dim
         self.output_dim = output_dim
         self.kernel_size = kernel_size

@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..limits import at_least
 from ..roles import Adaptor
 from ..types import Adapted, Padded
 
@@ -25,8 +26,7 @@ class StackAdaptor(Adaptor):
 
     def __init__(self, input_dim: int, output_dim: int, stack: int = 8) -> None:
         super().__init__()
-        if stack < 1:
-            raise ValueError(f"stack must be at least 1; got {stack}")
+        at_least(1, stack=stack)
         self.input_dim = input_dim
         self.output_dim = output_dim
         self.stack = stack

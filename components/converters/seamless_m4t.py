@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 from ..errors import UserError
+from ..layers.unit_vocabulary import OFFSET
 from . import transformer
 from .code_hifi_gan import vocoder_rules
 from .conformer import adaptor_rules, encoder_rules
@@ -54,8 +55,6 @@ _TEXT_ENCODER: Fields = {
     "ffn_dim": "encoder_ffn_dim",
     "num_encoder_layers": "encoder_layers",
 }
-UNIT_OFFSET = 4
-"""Rows of the unit vocabulary before the first unit."""
 _T2U: Fields = {
     "input_dim": "hidden_size",
     "num_units": "unit_hifi_gan_vocab_size",
@@ -369,7 +368,7 @@ class SeamlessM4T(Family):
         expect(nodes, "t2u", "AutoregressiveT2U", tie_output=True)
         t2u = nodes["t2u"]
         if t2u["vocab_size"] is None:
-            first = t2u["first_language_id"] or t2u["num_units"] + UNIT_OFFSET
+            first = t2u["first_language_id"] or t2u["num_units"] + OFFSET
             t2u["vocab_size"] = first + t2u["num_languages"]
         write(settings, nodes, "t2u", _T2U)
         for side in ("encoder", "decoder"):
@@ -405,7 +404,7 @@ def _generation(nodes: Nodes) -> dict[str, Any]:
     if not voices:
         return {}
     # v2's second pass has no languages, but transformers wants to find them.
-    first = t2u.get("first_language_id") or t2u.get("num_units", 0) + UNIT_OFFSET
+    first = t2u.get("first_language_id") or t2u.get("num_units", 0) + OFFSET
     units = list(task.get("t2u_languages") or voices)
     return {
         "t2u_lang_code_to_id": {lang: first + place for place, lang in enumerate(units)},

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
+from ..layers.unit_vocabulary import OFFSET
 from . import character_t2u
 from .family import Nodes
 from .keymap import Rule
-from .seamless_m4t import UNIT_OFFSET, Fields, SeamlessM4T, dropouts, read, write
+from .seamless_m4t import Fields, SeamlessM4T, dropouts, read, write
 from .settings import expect, refuse_unless, value
 
 _T2U: Fields = {
@@ -79,7 +80,7 @@ class SeamlessM4Tv2(SeamlessM4T):
     def t2u_settings(self, settings: dict[str, Any], nodes: Nodes) -> None:
         expect(nodes, "t2u", "UnitY2T2U", kernel_size=7)
         if nodes["t2u"]["vocab_size"] is None:
-            nodes["t2u"]["vocab_size"] = nodes["t2u"]["num_units"] + UNIT_OFFSET
+            nodes["t2u"]["vocab_size"] = nodes["t2u"]["num_units"] + OFFSET
         write(settings, nodes, "t2u", _T2U)
         settings.update(
             t2u_decoder_attention_heads=nodes["t2u"]["num_heads"],

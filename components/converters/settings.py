@@ -10,10 +10,11 @@ from typing import Any
 
 from ... import components
 from ..errors import UserError
+from ..layers.activations import ACTIVATIONS
 from .family import Nodes
 from .files import read_json
 
-_ACTIVATIONS = {"relu": "relu", "gelu": "gelu", "silu": "silu", "swish": "silu"}  # published name -> ours
+_ACTIVATIONS = {**{name: name for name in ACTIVATIONS}, "swish": "silu"}  # published name -> ours
 _BESIDE = ("frontend", "tokenizer", "task")  # roles whose files stand beside the weights, in every layout
 LEFT_OUT = {
     "unit_extractor": "it made the units to train on; the run keeps it, and transformers has no place for it",

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 from torchaudio.compliance import kaldi
 
+from ..limits import at_least
 from ..roles import Frontend
 
 # 16-bit full scale: Kaldi reads samples as integers.
@@ -46,9 +47,7 @@ class Fbank(Frontend):
         output_dim: int | None = None,
         variance_floor: float = 1e-7,
     ) -> None:
-        for name, value in (("sample_rate", sample_rate), ("num_mel_bins", num_mel_bins), ("stack", stack)):
-            if value < 1:
-                raise ValueError(f"{name} must be at least 1; got {value}")
+        at_least(1, sample_rate=sample_rate, num_mel_bins=num_mel_bins, stack=stack)
         top = sample_rate / 2 if high_freq is None else high_freq
         if not 0 <= low_freq < top <= sample_rate / 2:
             raise ValueError(

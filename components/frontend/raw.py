@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ..limits import at_least
 from ..roles import Frontend
 
 
@@ -19,8 +20,7 @@ class RawWaveform(Frontend):
     """
 
     def __init__(self, sample_rate: int = 16000, normalise: bool = False, output_dim: int = 1) -> None:
-        if sample_rate < 1:
-            raise ValueError(f"sample_rate must be at least 1; got {sample_rate}")
+        at_least(1, sample_rate=sample_rate)
         if output_dim != 1:
             raise ValueError(f"RawWaveform has one feature per sample, so output_dim must be 1; got {output_dim}")
         self.sample_rate = sample_rate

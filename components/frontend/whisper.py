@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from ..errors import UserError
+from ..limits import at_least
 from ..roles import Frontend
 
 _RATE = 16000
@@ -35,8 +36,7 @@ class WhisperLogMel(Frontend):
     sample_rate = _RATE
 
     def __init__(self, num_mel_bins: int = 80, pad_seconds: float | None = 30.0, output_dim: int | None = None) -> None:
-        if num_mel_bins < 1:
-            raise ValueError(f"num_mel_bins must be at least 1; got {num_mel_bins}")
+        at_least(1, num_mel_bins=num_mel_bins)
         if pad_seconds is not None and pad_seconds * _RATE <= _WINDOW // 2:
             raise ValueError(f"pad_seconds must be at least 0.02, or null for no padding; got {pad_seconds}")
         if output_dim is not None and output_dim != num_mel_bins:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..types import Padded
 from .runs import expand_runs
@@ -87,6 +87,36 @@ class CharacterTable:
         if self._ids.device != device:
             self._ids, self._sizes = self._ids.to(device), self._sizes.to(device)
             self._kinds = self._kinds.to(device)
+
+
+def require_text(who: str, states: Padded, text: Padded | None) -> Padded:
+    """`text`, which must give one token for each state.
+
+    Args:
+        who: needs it, for the message.
+        states: (B, S, D).
+        text: (B, S).
+
+    Raises:
+        ValueError: there is none, or another number of them.
+    """
+    if text is None:
+        raise ValueError(f"{who} needs `text`, the token that each state stands for")
+    if text.data.shape != states.data.shape[:2]:
+        raise ValueError(
+            f"text is {tuple(text.data.shape)} but the states are {tuple(states.data.shape[:2])}: "
+            "give one token for each state"
+        )
+    return text
+
+
+def require_rows(embedding: nn.Embedding, highest: int) -> None:
+    """Raises ValueError: the largest character id has no row in the embedding of a text-to-unit model."""
+    if highest >= embedding.num_embeddings:
+        raise ValueError(
+            f"t2u.num_characters={embedding.num_embeddings} but the tokenizer has {highest + 1} characters: "
+            "raise t2u.num_characters"
+        )
 
 
 def _kind(piece: str) -> int:

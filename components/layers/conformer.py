@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from .convolution import ConvModule, ConvNorm
 from .dropout import Dropout
+from .layer_drop import pass_on
 from .relative_attention import Position, RelativeSelfAttention
 from .transformer import FeedForward
 
@@ -58,13 +59,10 @@ class ConformerLayer(nn.Module):
             keep: (B, T) bool, True = real; None where no step is padding.
             mask: bool, broadcastable to (B, H, T, T), True = may attend; None where all may.
             table: the layers' shared `positions`.
-            skip: LayerDrop. The block then passes `x` on, but its parameters get a zero gradient and the call itself is
-                made: DDP and FSDP, which wait for every parameter and every call, stay in step without a search.
+            skip: LayerDrop: the block passes `x` on (`pass_on`). The call itself is made.
         """
         if skip:
-            if torch.is_grad_enabled():
-                x = x + 0 * sum(p.flatten()[0] for p in self.parameters() if p.requires_grad)
-            return x
+            return pass_on(self, x)
         x = torch.add(x, self.dropout(self.ffn1(self.ffn1_norm(x))), alpha=0.5)
         x = x + self.dropout(self.attention(self.attention_norm(x), mask, table))
         x = x + self.conv(x, keep)

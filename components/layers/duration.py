@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import relu
 
+from ..limits import odd
 from ..types import Loss, Padded
 from .dropout import Dropout
 
@@ -28,8 +29,7 @@ class DurationPredictor(nn.Module):
 
     def __init__(self, dim: int, hidden_dim: int = 256, kernel_size: int = 3, dropout: float = 0.1) -> None:
         super().__init__()
-        if kernel_size % 2 == 0:
-            raise ValueError(f"kernel_size={kernel_size} of the duration predictor is even: take an odd one")
+        odd(duration_kernel_size=kernel_size)
         padding = kernel_size // 2
         self.conv1 = nn.Conv1d(dim, hidden_dim, kernel_size, padding=padding)
         self.norm1 = nn.LayerNorm(hidden_dim)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from ..limits import at_least, share
 from ..types import Padded
 
 
@@ -31,19 +32,9 @@ class SpecAugment(nn.Module):
         stack: int = 1,
     ) -> None:
         super().__init__()
-        counts = {
-            "time_masks": time_masks,
-            "time_width": time_width,
-            "freq_masks": freq_masks,
-            "freq_width": freq_width,
-        }
-        for name, value in counts.items():
-            if value < 0:
-                raise ValueError(f"{name} must not be negative; got {value}")
-        if not 0 <= time_fraction <= 1:
-            raise ValueError(f"time_fraction must be between 0 and 1; got {time_fraction}")
-        if stack < 1:
-            raise ValueError(f"stack must be at least 1; got {stack}")
+        at_least(0, time_masks=time_masks, time_width=time_width, freq_masks=freq_masks, freq_width=freq_width)
+        share(time_fraction=time_fraction)
+        at_least(1, stack=stack)
         self.time_masks = time_masks
         self.time_width = time_width
         self.time_fraction = time_fraction
@@ -99,16 +90,9 @@ class SpanMasking(nn.Module):
         feature_min: int = 0,
     ) -> None:
         super().__init__()
-        for kind, prob, length, least in (
-            ("time", time_prob, time_length, time_min),
-            ("feature", feature_prob, feature_length, feature_min),
-        ):
-            if not 0 <= prob <= 1:
-                raise ValueError(f"mask_{kind}_prob must be between 0 and 1; got {prob}")
-            if length < 1:
-                raise ValueError(f"mask_{kind}_length must be at least 1; got {length}")
-            if least < 0:
-                raise ValueError(f"mask_{kind}_min must not be negative; got {least}")
+        share(mask_time_prob=time_prob, mask_feature_prob=feature_prob)
+        at_least(1, mask_time_length=time_length, mask_feature_length=feature_length)
+        at_least(0, mask_time_min=time_min, mask_feature_min=feature_min)
         self.time_prob = time_prob
         self.time_length = time_length
         self.time_min = time_min
@@ -137,6 +121,20 @@ class SpanMasking(nn.Module):
         if self.time_prob == 0:
             return torch.zeros(len(lengths), total, dtype=torch.bool, device=lengths.device)
         return span_mask(lengths, total, self.time_prob, self.time_length, self.time_min)
+
+
+def mask_vector(dim: int, wanted: bool, time_prob: float) -> nn.Parameter | None:
+    """The learned vector (D,) that masked steps become, where an encoder has one. It is the encoder's own parameter, as
+    in published checkpoints.
+
+    Raises:
+        ValueError: steps are to be masked (`time_prob` of `SpanMasking`) and there is none.
+    """
+    if wanted:
+        return nn.Parameter(nn.init.uniform_(torch.empty(dim)))
+    if time_prob > 0:
+        raise ValueError(f"mask_time_prob={time_prob} needs mask_embedding=true: masked steps become that vector")
+    return None
 
 
 def span_mask(lengths: Tensor, total: int, prob: float, width: int, least: int) -> Tensor:

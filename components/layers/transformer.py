@@ -9,22 +9,64 @@ head dim.
 
 from __future__ import annotations
 
-from typing import Literal
+from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..roles import DecoderState
 from ..types import Padded
+from .activations import ACTIVATIONS, Activation
 from .attention import MultiHeadAttention, key_mask
+from .layer_drop import run_layers
 from .linear import activated, after, project
 from .lora import matrix_of
 from .positions import LearnedPositions, SinusoidalPositions
 
-Activation = Literal["relu", "gelu", "silu"]
 _LARGE = 2**24  # elements of a table whose gradient is worth waiting for
-_ACTIVATIONS = {"relu": F.relu, "gelu": F.gelu, "silu": F.silu}
+
+
+@dataclass(frozen=True)
+class LayerSettings:
+    """What the layers of a stack have in common.
+
+    Attributes:
+        dim: D.
+        num_heads: H.
+        ffn_dim: inner width of the FFN.
+        dropout: on the input of the stack, and on what attention adds.
+        attention_dropout: on attention weights.
+        activation_dropout: inside the FFN.
+        ffn_dropout: on what the FFN adds; None: as `dropout`.
+        activation: in the FFN.
+        layerdrop: probability of skipping a layer while training.
+        key_bias: see MultiHeadAttention.
+    """
+
+    dim: int
+    num_heads: int
+    ffn_dim: int
+    dropout: float = 0.1
+    attention_dropout: float = 0.1
+    activation_dropout: float = 0.0
+    ffn_dropout: float | None = None
+    activation: Activation = "relu"
+    layerdrop: float = 0.0
+    key_bias: bool = True
+
+    def attention(self, memory: bool = False) -> MultiHeadAttention:
+        """Self-attention, or attention over a memory of width D."""
+        memory_dim = self.dim if memory else None
+        return MultiHeadAttention(
+            self.dim, self.num_heads, self.attention_dropout, memory_dim=memory_dim, key_bias=self.key_bias
+        )
+
+    def ffn(self) -> FeedForward:
+        return FeedForward(self.dim, self.ffn_dim, self.activation, self.activation_dropout)
+
+    def dropouts(self) -> tuple[nn.Dropout, nn.Dropout]:
+        """On what attention adds, and on what the FFN adds."""
+        return nn.Dropout(self.dropout), nn.Dropout(self.dropout if self.ffn_dropout is None else self.ffn_dropout)
 
 
 class FeedForward(nn.Module):
@@ -32,11 +74,11 @@ class FeedForward(nn.Module):
 
     def __init__(self, dim: int, ffn_dim: int, activation: Activation = "relu", inner_dropout: float = 0.0) -> None:
         super().__init__()
-        if activation not in _ACTIVATIONS:
-            raise ValueError(f"activation must be one of {', '.join(_ACTIVATIONS)}; got {activation!r}")
+        if activation not in ACTIVATIONS:
+            raise ValueError(f"activation must be one of {', '.join(ACTIVATIONS)}; got {activation!r}")
         self.inner = nn.Linear(dim, ffn_dim)
         self.outer = nn.Linear(ffn_dim, dim)
-        self.activation = _ACTIVATIONS[activation]
+        self.activation = ACTIVATIONS[activation]
         self.inner_dropout = nn.Dropout(inner_dropout)
         for linear in (self.inner, self.outer):
             nn.init.xavier_uniform_(linear.weight)
@@ -52,25 +94,13 @@ class FeedForward(nn.Module):
 class EncoderLayer(nn.Module):
     """x + SelfAttention(LN(x)), then x + FFN(LN(x)), each branch behind dropout."""
 
-    def __init__(
-        self,
-        dim: int,
-        num_heads: int,
-        ffn_dim: int,
-        dropout: float,
-        attention_dropout: float,
-        activation_dropout: float,
-        ffn_dropout: float,
-        activation: Activation,
-        key_bias: bool = True,
-    ) -> None:
+    def __init__(self, settings: LayerSettings) -> None:
         super().__init__()
-        self.self_attention_norm = nn.LayerNorm(dim)
-        self.self_attention = MultiHeadAttention(dim, num_heads, attention_dropout, key_bias=key_bias)
-        self.ffn_norm = nn.LayerNorm(dim)
-        self.ffn = FeedForward(dim, ffn_dim, activation, activation_dropout)
-        self.dropout = nn.Dropout(dropout)
-        self.ffn_dropout = nn.Dropout(ffn_dropout)
+        self.self_attention_norm = nn.LayerNorm(settings.dim)
+        self.self_attention = settings.attention()
+        self.ffn_norm = nn.LayerNorm(settings.dim)
+        self.ffn = settings.ffn()
+        self.dropout, self.ffn_dropout = settings.dropouts()
 
     def forward(self, x: Tensor, mask: Tensor) -> Tensor:
         """(B, T, D), mask (B, 1, 1, T) -> (B, T, D)."""
@@ -81,27 +111,15 @@ class EncoderLayer(nn.Module):
 class DecoderLayer(nn.Module):
     """Causal self-attention, attention over the memory, FFN; pre-norm, each branch behind dropout."""
 
-    def __init__(
-        self,
-        dim: int,
-        num_heads: int,
-        ffn_dim: int,
-        dropout: float,
-        attention_dropout: float,
-        activation_dropout: float,
-        ffn_dropout: float,
-        activation: Activation,
-        key_bias: bool = True,
-    ) -> None:
+    def __init__(self, settings: LayerSettings) -> None:
         super().__init__()
-        self.self_attention_norm = nn.LayerNorm(dim)
-        self.self_attention = MultiHeadAttention(dim, num_heads, attention_dropout, key_bias=key_bias)
-        self.memory_attention_norm = nn.LayerNorm(dim)
-        self.memory_attention = MultiHeadAttention(dim, num_heads, attention_dropout, memory_dim=dim, key_bias=key_bias)
-        self.ffn_norm = nn.LayerNorm(dim)
-        self.ffn = FeedForward(dim, ffn_dim, activation, activation_dropout)
-        self.dropout = nn.Dropout(dropout)
-        self.ffn_dropout = nn.Dropout(ffn_dropout)
+        self.self_attention_norm = nn.LayerNorm(settings.dim)
+        self.self_attention = settings.attention()
+        self.memory_attention_norm = nn.LayerNorm(settings.dim)
+        self.memory_attention = settings.attention(memory=True)
+        self.ffn_norm = nn.LayerNorm(settings.dim)
+        self.ffn = settings.ffn()
+        self.dropout, self.ffn_dropout = settings.dropouts()
 
     def forward(self, x: Tensor, memory: Tensor, memory_mask: Tensor) -> Tensor:
         """(B, S, D), memory (B, T, D), memory_mask (B, 1, 1, T) -> (B, S, D). Right padding of x needs no mask."""
@@ -125,68 +143,20 @@ class DecoderLayer(nn.Module):
         return x + self.ffn(self.ffn_norm(x))
 
 
-def drop_layer(before: Tensor, after: Tensor, probability: float) -> Tensor:
-    """LayerDrop (Fan et al. 2020): `before` instead of `after`, at random.
-
-    The layer has run by then: every rank issues the same collectives and every parameter gets a gradient (zero when
-    dropped), so that it works under DDP and FSDP, and reading the coin costs no device synchronisation.
-    """
-    return torch.where(torch.rand((), device=after.device) < probability, before, after)
-
-
 class TransformerEncoder(nn.Module):
-    """Encoder layers and a final norm over states; no embeddings and no positions.
+    """Encoder layers and a final norm over states; no embeddings and no positions."""
 
-    Args:
-        dropout: on the input, and on what attention adds.
-        attention_dropout: on attention weights.
-        activation_dropout: inside the FFN.
-        ffn_dropout: on what the FFN adds; None: as `dropout`.
-        layerdrop: probability of skipping a layer while training.
-        key_bias: see MultiHeadAttention.
-    """
-
-    def __init__(
-        self,
-        dim: int,
-        num_heads: int,
-        ffn_dim: int,
-        num_layers: int,
-        dropout: float = 0.1,
-        attention_dropout: float = 0.1,
-        activation_dropout: float = 0.0,
-        ffn_dropout: float | None = None,
-        activation: Activation = "relu",
-        layerdrop: float = 0.0,
-        key_bias: bool = True,
-    ) -> None:
+    def __init__(self, num_layers: int, settings: LayerSettings) -> None:
         super().__init__()
-        ffn_dropout = dropout if ffn_dropout is None else ffn_dropout
-        self.layers = nn.ModuleList(
-            EncoderLayer(
-                dim,
-                num_heads,
-                ffn_dim,
-                dropout,
-                attention_dropout,
-                activation_dropout,
-                ffn_dropout,
-                activation,
-                key_bias,
-            )
-            for _ in range(num_layers)
-        )
-        self.norm = nn.LayerNorm(dim)
-        self.dropout = nn.Dropout(dropout)
-        self.layerdrop = layerdrop
+        self.layers = nn.ModuleList(EncoderLayer(settings) for _ in range(num_layers))
+        self.norm = nn.LayerNorm(settings.dim)
+        self.dropout = nn.Dropout(settings.dropout)
+        self.layerdrop = settings.layerdrop
 
     def forward(self, states: Padded) -> Padded:
         """(B, T, D) -> (B, T, D) after the final norm; padded steps hold no meaning."""
-        mask = key_mask(states)
-        x = self.dropout(states.data)
-        for layer in self.layers:
-            y = layer(x, mask)
-            x = drop_layer(x, y, self.layerdrop) if self.training and self.layerdrop > 0 else y
+        drop = self.layerdrop if self.training else 0.0
+        x = run_layers(self.layers, self.dropout(states.data), key_mask(states), drop=drop)
         return states.with_data(self.norm(x))
 
 
@@ -302,62 +272,38 @@ class TransformerDecoder(nn.Module):
     """Autoregressive decoder over (B, T, D) memory: embeddings, decoder layers, final norm, output layer.
 
     Args:
+        num_layers: at least 1.
+        settings: of the layers; its dropout is also that on embeddings.
         vocab_size: rows of the embedding and of the output layer.
-        dropout: on embeddings, and on what attention adds.
-        ffn_dropout: on what the FFN adds; None: as `dropout`.
-        layerdrop: probability of skipping a layer while training.
+        pad_id: id whose embedding stays zero.
         tie_output: the output layer is the embedding matrix.
         scale_embeddings: multiply embeddings by sqrt(D).
         position_start: see SinusoidalPositions.
         max_positions: learned positions, and so the most tokens of a sequence; None: sinusoidal ones without a limit.
-        key_bias: see MultiHeadAttention.
     """
 
     def __init__(
         self,
-        vocab_size: int,
-        dim: int,
-        num_heads: int,
-        ffn_dim: int,
         num_layers: int,
+        settings: LayerSettings,
+        vocab_size: int,
         pad_id: int,
-        dropout: float = 0.1,
-        attention_dropout: float = 0.1,
-        activation_dropout: float = 0.0,
-        ffn_dropout: float | None = None,
-        activation: Activation = "relu",
-        layerdrop: float = 0.0,
         tie_output: bool = True,
         scale_embeddings: bool = True,
         position_start: int = 2,
         max_positions: int | None = None,
-        key_bias: bool = True,
     ) -> None:
         super().__init__()
         if num_layers < 1:
             raise ValueError(f"a decoder needs at least one layer; got num_layers={num_layers}")
-        ffn_dropout = dropout if ffn_dropout is None else ffn_dropout
-        self.dim = dim
+        self.dim = dim = settings.dim
         self.vocab_size = vocab_size
         self.max_positions = max_positions
         self.embed = TokenEmbedding(vocab_size, dim, pad_id, scale_embeddings, position_start, max_positions)
-        self.dropout = nn.Dropout(dropout)
-        self.layers = nn.ModuleList(
-            DecoderLayer(
-                dim,
-                num_heads,
-                ffn_dim,
-                dropout,
-                attention_dropout,
-                activation_dropout,
-                ffn_dropout,
-                activation,
-                key_bias,
-            )
-            for _ in range(num_layers)
-        )
+        self.dropout = nn.Dropout(settings.dropout)
+        self.layers = nn.ModuleList(DecoderLayer(settings) for _ in range(num_layers))
         self.norm = nn.LayerNorm(dim)
-        self.layerdrop = layerdrop
+        self.layerdrop = settings.layerdrop
         # No second name for a tied matrix: a checkpoint then holds it once.
         self.output = None if tie_output else nn.Linear(dim, vocab_size, bias=False)
         if self.output is not None:
@@ -366,11 +312,9 @@ class TransformerDecoder(nn.Module):
     def forward(self, memory: Padded, tokens: Padded) -> Padded:
         """Teacher forcing: (B, T, D) memory, (B, S) decoder input -> (B, S, D) states after the final norm."""
         self._check(memory)
-        mask = key_mask(memory)
+        drop = self.layerdrop if self.training else 0.0
         x = self.dropout(self.embed(tokens.data))
-        for layer in self.layers:
-            y = layer(x, memory.data, mask)
-            x = drop_layer(x, y, self.layerdrop) if self.training and self.layerdrop > 0 else y
+        x = run_layers(self.layers, x, memory.data, key_mask(memory), drop=drop)
         return tokens.with_data(self.norm(x))
 
     def project(self, states: Tensor) -> Tensor:

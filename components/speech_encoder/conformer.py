@@ -5,13 +5,16 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from ..layers.attention import key_mask
 from ..layers.conformer import ConformerLayer
 from ..layers.convolution import ConvNorm
 from ..layers.dropout import Dropout
+from ..layers.layer_drop import left_out
 from ..layers.relative_attention import Position, positions
-from ..layers.spec_augment import SpanMasking, SpecAugment
+from ..layers.spec_augment import SpanMasking, SpecAugment, mask_vector
 from ..layers.steps import refuse_no_steps
 from ..layers.transformer import FeedForward
+from ..limits import at_least, probability
 from ..roles import SpeechEncoder
 from ..types import Padded
 
@@ -89,18 +92,12 @@ class ConformerEncoder(SpeechEncoder):
         mask_feature_min: int = 0,
     ) -> None:
         super().__init__()
-        if num_layers < 1:
-            raise ValueError(f"num_layers must be at least 1; got {num_layers}")
+        at_least(1, num_layers=num_layers)
         if chunk_size is not None and chunk_size < 1:
             raise ValueError(f"chunk_size must be at least 1 frame, or null for none; got {chunk_size}")
         if left_chunks is not None and left_chunks < 0:
             raise ValueError(f"left_chunks must not be negative (null: all of the past); got {left_chunks}")
-        if not 0 <= layer_drop < 1:
-            raise ValueError(f"layer_drop must be at least 0 and below 1; got {layer_drop}")
-        if mask_time_prob > 0 and not mask_embedding:
-            raise ValueError(
-                f"mask_time_prob={mask_time_prob} needs mask_embedding=true: masked steps become that vector"
-            )
+        probability(layer_drop=layer_drop)
         self.input_dim = input_dim
         self.output_dim = dim
         self.dim = dim
@@ -114,9 +111,7 @@ class ConformerEncoder(SpeechEncoder):
         self.input_norm = nn.LayerNorm(input_dim)
         self.input_projection = nn.Linear(input_dim, dim)
         self.input_dropout = Dropout(input_dropout)
-        self.mask_embedding = nn.Parameter(torch.empty(dim)) if mask_embedding else None
-        if self.mask_embedding is not None:
-            nn.init.uniform_(self.mask_embedding)
+        self.mask_embedding = mask_vector(dim, mask_embedding, mask_time_prob)
         self.masking = SpanMasking(
             mask_time_prob, mask_time_length, mask_time_min, mask_feature_prob, mask_feature_length, mask_feature_min
         )
@@ -152,18 +147,15 @@ class ConformerEncoder(SpeechEncoder):
         refuse_no_steps(self, speech, "all clips are shorter than one step of the front end")
         if self.spec_augment is not None:
             speech = self.spec_augment(speech)
-        # Lengths on the CPU tell without a sync that nothing is padding; then the masks are not needed.
-        full = speech.lengths.device.type == "cpu" and int(speech.lengths.min()) == speech.data.shape[1]
-        keep = None if full else speech.mask
+        keep = None if speech.full else speech.mask
         x = self.input_dropout(self.input_projection(self.input_norm(speech.data)))
         x = self.masking(x, speech.lengths, self.mask_embedding)
         if keep is not None:
             x = x.masked_fill(~keep[..., None], 0)
-        mask = self._mask(keep, x)
+        mask = self._mask(None if keep is None else key_mask(speech), x)
         table = positions(self.position, x.shape[1], x, self.left_context, self.right_context)
         for layer in self.layers:
-            skip = self.training and self.layer_drop > 0 and bool(torch.rand((), device="cpu") < self.layer_drop)
-            x = layer(x, keep, mask, table, skip)
+            x = layer(x, keep, mask, table, left_out(self.layer_drop, self.training))
         if self.final_norm is not None:
             x = self.final_norm(x)
         if self.intermediate_ffn is not None:
@@ -174,14 +166,10 @@ class ConformerEncoder(SpeechEncoder):
         """Unchanged: one state per input step."""
         return lengths
 
-    def _mask(self, keep: Tensor | None, x: Tensor) -> Tensor | None:
-        """Which keys a frame may attend: (B, 1, 1, T), with chunks (B or 1, 1, T, T); None for all. No query is left
-        without a key, whatever the lengths, so that padding cannot become NaN."""
+    def _mask(self, mask: Tensor | None, x: Tensor) -> Tensor | None:
+        """Which keys a frame may attend, from which are real (`key_mask`; None: all): that, and with chunks (B or 1, 1,
+        T, T). No query is left without a key, whatever the lengths, so that padding cannot become NaN."""
         steps = x.shape[1]
-        mask = None
-        if keep is not None:
-            mask = keep[:, None, None].clone()
-            mask[..., 0] = True
         if self.chunk_size is None or steps <= self.chunk_size:
             return mask
         frames = torch.arange(steps, device=x.device)

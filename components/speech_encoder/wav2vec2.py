@@ -10,11 +10,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..layers.attention import MultiHeadAttention
+from ..layers.activations import Activation
+from ..layers.attention import key_mask
 from ..layers.convolution import conv_lengths
 from ..layers.dropout import Dropout
-from ..layers.spec_augment import SpanMasking
-from ..layers.transformer import Activation, FeedForward
+from ..layers.layer_drop import left_out, pass_on
+from ..layers.spec_augment import SpanMasking, mask_vector
+from ..layers.transformer import LayerSettings
+from ..limits import at_least, probability
 from ..roles import SpeechEncoder
 from ..types import Padded
 
@@ -102,8 +105,8 @@ class Wav2Vec2Encoder(SpeechEncoder):
         input_dim: int = 1,
     ) -> None:
         super().__init__()
-        if num_layers < 1:
-            raise ValueError(f"num_layers must be at least 1; got {num_layers}")
+        at_least(1, num_layers=num_layers)
+        probability(layer_drop=layer_drop)
         if not 0 < len(conv_dims) == len(conv_kernels) == len(conv_strides):
             raise ValueError(
                 "conv_dims, conv_kernels and conv_strides need one entry for each convolution; got "
@@ -116,12 +119,6 @@ class Wav2Vec2Encoder(SpeechEncoder):
         if layer is not None and not 0 <= layer <= num_layers:
             raise ValueError(
                 f"layer must be between 0 and num_layers={num_layers}, or null for the output; got {layer}"
-            )
-        if not 0 <= layer_drop < 1:
-            raise ValueError(f"layer_drop must be at least 0 and below 1; got {layer_drop}")
-        if mask_time_prob > 0 and not mask_embedding:
-            raise ValueError(
-                f"mask_time_prob={mask_time_prob} needs mask_embedding=true: masked steps become that vector"
             )
         if input_dim != 1:
             raise ValueError(f"Wav2Vec2Encoder reads samples, so input_dim must be 1; got {input_dim}")
@@ -149,21 +146,17 @@ class Wav2Vec2Encoder(SpeechEncoder):
         nn.init.normal_(self.input_projection.weight, std=0.02)
         nn.init.zeros_(self.input_projection.bias)
         self.input_dropout = Dropout(input_dropout)
-        self.mask_embedding = nn.Parameter(torch.empty(dim)) if mask_embedding else None
-        if self.mask_embedding is not None:
-            nn.init.uniform_(self.mask_embedding)
+        self.mask_embedding = mask_vector(dim, mask_embedding, mask_time_prob)
         self.masking = SpanMasking(
             mask_time_prob, mask_time_length, mask_time_min, mask_feature_prob, mask_feature_length, mask_feature_min
         )
         self.position = PositionalConv(dim, position_kernel, position_groups)
         self.norm = nn.LayerNorm(dim)
         self.dropout = Dropout(dropout)
-        self.layers = nn.ModuleList(
-            Wav2Vec2Layer(
-                dim, num_heads, ffn_dim, norm_first, activation, dropout, attention_dropout, activation_dropout
-            )
-            for _ in range(num_layers)
+        layers = LayerSettings(
+            dim, num_heads, ffn_dim, dropout, attention_dropout, activation_dropout, activation=activation
         )
+        self.layers = nn.ModuleList(Wav2Vec2Layer(layers, norm_first) for _ in range(num_layers))
 
     def forward(self, speech: Padded) -> Padded:
         """(B, N) samples -> (B, T, dim) states; beyond the lengths they are finite but mean nothing."""
@@ -179,8 +172,7 @@ class Wav2Vec2Encoder(SpeechEncoder):
         if keep is not None:
             # The positional convolution of a real frame sees zeros beyond the end, as it would in the row alone.
             x = x.masked_fill(~keep[..., None], 0)
-            mask = keep[:, None, None].clone()
-            mask[..., 0] = True  # a row without frames must not become NaN
+            mask = key_mask(Padded(x, lengths))
         x = x + self.position(x)
         if not self.norm_first:
             x = self.norm(x)
@@ -191,10 +183,7 @@ class Wav2Vec2Encoder(SpeechEncoder):
             if behind and not self.training:
                 break
             # What lies behind gets zero gradients while training: DDP and FSDP wait for every parameter.
-            skip = behind or (
-                self.training and self.layer_drop > 0 and bool(torch.rand((), device="cpu") < self.layer_drop)
-            )
-            x = block(x, mask, skip)
+            x = block(x, mask, behind or left_out(self.layer_drop, self.training))
         if self.norm_first:
             if self.layer is None:
                 x = self.norm(x)
@@ -221,8 +210,7 @@ class Wav2Vec2Encoder(SpeechEncoder):
     def _features(self, speech: Padded) -> tuple[Tensor, Tensor | None]:
         """(B, N) samples -> (B, T, C) features, and (B, T) which frames are real: None where all count as real."""
         field = self.receptive_field
-        # Lengths on the CPU tell without a sync that nothing is padding; then no masks are needed.
-        full = speech.lengths.device.type == "cpu" and int(speech.lengths.min()) == speech.data.shape[1]
+        full = speech.full
         if self.leak_padding != "none" and not full:
             speech = speech.zeroed()  # what leaks is silence, whatever the batch was padded with
         samples = speech.data.to(self.input_projection.weight.dtype)
@@ -231,8 +219,7 @@ class Wav2Vec2Encoder(SpeechEncoder):
         x = self._convolved(samples, counted, field)
         if self.leak_padding == "all" or (full and speech.data.shape[1] >= field):
             return x, None
-        lengths = self.output_lengths(speech.lengths).to(x.device)
-        return x, torch.arange(x.shape[1], device=x.device) < lengths[:, None]
+        return x, Padded(x, self.output_lengths(speech.lengths)).mask
 
     def _convolved(self, samples: Tensor, lengths: Tensor | None, field: int) -> Tensor:
         """(B, N) samples -> (B, T, C); `lengths` (B,): the samples that count in statistics over time, None for all."""
@@ -264,32 +251,20 @@ class Wav2Vec2Encoder(SpeechEncoder):
 class Wav2Vec2Layer(nn.Module):
     """Self-attention and feed-forward, each with a residual, normalised before (`norm_first`) or after."""
 
-    def __init__(
-        self,
-        dim: int,
-        num_heads: int,
-        ffn_dim: int,
-        norm_first: bool,
-        activation: Activation = "gelu",
-        dropout: float = 0.0,
-        attention_dropout: float = 0.0,
-        activation_dropout: float = 0.0,
-    ) -> None:
+    def __init__(self, settings: LayerSettings, norm_first: bool) -> None:
         super().__init__()
         self.norm_first = norm_first
-        self.attention = MultiHeadAttention(dim, num_heads, attention_dropout)
-        self.attention_norm = nn.LayerNorm(dim)
-        self.ffn = FeedForward(dim, ffn_dim, activation, activation_dropout)
-        self.ffn_norm = nn.LayerNorm(dim)
-        self.dropout = Dropout(dropout)
+        self.attention = settings.attention()
+        self.attention_norm = nn.LayerNorm(settings.dim)
+        self.ffn = settings.ffn()
+        self.ffn_norm = nn.LayerNorm(settings.dim)
+        self.dropout = Dropout(settings.dropout)
 
     def forward(self, x: Tensor, mask: Tensor | None = None, skip: bool = False) -> Tensor:
         """(B, T, D), mask (B, 1, 1, T) bool, True = may be attended (None: all) -> (B, T, D). With `skip` the block
-        passes `x` on, and its parameters get a zero gradient."""
+        passes `x` on (`pass_on`)."""
         if skip:
-            if torch.is_grad_enabled():
-                x = x + 0 * sum(p.flatten()[0] for p in self.parameters() if p.requires_grad)
-            return x
+            return pass_on(self, x)
         if self.norm_first:
             x = x + self.dropout(self.attention(self.attention_norm(x), mask=mask))
             return x + self.dropout(self.ffn(self.ffn_norm(x)))
@@ -308,8 +283,7 @@ class PositionalConv(nn.Module):
         super().__init__()
         if groups < 1 or dim % groups:
             raise ValueError(f"dim must be a multiple of position_groups; got dim={dim}, position_groups={groups}")
-        if kernel_size < 1:
-            raise ValueError(f"position_kernel must be at least 1; got {kernel_size}")
+        at_least(1, position_kernel=kernel_size)
         self.groups = groups
         self.v = nn.Parameter(torch.empty(dim, dim // groups, kernel_size))
         self.g = nn.Parameter(torch.empty(1, 1, kernel_size))

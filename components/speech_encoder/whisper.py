@@ -9,7 +9,8 @@ from torch.nn.functional import gelu
 from ..errors import UserError
 from ..layers.positions import sinusoids
 from ..layers.steps import refuse_no_steps
-from ..layers.transformer import TransformerEncoder
+from ..layers.transformer import LayerSettings, TransformerEncoder
+from ..limits import at_least
 from ..roles import SpeechEncoder
 from ..types import Padded
 
@@ -49,8 +50,7 @@ class WhisperEncoder(SpeechEncoder):
         max_positions: int = 1500,
     ) -> None:
         super().__init__()
-        if max_positions < 1:
-            raise ValueError(f"max_positions must be at least 1; got {max_positions}")
+        at_least(1, max_positions=max_positions)
         self.input_dim = input_dim
         self.output_dim = dim
         self.max_positions = max_positions
@@ -58,11 +58,10 @@ class WhisperEncoder(SpeechEncoder):
         self.conv1 = nn.Conv1d(input_dim, dim, 3, padding=1)
         self.conv2 = nn.Conv1d(dim, dim, 3, stride=2, padding=1)
         self.positions = nn.Parameter(sinusoids(max_positions, dim, self.conv1.weight.device), requires_grad=False)
-        self.transformer = TransformerEncoder(
+        layers = LayerSettings(
             dim,
             num_heads,
             ffn_dim,
-            num_layers,
             dropout,
             attention_dropout,
             activation_dropout,
@@ -70,6 +69,7 @@ class WhisperEncoder(SpeechEncoder):
             layerdrop=layer_drop,
             key_bias=False,
         )
+        self.transformer = TransformerEncoder(num_layers, layers)
 
     def forward(self, speech: Padded) -> Padded:
         """(B, T, F) log-mels -> (B, T', D) after the final norm, T' = (T + 1) // 2.

@@ -12,15 +12,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..layers.activations import Activation
 from ..layers.runs import reduce_runs
-from ..layers.transformer import Activation, TransformerDecoder, TransformerEncoder
+from ..layers.transformer import LayerSettings, TransformerDecoder, TransformerEncoder
+from ..layers.unit_vocabulary import BOS, EOS, OFFSET, PAD, UNK, vocabulary_size
 from ..losses.cross_entropy import token_loss
 from ..roles import TextToUnit
 from ..search import SearchOptions, generate
 from ..types import Loss, Padded, UnitOutput
-
-_BOS, _PAD, _EOS, _UNK = range(4)
-_OFFSET = 4
 
 
 class AutoregressiveT2U(TextToUnit):
@@ -92,17 +91,11 @@ class AutoregressiveT2U(TextToUnit):
         eos_step: bool = False,
     ) -> None:
         super().__init__()
-        after_units = _OFFSET + num_units
+        after_units = OFFSET + num_units
         first_language_id = after_units if first_language_id is None else first_language_id
-        needed = first_language_id + num_languages
         if first_language_id < after_units:
             raise ValueError(
                 f"first_language_id={first_language_id} lies among the units; the first free row is {after_units}"
-            )
-        if vocab_size is not None and vocab_size < needed:
-            raise ValueError(
-                f"vocab_size={vocab_size} is too small: 4 specials, {num_units} units and {num_languages} languages "
-                f"from row {first_language_id} need {needed} rows"
             )
         if num_languages == 1:
             default_language = 0
@@ -115,7 +108,11 @@ class AutoregressiveT2U(TextToUnit):
         self.num_languages = num_languages
         self.default_language = default_language
         self.first_language_id = first_language_id
-        self.vocab_size = needed if vocab_size is None else vocab_size
+        self.vocab_size = vocabulary_size(
+            vocab_size,
+            first_language_id + num_languages,
+            f"{num_units} units and {num_languages} languages from row {first_language_id}",
+        )
         self.label_smoothing = label_smoothing
         self.eos_step = eos_step
         self.search = SearchOptions(
@@ -129,14 +126,24 @@ class AutoregressiveT2U(TextToUnit):
             score=score,
             unk_penalty=float("inf"),
             # Only units (and eos) come out: a language would be an index the vocoder does not have.
-            suppress=(_BOS, _PAD, *range(after_units, self.vocab_size)),
+            suppress=(BOS, PAD, *range(after_units, self.vocab_size)),
         )
         self.input = nn.Identity() if input_dim == dim else nn.Linear(input_dim, dim)
-        shared = (dropout, attention_dropout, activation_dropout, ffn_dropout, activation, layerdrop)
-        self.encoder = TransformerEncoder(dim, num_heads, ffn_dim, num_encoder_layers, *shared)
+        layers = LayerSettings(
+            dim,
+            num_heads,
+            ffn_dim,
+            dropout,
+            attention_dropout,
+            activation_dropout,
+            ffn_dropout,
+            activation,
+            layerdrop,
+        )
+        self.encoder = TransformerEncoder(num_encoder_layers, layers)
         # Positions start behind the padding id, as fairseq counts them.
         self.decoder = TransformerDecoder(
-            self.vocab_size, dim, num_heads, ffn_dim, num_decoder_layers, _PAD, *shared, tie_output, True, _PAD + 1
+            num_decoder_layers, layers, self.vocab_size, PAD, tie_output, position_start=PAD + 1
         )
 
     def forward(
@@ -168,18 +175,18 @@ class AutoregressiveT2U(TextToUnit):
         P = 2 (eos, language) or 1 (eos). Padding has id 1.
         """
         prefix = self.prefix(len(units), units.device, lang)
-        rows = torch.cat([prefix, units.data + _OFFSET, prefix.new_full((len(units), 1), _PAD)], 1)
+        rows = torch.cat([prefix, units.data + OFFSET, prefix.new_full((len(units), 1), PAD)], 1)
         lengths = units.lengths + prefix.shape[1]
         place = torch.arange(rows.shape[1], device=rows.device)
         ends = lengths.to(rows.device)[:, None]
-        rows = rows.masked_fill(place >= ends, _PAD)
-        labels = rows.masked_fill(place == ends, _EOS)[:, 1:]
+        rows = rows.masked_fill(place >= ends, PAD)
+        labels = rows.masked_fill(place == ends, EOS)[:, 1:]
         counts = (place[1:] <= ends) & (place[1:] >= prefix.shape[1])
         return Padded(rows[:, :-1], lengths), labels, counts
 
     def prefix(self, batch: int, device: torch.device, lang: Tensor | None = None) -> Tensor:
         """(B, P) first ids: eos, then the language where there are any."""
-        start = torch.full((batch, 1), _EOS, device=device)
+        start = torch.full((batch, 1), EOS, device=device)
         if not self.num_languages:
             return start
         if lang is None:
@@ -213,10 +220,10 @@ class AutoregressiveT2U(TextToUnit):
             raise TypeError(f"AutoregressiveT2U.generate has no option {', '.join(options)}; it has: lang, search")
         prefix = self.prefix(len(states), states.device, lang)
         found = generate(
-            self.decoder, self.encode(states), prefix, search or self.search, eos_id=_EOS, pad_id=_PAD, unk_id=_UNK
+            self.decoder, self.encode(states), prefix, search or self.search, eos_id=EOS, pad_id=PAD, unk_id=UNK
         )
         best = [hypotheses[0] for hypotheses in found]
-        units = Padded.from_list([hypothesis.tokens - _OFFSET for hypothesis in best]).to(states.device)
+        units = Padded.from_list([hypothesis.tokens - OFFSET for hypothesis in best]).to(states.device)
         width = max(len(hypothesis.tokens) + hypothesis.ended for hypothesis in best) if self.eos_step else 1
         if width > units.data.shape[1]:
             units = Padded(F.pad(units.data, (0, width - units.data.shape[1])), units.lengths)

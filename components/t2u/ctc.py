@@ -14,10 +14,12 @@ from torch import Tensor, nn
 from torch.nn.functional import conv2d, gelu
 
 from ..layers.attention import key_mask
+from ..layers.characters import require_rows, require_text
 from ..layers.dropout import Dropout
 from ..layers.duration import DurationPredictor
 from ..layers.runs import expand_runs, keep_steps, reduce_runs
-from ..layers.transformer import EncoderLayer
+from ..layers.transformer import EncoderLayer, LayerSettings
+from ..limits import odd
 from ..losses.ctc import ctc_loss
 from ..roles import TextToUnit
 from ..types import Loss, Padded, UnitOutput
@@ -85,9 +87,7 @@ class CTCT2U(TextToUnit):
         super().__init__()
         if upsample < 1:
             raise ValueError(f"upsample={upsample}: CTC needs at least 1 step for each {upsample_by}")
-        for name, size in (("kernel_size", kernel_size), ("output_kernel_size", output_kernel_size)):
-            if size % 2 == 0:
-                raise ValueError(f"{name}={size} is even: take an odd one")
+        odd(kernel_size=kernel_size, output_kernel_size=output_kernel_size)
         self.input_dim = input_dim
         self.num_units = num_units
         self.blank = num_units
@@ -102,10 +102,8 @@ class CTCT2U(TextToUnit):
             self.register_buffer("characters", torch.zeros(vocab_size, max_characters, dtype=torch.int32))
             self._has_characters = False
         self.convolutions = nn.ModuleList(_ConvBlock(dim, kernel_size, dropout) for _ in range(num_conv_layers))
-        self.attentions = nn.ModuleList(
-            EncoderLayer(dim, num_heads, 4 * dim, dropout, dropout, 0.0, dropout, "relu")
-            for _ in range(num_attention_layers)
-        )
+        layers = LayerSettings(dim, num_heads, 4 * dim, dropout, dropout)
+        self.attentions = nn.ModuleList(EncoderLayer(layers) for _ in range(num_attention_layers))
         self.expand = nn.Linear(dim, dim * upsample)
         self.outputs = nn.ModuleList(_ConvBlock(dim, output_kernel_size, dropout) for _ in range(num_output_layers))
         self.norm = nn.LayerNorm(dim)
@@ -130,12 +128,7 @@ class CTCT2U(TextToUnit):
         self._has_characters = True
         if table.is_meta or self.characters.is_meta:  # the shape check knows no characters
             return
-        highest = int(table.max())
-        if highest >= self.character_embedding.num_embeddings:
-            raise ValueError(
-                f"t2u.num_characters={self.character_embedding.num_embeddings} but the tokenizer has "
-                f"{highest + 1} characters: raise t2u.num_characters"
-            )
+        require_rows(self.character_embedding, int(table.max()))
         self.characters.zero_()
         self.characters[:, : table.shape[1]] = table.to(self.characters)
 
@@ -193,13 +186,7 @@ class CTCT2U(TextToUnit):
 
     def _by_character(self, hidden: Padded, text: Padded | None) -> Padded:
         """(B, S, D) and (B, S) tokens -> (B, C, D): a state for each character, plus the embedding of the character."""
-        if text is None:
-            raise ValueError("upsample_by='character' needs `text`, the token that each state stands for")
-        if text.data.shape != hidden.data.shape[:2]:
-            raise ValueError(
-                f"text is {tuple(text.data.shape)} but the states are {tuple(hidden.data.shape[:2])}: "
-                "give one token for each state"
-            )
+        text = require_text("upsample_by='character'", hidden, text)
         if text.data.is_meta:  # how long the pieces are is data: the shape check takes the longest
             width = self.characters.shape[1]
             characters = self.characters[text.data].flatten(1)

@@ -11,24 +11,25 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from ..errors import UserError
+from ..layers.activations import ACTIVATIONS, Activation
 from ..layers.attention import MultiHeadAttention, key_mask
-from ..layers.characters import CharacterTable
+from ..layers.characters import CharacterTable, require_rows, require_text
 from ..layers.dropout import Dropout
 from ..layers.duration import DurationPredictor, round_durations
+from ..layers.layer_drop import run_layers
 from ..layers.packing import Packing
 from ..layers.positions import SinusoidalPositions
 from ..layers.runs import expand_runs, keep_steps
-from ..layers.transformer import Activation, TransformerEncoder, drop_layer
+from ..layers.transformer import LayerSettings, TransformerEncoder
+from ..layers.unit_vocabulary import EOS, OFFSET, PAD, vocabulary_size
+from ..limits import odd
 from ..losses.cross_entropy import token_loss
 from ..roles import TextToUnit
 from ..types import Loss, Padded, UnitOutput
 from .aligner import UnitAligner
 
-_PAD, _EOS = 1, 2
-_OFFSET = 4
 _CHUNK_LOGITS = 2**22
 """Logits that `generate` holds at once: 16 MiB in float32."""
 
@@ -121,17 +122,11 @@ class UnitY2T2U(TextToUnit):
         aligner_prior: float = 1.0,
     ) -> None:
         super().__init__()
-        needed = _OFFSET + num_units
-        if vocab_size is not None and vocab_size < needed:
-            raise ValueError(
-                f"vocab_size={vocab_size} is too small: 4 specials and {num_units} units need {needed} rows"
-            )
-        if kernel_size % 2 == 0:
-            raise ValueError(f"kernel_size={kernel_size} is even: take an odd one")
+        odd(kernel_size=kernel_size)
         self.input_dim = input_dim
         self.num_units = num_units
         self.dim = dim
-        self.vocab_size = needed if vocab_size is None else vocab_size
+        self.vocab_size = vocabulary_size(vocab_size, OFFSET + num_units, f"{num_units} units")
         self.scale = dim**0.5 if scale_embeddings else 1.0
         self.vocoder_predicts_durations = vocoder_predicts_durations
         self.eos_as_unit = eos_as_unit
@@ -139,11 +134,10 @@ class UnitY2T2U(TextToUnit):
         self.layerdrop = layerdrop
         self.gap = kernel_size // 2
         self.input = nn.Identity() if input_dim == dim else nn.Linear(input_dim, dim)
-        self.encoder = TransformerEncoder(
+        layers = LayerSettings(
             dim,
             num_heads,
             ffn_dim,
-            num_encoder_layers,
             dropout,
             attention_dropout,
             activation_dropout,
@@ -151,12 +145,13 @@ class UnitY2T2U(TextToUnit):
             activation,
             layerdrop,
         )
+        self.encoder = TransformerEncoder(num_encoder_layers, layers)
         self.character_embedding = nn.Embedding(num_characters, dim)
         self.character_alpha = nn.Parameter(torch.ones(1))
         self.duration = DurationPredictor(dim, duration_dim, duration_kernel_size, duration_dropout)
         self.unit_alpha = nn.Parameter(torch.ones(1))
         # Positions start behind the padding id, as fairseq counts them.
-        self.positions = SinusoidalPositions(dim, _PAD + 1)
+        self.positions = SinusoidalPositions(dim, PAD + 1)
         self.dropout = Dropout(dropout)
         self.layers = nn.ModuleList(
             _Layer(dim, num_heads, kernel_size, attention_dropout, conv_dropout, activation)
@@ -185,11 +180,7 @@ class UnitY2T2U(TextToUnit):
         if table.is_meta:
             return
         characters = CharacterTable(table, pieces)
-        if characters.highest >= self.character_embedding.num_embeddings:
-            raise ValueError(
-                f"t2u.num_characters={self.character_embedding.num_embeddings} but the tokenizer has "
-                f"{characters.highest + 1} characters: raise t2u.num_characters"
-            )
+        require_rows(self.character_embedding, characters.highest)
         self._characters = characters
 
     def forward(
@@ -227,7 +218,7 @@ class UnitY2T2U(TextToUnit):
         loss, _ = token_loss(
             self.output,
             decoded,
-            targets.data[:, :steps] + _OFFSET,
+            targets.data[:, :steps] + OFFSET,
             mask=decoded.mask & targets.mask[:, :steps],
             label_smoothing=self.label_smoothing,
             smoothing="fairseq",
@@ -247,13 +238,7 @@ class UnitY2T2U(TextToUnit):
             ValueError: no text, or not one token for each state.
             RuntimeError: `set_characters` was not called.
         """
-        if text is None:
-            raise ValueError("UnitY2T2U needs `text`, the token that each state predicts")
-        if text.data.shape != states.data.shape[:2]:
-            raise ValueError(
-                f"text is {tuple(text.data.shape)} but the states are {tuple(states.data.shape[:2])}: "
-                "give one token for each state"
-            )
+        text = require_text("UnitY2T2U", states, text)
         if self._characters is None:
             raise RuntimeError("UnitY2T2U has no characters yet: call set_characters(table, pieces) first")
         memory = self.encoder(states.with_data(self.input(states.data)))
@@ -279,9 +264,7 @@ class UnitY2T2U(TextToUnit):
         packing = Packing.of(expanded, self.gap)
         if packing is not None:
             x = packing.pack(x)
-        for layer in self.layers:
-            y = layer(x, mask, keys, packing)
-            x = drop_layer(x, y, self.layerdrop) if self.training and self.layerdrop > 0 else y
+        x = run_layers(self.layers, x, mask, keys, packing, drop=self.layerdrop if self.training else 0.0)
         x = self.norm(x)
         return expanded.with_data(x if packing is None else packing.unpack(x))
 
@@ -320,9 +303,9 @@ class UnitY2T2U(TextToUnit):
         decoded = self._decode_freely(states, text, duration_factor)
         rows, scores = self._choose(decoded, temperature)
         if self.eos_as_unit:
-            rows = rows.masked_fill((rows == _PAD) | (rows == _EOS), _OFFSET + 1)
-        is_unit = decoded.mask & (rows >= _OFFSET) & (rows < _OFFSET + self.num_units)
-        units = keep_steps(decoded.with_data(rows - _OFFSET), is_unit)
+            rows = rows.masked_fill((rows == PAD) | (rows == EOS), OFFSET + 1)
+        is_unit = decoded.mask & (rows >= OFFSET) & (rows < OFFSET + self.num_units)
+        units = keep_steps(decoded.with_data(rows - OFFSET), is_unit)
         durations = None if self.vocoder_predicts_durations else units.with_data(torch.ones_like(units.data)).zeroed()
         return UnitOutput(units, durations, scores)
 
@@ -371,7 +354,7 @@ class _Layer(nn.Module):
         self.self_attention_norm = nn.LayerNorm(dim)
         self.conv1 = nn.Conv1d(dim, dim, kernel_size, padding=kernel_size // 2)
         self.conv2 = nn.Conv1d(dim, dim, kernel_size, padding=kernel_size // 2)
-        self.activation = getattr(functional, activation)
+        self.activation = ACTIVATIONS[activation]
         self.conv_norm = nn.LayerNorm(dim)
         self.dropout = Dropout(conv_dropout)
 

@@ -7,7 +7,14 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from ..layers.transformer import Activation, DecoderCache, TokenEmbedding, TransformerDecoder, TransformerEncoder
+from ..layers.activations import Activation
+from ..layers.transformer import (
+    DecoderCache,
+    LayerSettings,
+    TokenEmbedding,
+    TransformerDecoder,
+    TransformerEncoder,
+)
 from ..roles import DecoderState, TextSeq2Seq
 from ..types import Padded
 
@@ -68,46 +75,25 @@ class TransformerSeq2Seq(TextSeq2Seq):
         self.vocab_size = vocab_size
         self.max_positions = max_positions
         self.has_encoder = num_encoder_layers > 0
-        self.decoder = TransformerDecoder(
-            vocab_size,
+        layers = LayerSettings(
             dim,
             num_heads,
             ffn_dim,
-            num_decoder_layers,
-            pad_id,
             dropout,
             attention_dropout,
             activation_dropout,
             ffn_dropout,
             activation,
             layerdrop,
-            tie_output,
-            scale_embeddings,
-            position_start,
-            max_positions,
             key_bias,
         )
+        embeddings = (scale_embeddings, position_start, max_positions)
+        self.decoder = TransformerDecoder(num_decoder_layers, layers, vocab_size, pad_id, tie_output, *embeddings)
         if not self.has_encoder:
             return
         # One name for a shared matrix: a checkpoint then holds it once.
-        self.encoder_embed = (
-            None
-            if tie_embeddings
-            else TokenEmbedding(vocab_size, dim, pad_id, scale_embeddings, position_start, max_positions)
-        )
-        self.encoder = TransformerEncoder(
-            dim,
-            num_heads,
-            ffn_dim,
-            num_encoder_layers,
-            dropout,
-            attention_dropout,
-            activation_dropout,
-            ffn_dropout,
-            activation,
-            layerdrop,
-            key_bias,
-        )
+        self.encoder_embed = None if tie_embeddings else TokenEmbedding(vocab_size, dim, pad_id, *embeddings)
+        self.encoder = TransformerEncoder(num_encoder_layers, layers)
 
     def encoder_only(self) -> list[nn.Module]:
         """The text encoder, and its embeddings where they are its own."""

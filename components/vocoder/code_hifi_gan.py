@@ -17,9 +17,10 @@ from ..layers.hifi_gan import HiFiGANGenerator
 from ..layers.mel import LogMel
 from ..layers.runs import expand_runs, reduce_runs
 from ..layers.steps import refuse_no_steps
+from ..limits import odd
 from ..roles import UnitVocoder
 from ..types import Loss, Padded, Reconstruction
-from .unit_states import random_crops
+from .unit_states import mel_loss, random_crops, require_one_each
 
 _PAD = 1
 """The unit that published code fills rows up with, and cannot tell from a real unit 1."""
@@ -92,6 +93,7 @@ class CodeHiFiGAN(UnitVocoder):
         num_mel_bins: int = 80,
     ) -> None:
         super().__init__()
+        odd(duration_kernel=duration_kernel)
         self.num_units, self.sample_rate = num_units, sample_rate
         self.num_langs, self.num_speakers, self.languages = num_langs, num_speakers, tuple(speakers or ())
         self.first_speakers = [next(iter(of), 0) for of in (speakers or {}).values()]
@@ -135,7 +137,7 @@ class CodeHiFiGAN(UnitVocoder):
         if durations is None or self.predict_durations == "always":
             durations = self.durations.predict(units.with_data(self.units(units.data)), self.duration_factor)
         else:
-            _require_shape(durations, units)
+            require_one_each(durations, units)
         frames = expand_runs(units.data, durations)
         return self.generator(self._states(frames, lang, speaker))
 
@@ -164,10 +166,9 @@ class CodeHiFiGAN(UnitVocoder):
         wanted = predicted.with_data(target.float()).zeroed()
         with torch.no_grad():
             theirs = mel(wanted.data)
-        error = (frames.data - theirs).abs().mean(2)
         reduced, durations = reduce_runs(units)
         losses = {
-            "mel": Loss(error.masked_fill(~frames.mask, 0).sum(), frames.mask.sum()),
+            "mel": mel_loss(frames, theirs),
             "duration": self.durations.loss(reduced.with_data(self.units(reduced.data)), durations),
         }
         return Reconstruction(predicted, wanted, frames.lengths, losses)
@@ -217,7 +218,7 @@ class CodeHiFiGAN(UnitVocoder):
         if durations is None or self.predict_durations == "always":
             durations = self.durations.predict(whole.with_data(self.units(data)), self.duration_factor)
         else:
-            _require_shape(durations, units)
+            require_one_each(durations, units)
             durations = Padded(durations.zeroed().data, whole.lengths)
         frames = expand_runs(data, durations)
         # Rows that end before the longest one go on with language and speaker but no unit, and the generator sees it.
@@ -225,13 +226,6 @@ class CodeHiFiGAN(UnitVocoder):
         samples = self.generator(Padded(states, torch.full_like(frames.lengths, states.shape[1]))).data
         last = (data != _PAD).sum(1).clamp(max=data.shape[1] - 1)
         return Padded(samples, durations.data.cumsum(1).gather(1, last[:, None])[:, 0] * self.hop_length)
-
-
-def _require_shape(durations: Padded, units: Padded) -> None:
-    if durations.data.shape != units.data.shape:
-        raise ValueError(
-            f"durations {tuple(durations.data.shape)} must have the shape of the units, {tuple(units.data.shape)}"
-        )
 
 
 def _require(

@@ -12,9 +12,10 @@ from torch.nn import functional
 from ..layers.griffin_lim import GriffinLim
 from ..layers.mel import LogMel
 from ..layers.steps import refuse_no_steps
+from ..limits import odd
 from ..roles import UnitVocoder
 from ..types import Loss, Padded
-from .unit_states import UnitStates, limit_peak, random_crops
+from .unit_states import UnitStates, limit_peak, mel_loss, random_crops, to_frames
 
 # Speech is about this loud and this varied in natural-log mel magnitudes, so the network starts near its answer.
 MEL_MEAN, MEL_DEVIATION = -6.5, 2.0
@@ -68,8 +69,7 @@ class GriffinLimVocoder(UnitVocoder):
         inversion_updates: int = 15,
     ):
         super().__init__()
-        if kernel_size % 2 == 0:
-            raise ValueError(f"kernel_size={kernel_size} must be odd")
+        odd(kernel_size=kernel_size)
         self.num_units, self.sample_rate, self.frames_per_unit = num_units, sample_rate, frames_per_unit
         self.hop_length = hop_length * frames_per_unit
         self.crop_units, self.duration_factor, self.inversion_updates = crop_units, duration_factor, inversion_updates
@@ -88,9 +88,8 @@ class GriffinLimVocoder(UnitVocoder):
         x, mask = states.data, states.mask[..., None]
         for layer in self.slow:
             x = layer(x, mask)
-        x = self.upsample(x).unflatten(2, (self.frames_per_unit, -1)).flatten(1, 2)
-        frames = Padded(x, states.lengths * self.frames_per_unit)
-        mask = frames.mask[..., None]
+        frames = to_frames(states.with_data(x), self.upsample)
+        x, mask = frames.data, frames.mask[..., None]
         for layer in self.fast:
             x = layer(x, mask)
         return frames.with_data(self.head(self.norm(x)) * MEL_DEVIATION + MEL_MEAN)
@@ -124,11 +123,8 @@ class GriffinLimVocoder(UnitVocoder):
         cropped, samples = random_crops(units, speech, self.crop_units, self.hop_length, self.mel.stft.margin)
         with torch.no_grad():
             target = self.mel.inner(samples.float())
-        predicted = self.log_mel(self.states(cropped, lang, speaker))
-        error = (predicted.data.float() - target).abs().mean(2)
-        mask = predicted.mask
         return {
-            "mel": Loss(error.masked_fill(~mask, 0).sum(), mask.sum()),
+            "mel": mel_loss(self.log_mel(self.states(cropped, lang, speaker)), target),
             "duration": self.states.duration_loss(units, lang, speaker),
         }
 

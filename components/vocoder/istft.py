@@ -12,9 +12,10 @@ from torch.nn import functional
 from ..layers.mel import LogMel
 from ..layers.steps import refuse_no_steps
 from ..layers.stft import STFT
+from ..limits import odd
 from ..roles import UnitVocoder
 from ..types import Loss, Padded, Reconstruction
-from .unit_states import UnitStates, limit_peak, random_crops
+from .unit_states import UnitStates, limit_peak, mel_loss, random_crops, to_frames
 
 FLOOR = 3e-3
 """Magnitudes below this, about the step of 16-bit samples under a window, are silence to the loss."""
@@ -65,8 +66,7 @@ class ISTFTVocoder(UnitVocoder):
         frames_per_unit: int = 2,
     ):
         super().__init__()
-        if kernel_size % 2 == 0:
-            raise ValueError(f"kernel_size={kernel_size} must be odd")
+        odd(kernel_size=kernel_size)
         self.num_units, self.sample_rate, self.frames_per_unit = num_units, sample_rate, frames_per_unit
         self.hop_length = hop_length * frames_per_unit
         self.crop_units, self.duration_factor = crop_units, duration_factor
@@ -87,10 +87,9 @@ class ISTFTVocoder(UnitVocoder):
 
     def samples(self, states: Padded) -> Padded:
         """(B, U, D) expanded states -> (B, N) samples."""
-        x = self.upsample(states.data).unflatten(2, (self.frames_per_unit, -1)).flatten(1, 2)
-        frames = Padded(x, states.lengths * self.frames_per_unit)
+        frames = to_frames(states, self.upsample)
         mask = frames.mask[..., None]
-        x = self.embed_norm(self.embed((x * mask).transpose(1, 2)).transpose(1, 2))
+        x = self.embed_norm(self.embed((frames.data * mask).transpose(1, 2)).transpose(1, 2))
         for block in self.blocks:
             x = block(x, mask)
         magnitude, phase = self.head(self.norm(x)).float().chunk(2, dim=2)
@@ -132,22 +131,20 @@ class ISTFTVocoder(UnitVocoder):
         wanted = predicted.with_data(target.float()).zeroed()
         target = wanted.data
         frames = cropped.lengths.to(target.device) * self.frames_per_unit
-        mask = torch.arange(target.shape[1] // self.mel.hop_length, device=target.device) < frames[:, None]
-        error = (self.mel(predicted.data) - self.mel(target)).abs().mean(2)
+        mel = mel_loss(Padded(self.mel(predicted.data), frames), self.mel(target))
         distance = torch.zeros(len(units), device=target.device)
         for stft in self.resolutions:
             assert isinstance(stft, STFT)
             steps = predicted.lengths.to(target.device) // stft.hop_length
-            real = torch.arange(target.shape[1] // stft.hop_length, device=target.device) < steps[:, None]
-            ours, theirs = (_magnitude(stft, samples) * real[..., None] for samples in (predicted.data, target))
+            ours, theirs = (Padded(_magnitude(stft, of), steps).zeroed().data for of in (predicted.data, target))
             norm = theirs.square().sum((1, 2)).clamp(min=1e-3).sqrt()
             convergence = (ours - theirs).square().sum((1, 2)).clamp(min=1e-8).sqrt() / norm
             log_error = (ours.clamp(min=FLOOR).log() - theirs.clamp(min=FLOOR).log()).abs().sum((1, 2))
             log_error = log_error / (steps * stft.num_bins).clamp(min=1)
             distance = distance + (convergence + log_error) / len(self.resolutions)
         losses = {
-            "mel": Loss(error.masked_fill(~mask, 0).sum(), mask.sum()),
-            "stft": Loss((distance * frames).sum(), mask.sum()),
+            "mel": mel,
+            "stft": Loss((distance * frames).sum(), mel.count),
             "duration": self.states.duration_loss(units, lang, speaker),
         }
         return Reconstruction(predicted, wanted, frames, losses)

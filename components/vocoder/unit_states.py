@@ -63,16 +63,35 @@ class UnitStates(nn.Module):
         states = self(units, lang, speaker)
         if durations is None:
             durations = self.durations.predict(states, factor)
-        elif durations.data.shape != units.data.shape:
-            raise ValueError(
-                f"durations {tuple(durations.data.shape)} must have the shape of the units, {tuple(units.data.shape)}"
-            )
+        else:
+            require_one_each(durations, units)
         return expand_runs(states.data, durations)
 
     def duration_loss(self, units: Padded, lang: Tensor | None = None, speaker: Tensor | None = None) -> Loss:
         """(B, U) units, one per frame -> squared error of log(1 + duration), per run."""
         reduced, durations = reduce_runs(units)
         return self.durations.loss(self(reduced, lang, speaker), durations)
+
+
+def require_one_each(durations: Padded, units: Padded) -> None:
+    """Raises ValueError: not one duration for each unit."""
+    if durations.data.shape != units.data.shape:
+        raise ValueError(
+            f"durations {tuple(durations.data.shape)} must have the shape of the units, {tuple(units.data.shape)}"
+        )
+
+
+def to_frames(states: Padded, upsample: nn.Linear) -> Padded:
+    """(B, U, D) states through a linear layer (D -> r x D) -> (B, r x U, D): r frames side by side become steps."""
+    rate = upsample.out_features // upsample.in_features
+    return Padded(upsample(states.data).unflatten(2, (rate, -1)).flatten(1, 2), states.lengths * rate)
+
+
+def mel_loss(predicted: Padded, target: Tensor) -> Loss:
+    """Absolute error of (B, T, F) log-mels, mean over bins, per frame."""
+    mask = predicted.mask
+    error = (predicted.data.float() - target).abs().mean(2)
+    return Loss(error.masked_fill(~mask, 0).sum(), mask.sum())
 
 
 def random_crops(units: Padded, speech: Padded, crop_units: int, hop_length: int, margin: int) -> tuple[Padded, Tensor]:

@@ -17,11 +17,11 @@ pytest.importorskip("espeakng_loader")
 
 PACKAGE = '''
 from torch.nn import functional
-from voxzoo.components.layers import transformer
+from voxzoo.components.layers import activations
 from voxzoo.datamodules import SpeechTranslationData, datamodule
 from voxzoo.datamodules.batching import BatchSampler
 
-transformer._ACTIVATIONS["relu"] = functional.gelu
+activations.ACTIVATIONS["relu"] = functional.gelu
 
 
 class Cut(SpeechTranslationData):
