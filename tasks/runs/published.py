@@ -15,7 +15,7 @@ from ...components.converters import PublishedModel, to_transformers
 from ...components.errors import UserError
 from ...components.roles import ROLES
 from ...configs.check import require_valid
-from ...configs.compose import compose, to_yaml
+from ...configs.compose import CONFIG_DIR, compose, to_yaml
 from ...configs.targets import allow_list
 from ..checkpoints.files import misfit, write_atomically
 from ..task import FILES
@@ -82,7 +82,7 @@ def run_config(model: PublishedModel, folder: Path) -> DictConfig:
     target = str(task["_target_"]).rpartition(".")[2]
     choice = next(
         path.stem
-        for path in sorted((Path(__file__).resolve().parent.parent / "configs" / "task").glob("*.yaml"))
+        for path in sorted((CONFIG_DIR / "task").glob("*.yaml"))
         if f"voxzoo.tasks.{target}\n" in path.read_text()
     )
     config = compose([f"task={choice}", "data=manifest"])
