@@ -67,17 +67,21 @@ def voxzoo(popen: Callable[..., subprocess.Popen]) -> Callable[..., subprocess.C
     """Call the command as a user does: voxzoo("train", ..., cwd=folder); `env` is set besides what is there."""
 
     def call(
-        *words: object, cwd: Path, timeout: float = 120, env: Mapping[str, str] | None = None, **options
+        *words: object,
+        cwd: Path,
+        timeout: float = 120,
+        env: Mapping[str, str] | None = None,
+        input: str = "",
     ) -> subprocess.CompletedProcess[str]:
         command = [*forkserver.COMMAND, *map(str, words)]
         kept = {name: value for name, value in os.environ.items() if name not in _MEETING}
         environment = {**kept, "OMP_NUM_THREADS": "1", **(env or {})}
         with popen(
-            command, cwd=cwd, env=environment, text=True, stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE, stderr=subprocess.PIPE, **options,
+            command, cwd=cwd, env=environment, text=True,
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
         ) as process:  # fmt: skip
             try:
-                said = process.communicate(timeout=timeout)
+                said = process.communicate(input, timeout=timeout)
             except BaseException:
                 process.kill()
                 raise
