@@ -8,7 +8,10 @@ BIN := $(VENV)/bin
 RUNS ?= runs
 LOCKED := $(filter Linux,$(shell uname -s))
 
-.PHONY: setup setup-dev demo test lint type
+LOCK := uv pip compile pyproject.toml --python-version 3.11 --python-platform linux --generate-hashes --no-header \
+	--no-annotate --no-emit-index-url --no-emit-find-links --quiet --extra demo --extra eval
+
+.PHONY: locks setup setup-dev demo test lint type
 
 setup: $(VENV)/.demo
 setup-dev: $(VENV)/.dev
@@ -35,3 +38,8 @@ lint: setup-dev
 
 type: setup-dev
 	$(BIN)/pyright
+
+# Versions as in constraints.txt; they resolve alike for Python 3.11, 3.12 and 3.13.
+locks:
+	$(LOCK) -c constraints.txt -o requirements-demo.lock
+	$(LOCK) -c constraints.txt -o requirements-dev.lock --extra dev
