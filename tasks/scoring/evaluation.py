@@ -17,7 +17,7 @@ from ...datamodules.audio import level, resample
 from .normalise import normalise
 from .normalise import signature as normaliser_signature
 from .recogniser import SAMPLE_RATE, Recogniser
-from .text import Bleu, Chrf, Metric, compare_systems, error_rate_for, evaluate_corpus
+from .text import Bleu, Chrf, Counted, Metric, bootstrap, comparison, error_rate_for, interval
 
 
 @dataclass
@@ -113,30 +113,36 @@ def score_rows(rows: Sequence[Scored], recogniser: str | None = None) -> dict[st
     return answer
 
 
+_HEARD = {
+    "asr_bleu": "heard",
+    "asr_bleu_ceiling": "heard_reference",
+    "asr_bleu_resynthesis": "heard_resynthesis",
+}
+
+
 def _score_direction(rows: Sequence[Scored], recogniser: str | None) -> dict[str, Any]:
     lang = rows[0].tgt_lang
     answer: dict[str, Any] = {"num_utterances": len(rows)}
-    intervals: dict[str, list[float | None]] = {}
     signatures: dict[str, str] = {}
+    tables: dict[str, Counted] = {}
 
-    def put(name: str, metric: Metric, pairs: list[tuple[str, str]], prefix: str = "") -> None:
-        if not pairs:
+    def put(name: str, metric: Metric, hypotheses: list[str], references: list[str], prefix: str = "") -> None:
+        if not hypotheses:
             return
-        hypotheses, references = zip(*pairs, strict=True)
-        found = evaluate_corpus(metric, hypotheses, references)
-        answer[name] = found["score"]
-        intervals[name] = [found["low"], found["high"]]
-        signatures[name] = prefix + found["signature"]
+        tables[name] = Counted.of(metric, hypotheses, references)
+        answer[name] = tables[name].score
+        signatures[name] = prefix + metric.signature
 
     known = [row for row in rows if row.reference.strip()]
-    texts = [(row.hypothesis, row.reference) for row in known if row.hypothesis is not None]
-    clean = [(normalise(h, lang), normalise(r, lang)) for h, r in texts] if rows[0].task == "asr" else []
+    texts = [row.hypothesis for row in known if row.hypothesis is not None]
+    references = [row.reference for row in known if row.hypothesis is not None]
+    rate, cleaned = error_rate_for(lang), f"{normaliser_signature(lang)}|"
     if rows[0].task == "asr":
-        rate = error_rate_for(lang)
-        put(rate.name, rate, clean, f"{normaliser_signature(lang)}|")
+        ours, theirs = ([normalise(text, lang) for text in side] for side in (texts, references))
+        put(rate.name, rate, ours, theirs, cleaned)
     else:
-        put("bleu", Bleu(lang), texts)
-        put("chrf", Chrf(), texts)
+        put("bleu", Bleu(lang), texts, references)
+        put("chrf", Chrf(), texts, references)
 
     spoken = [row for row in rows if row.duration is not None]
     if spoken:
@@ -145,29 +151,23 @@ def _score_direction(rows: Sequence[Scored], recogniser: str | None) -> dict[str
         ratios = [r.duration / r.reference_duration for r in spoken if r.duration is not None and r.reference_duration]
         if ratios:
             answer["duration_ratio"] = fmean(ratios)
+    places: dict[str, list[int]] = {name: [] for name in _HEARD}
     if recogniser is not None:
-        judged = f"{recogniser}|{normaliser_signature(lang)}|"
-        metric = Bleu(lang, lowercase=True)
-        heard = {
-            name: [
-                (normalise(text, lang), normalise(row.reference, lang))
-                for row in known
-                if (text := getattr(row, field)) is not None
-            ]
-            for name, field in (
-                ("asr_bleu", "heard"),
-                ("asr_bleu_ceiling", "heard_reference"),
-                ("asr_bleu_resynthesis", "heard_resynthesis"),
-            )
-        }
-        for name, pairs in heard.items():
-            put(name, metric, pairs, judged)
-        if heard["asr_bleu"]:
-            put("asr_wer", error_rate_for(lang), heard["asr_bleu"], judged)
-        for name, base in (("asr_bleu", "asr_bleu_ratio"), ("asr_bleu_resynthesis", "resynthesis_ratio")):
-            ours, ceiling = heard[name], heard["asr_bleu_ceiling"]
-            if ours and len(ours) == len(ceiling):
-                pair = compare_systems(metric, [h for h, _ in ours], [h for h, _ in ceiling], [r for _, r in ceiling])
-                answer[base] = pair["ratio"]
-                intervals[base] = [pair["ratio_low"], pair["ratio_high"]]
+        metric, judged = Bleu(lang, lowercase=True), f"{recogniser}|{cleaned}"
+        said = [normalise(row.reference, lang) for row in known]
+        heard: dict[str, list[str]] = {}
+        for name, field in _HEARD.items():
+            places[name] = [place for place, row in enumerate(known) if getattr(row, field) is not None]
+            heard[name] = [normalise(getattr(known[place], field), lang) for place in places[name]]
+            put(name, metric, heard[name], [said[place] for place in places[name]], judged)
+        put("asr_wer", rate, heard["asr_bleu"], [said[place] for place in places["asr_bleu"]], judged)
+
+    scores = dict(zip(tables, bootstrap(tables.values()), strict=True))
+    intervals: dict[str, list[float | None]] = {name: list(interval(found)) for name, found in scores.items()}
+    ceiling = "asr_bleu_ceiling"
+    for name, ratio in (("asr_bleu", "asr_bleu_ratio"), ("asr_bleu_resynthesis", "resynthesis_ratio")):
+        if name in tables and places[name] == places[ceiling]:
+            pair = comparison(tables[name], tables[ceiling], scores[name], scores[ceiling])
+            answer[ratio] = pair["ratio"]
+            intervals[ratio] = [pair["ratio_low"], pair["ratio_high"]]
     return {**answer, "intervals": intervals, "signatures": signatures}

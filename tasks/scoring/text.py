@@ -1,28 +1,33 @@
 """Corpus scores of text with signatures and bootstrap intervals.
 
 A metric turns sentence pairs into rows of sufficient statistics (n-gram counts, edit counts). The corpus score is a
-function of the summed rows, so resampling a corpus is one matrix product, and two systems scored on the same sentences
-can share their resamples (paired bootstrap, Koehn 2004, "Statistical significance tests for machine translation").
+function of the summed rows, so resampling a corpus is one matrix product, and all that is scored on the same sentences
+shares its resamples: several metrics, and two systems (paired bootstrap, Koehn 2004, "Statistical significance tests
+for machine translation").
 
-Letters: N sentences, K statistics, R resamples.
+Letters: N sentences, S sentences of a slice of them, K statistics, R resamples.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from importlib.metadata import version
-from typing import Any, Literal
+from typing import Any, Generic, Literal, TypeVar
 
 import jiwer
 import numpy as np
 from sacrebleu.metrics.bleu import BLEU
 from sacrebleu.metrics.chrf import CHRF
 
+from . import ngrams
+
 _SPACELESS = frozenset({"cmn", "zho", "yue", "jpn", "tha", "lao", "mya"})
 
 RESAMPLES = 1000
 SEED = 12345
+_DRAWN_AT_ONCE = 1_000_000
 
 
 def is_spaceless(lang: str | None) -> bool:
@@ -47,20 +52,33 @@ class Metric(ABC):
     def signature(self) -> str:
         """Everything that changes the number, in one line."""
 
-    @abstractmethod
     def statistics(self, hypotheses: Sequence[str], references: Sequence[str]) -> np.ndarray:
-        """N sentence pairs -> (N, K) int64."""
+        """N sentence pairs -> (N, K) int64, counted slice by slice, so that only the counts are held for all.
+
+        Raises:
+            ValueError: numbers of hypotheses and references differ, or there are none.
+        """
+        _check(hypotheses, references)
+        sizes = np.fromiter((len(h) + len(r) for h, r in zip(hypotheses, references, strict=True)), np.int64)
+        parts = [self.count(hypotheses[part], references[part]) for part in ngrams.slices(sizes)]
+        return np.concatenate(parts)
+
+    @abstractmethod
+    def count(self, hypotheses: Sequence[str], references: Sequence[str]) -> np.ndarray:
+        """S sentence pairs -> (S, K) int64."""
 
     @abstractmethod
     def score(self, total: np.ndarray) -> float:
         """(K,) summed statistics -> the corpus score."""
 
 
-class _SacreBLEU(Metric):
-    """Counts by sacrebleu itself, so that the score is exactly the one its command line prints."""
+_Counter = TypeVar("_Counter", BLEU, CHRF)
 
-    metric: BLEU | CHRF
-    _smoothed: bool = False
+
+class _SacreBLEU(Metric, Generic[_Counter]):
+    """Tokens and the score of the counts by sacrebleu itself, so that it is exactly the one its command line prints."""
+
+    metric: _Counter
 
     @property
     def signature(self) -> str:
@@ -68,15 +86,11 @@ class _SacreBLEU(Metric):
         self.metric.num_refs = 1
         return str(self.metric.get_signature())
 
-    def statistics(self, hypotheses: Sequence[str], references: Sequence[str]) -> np.ndarray:
-        _check(hypotheses, references)
-        return np.asarray(self.metric._extract_corpus_statistics(hypotheses, [list(references)]), dtype=np.int64)
-
     def score(self, total: np.ndarray) -> float:
         return float(self.metric._compute_score_from_stats(total.tolist()).score)
 
 
-class Bleu(_SacreBLEU):
+class Bleu(_SacreBLEU[BLEU]):
     """BLEU (Papineni et al. 2002) by sacrebleu: 13a tokens, or characters where `is_spaceless`; exp smoothing.
 
     Args:
@@ -89,14 +103,39 @@ class Bleu(_SacreBLEU):
     def __init__(self, lang: str = "eng", lowercase: bool = False):
         self.metric = BLEU(tokenize="char" if is_spaceless(lang) else "13a", lowercase=lowercase)
 
+    def count(self, hypotheses: Sequence[str], references: Sequence[str]) -> np.ndarray:
+        words = [
+            [self.metric._preprocess_segment(text).split() for text in texts] for texts in (hypotheses, references)
+        ]
+        pairs, orders = ngrams.pair_words(*words), self.metric.max_ngram_order
+        matches, totals = ngrams.count_matches(pairs, orders), ngrams.count_ngrams(pairs.lengths[0], orders)
+        # As sacrebleu has them: the two lengths, n-grams that match, n-grams of the hypothesis.
+        return np.concatenate([pairs.lengths.T, matches, totals], axis=1)
 
-class Chrf(_SacreBLEU):
+
+class Chrf(_SacreBLEU[CHRF]):
     """chrF2 (Popovic 2015) by sacrebleu; `word_order=2` gives chrF++ (Popovic 2017)."""
 
     name = "chrf"
 
     def __init__(self, word_order: int = 0, lowercase: bool = False):
         self.metric = CHRF(word_order=word_order, lowercase=lowercase)
+
+    def count(self, hypotheses: Sequence[str], references: Sequence[str]) -> np.ndarray:
+        sides = [[self.metric._preprocess_segment(text) for text in texts] for texts in (hypotheses, references)]
+        characters = ngrams.pair_characters(*(["".join(text.split()) for text in texts] for texts in sides))
+        parts = [(characters, self.metric.char_order)]
+        if self.metric.word_order:
+            words = ngrams.pair_words(*([self.metric._remove_punctuation(text) for text in texts] for texts in sides))
+            parts.append((words, self.metric.word_order))
+        counts = []
+        for pairs, orders in parts:
+            ours, theirs = (ngrams.count_ngrams(lengths, orders) for lengths in pairs.lengths)
+            # As sacrebleu has them, three for each order: n-grams of the hypothesis (none where the reference has
+            # none), n-grams of the reference, n-grams that match.
+            triples = np.stack([ours * (theirs > 0), theirs, ngrams.count_matches(pairs, orders)], axis=2)
+            counts.append(triples.reshape(len(triples), -1))
+        return np.concatenate(counts, axis=1)
 
 
 class ErrorRate(Metric):
@@ -122,8 +161,7 @@ class ErrorRate(Metric):
         spaces = "|spaces:no" if self._squeeze else ""
         return f"{self.name}|unit:{self.unit}{spaces}|jiwer:{version('jiwer')}"
 
-    def statistics(self, hypotheses: Sequence[str], references: Sequence[str]) -> np.ndarray:
-        _check(hypotheses, references)
+    def count(self, hypotheses: Sequence[str], references: Sequence[str]) -> np.ndarray:
         rows = np.zeros((len(references), 2), dtype=np.int64)
         process = jiwer.process_words if self.unit == "word" else jiwer.process_characters
         for row, hypothesis, reference in zip(rows, hypotheses, references, strict=True):
@@ -150,6 +188,46 @@ def error_rate_for(lang: str) -> ErrorRate:
     return ErrorRate("char" if is_spaceless(lang) else "word", lang)
 
 
+@dataclass(frozen=True, eq=False)
+class Counted:
+    """N sentence pairs as a metric counts them, and the score.
+
+    Attributes:
+        statistics: (N, K) int64.
+    """
+
+    metric: Metric
+    statistics: np.ndarray
+    score: float
+
+    @classmethod
+    def of(cls, metric: Metric, hypotheses: Sequence[str], references: Sequence[str]) -> Counted:
+        """Raises ValueError where the numbers of hypotheses and references differ, or there are none."""
+        statistics = metric.statistics(hypotheses, references)
+        return cls(metric, statistics, metric.score(statistics.sum(axis=0)))
+
+
+def bootstrap(tables: Iterable[Counted], resamples: int = RESAMPLES, seed: int = SEED) -> list[np.ndarray]:
+    """Scores (R,) of each table under R draws of its N sentences with replacement: the same for all of one N."""
+    tables = list(tables)
+    scores: list[list[float]] = [[] for _ in tables]
+    for count in dict.fromkeys(len(table.statistics) for table in tables):
+        places = [place for place, table in enumerate(tables) if len(table.statistics) == count]
+        # All tables side by side. In float64 the product is BLAS's, and exact: sums of counts are far below 2**53.
+        counts = np.concatenate([tables[place].statistics for place in places], axis=1, dtype=np.float64)
+        edges = np.cumsum([tables[place].statistics.shape[1] for place in places])[:-1]
+        generator = np.random.default_rng(seed)
+        share = np.full(count, 1 / count)
+        # A resample is how often each sentence was drawn; in slices: a large corpus does not need R x N numbers.
+        step = max(1, _DRAWN_AT_ONCE // count)
+        for start in range(0, resamples, step):
+            weights = generator.multinomial(count, share, size=min(step, resamples - start))
+            totals = (weights.astype(np.float64) @ counts).astype(np.int64)
+            for place, part in zip(places, np.split(totals, edges, axis=1), strict=True):
+                scores[place].extend(tables[place].metric.score(total) for total in part)
+    return [np.asarray(out, dtype=np.float64) for out in scores]
+
+
 def evaluate_corpus(
     metric: Metric,
     hypotheses: Sequence[str],
@@ -166,10 +244,11 @@ def evaluate_corpus(
     Raises:
         ValueError: numbers of hypotheses and references differ, or there are none.
     """
-    statistics = metric.statistics(hypotheses, references)
-    low, high = _interval(_resampled_scores([metric], [statistics], resamples, seed)[0])
+    table = Counted.of(metric, hypotheses, references)
+    (scores,) = bootstrap([table], resamples, seed)
+    low, high = interval(scores)
     return {
-        "score": metric.score(statistics.sum(axis=0)),
+        "score": table.score,
         "low": low,
         "high": high,
         "num_sentences": len(references),
@@ -192,12 +271,17 @@ def compare_systems(
         `ratio_high` (None where the baseline scores 0), `p_value`: two-sided share of resamples in which the order of
         the two turns round, `num_sentences`, `signature`.
     """
-    ours, theirs = metric.statistics(system, references), metric.statistics(baseline, references)
-    score, other = metric.score(ours.sum(axis=0)), metric.score(theirs.sum(axis=0))
-    a, b = _resampled_scores([metric, metric], [ours, theirs], resamples, seed)
-    low, high = _interval(a - b)
+    ours, theirs = (Counted.of(metric, hypotheses, references) for hypotheses in (system, baseline))
+    a, b = bootstrap([ours, theirs], resamples, seed)
+    return comparison(ours, theirs, a, b)
+
+
+def comparison(system: Counted, baseline: Counted, a: np.ndarray, b: np.ndarray) -> dict[str, Any]:
+    """What `compare_systems` returns, of two tables and their (R,) scores under the same resamples."""
+    score, other = system.score, baseline.score
+    low, high = interval(a - b)
     usable = b > 0
-    ratio_low, ratio_high = _interval(a[usable] / b[usable]) if other > 0 and usable.any() else (None, None)
+    ratio_low, ratio_high = interval(a[usable] / b[usable]) if other > 0 and usable.any() else (None, None)
     # The usual +1: an estimate from R resamples is never below 1 / (R + 1).
     tail = min(np.count_nonzero(a - b <= 0), np.count_nonzero(a - b >= 0))
     return {
@@ -209,30 +293,14 @@ def compare_systems(
         "ratio": score / other if other > 0 else None,
         "ratio_low": ratio_low,
         "ratio_high": ratio_high,
-        "p_value": float(min(1.0, 2 * (tail + 1) / (resamples + 1))),
-        "num_sentences": len(references),
-        "signature": metric.signature,
+        "p_value": float(min(1.0, 2 * (tail + 1) / (len(a) + 1))),
+        "num_sentences": len(system.statistics),
+        "signature": system.metric.signature,
     }
 
 
-def _resampled_scores(
-    metrics: Sequence[Metric], statistics: Sequence[np.ndarray], resamples: int, seed: int
-) -> list[np.ndarray]:
-    """Scores (R,) of each (N, K) table under the same R draws of N sentences with replacement."""
-    count = len(statistics[0])
-    generator = np.random.default_rng(seed)
-    share = np.full(count, 1 / count)
-    scores: list[list[float]] = [[] for _ in metrics]
-    # A resample is how often each sentence was drawn; in slices, so that a large corpus does not need R x N numbers.
-    step = max(1, 4_000_000 // count)
-    for start in range(0, resamples, step):
-        weights = generator.multinomial(count, share, size=min(step, resamples - start))
-        for metric, table, out in zip(metrics, statistics, scores, strict=True):
-            out.extend(metric.score(total) for total in weights @ table)
-    return [np.asarray(out, dtype=np.float64) for out in scores]
-
-
-def _interval(scores: np.ndarray) -> tuple[float | None, float | None]:
+def interval(scores: np.ndarray) -> tuple[float | None, float | None]:
+    """95 % of (R,) scores, from the 2.5th to the 97.5th percentile; None where there are none."""
     if len(scores) == 0:
         return None, None
     low, high = np.percentile(scores, [2.5, 97.5])
