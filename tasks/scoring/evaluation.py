@@ -1,7 +1,4 @@
-"""Scores of a split: text against references, and speech through a recogniser.
-
-Letters: N samples.
-"""
+"""Scores of a split: text against references, and what a recogniser heard in speech. Needs no torch."""
 
 from __future__ import annotations
 
@@ -11,12 +8,8 @@ from dataclasses import asdict, dataclass
 from statistics import fmean
 from typing import Any
 
-from torch import Tensor
-
-from ...datamodules.audio import level, resample
 from .normalise import normalise
 from .normalise import signature as normaliser_signature
-from .recogniser import SAMPLE_RATE, Recogniser
 from .text import Bleu, Chrf, Counted, Metric, bootstrap, comparison, error_rate_for, interval
 
 
@@ -57,27 +50,6 @@ class Scored:
     def line(self) -> dict[str, Any]:
         """Fields that have a value."""
         return {name: value for name, value in asdict(self).items() if value is not None}
-
-
-def note_audio(row: Scored, audio: Tensor, sample_rate: int) -> None:
-    """Enter what can be seen in (N,) samples of output speech."""
-    row.duration = round(len(audio) / sample_rate, 4)
-    if len(audio) == 0:
-        row.silent, row.clipped = True, False
-        return
-    found = level(audio)
-    row.silent, row.clipped = found.silent, found.clipped
-
-
-def listen(recogniser: Recogniser, audio: Sequence[Tensor], sample_rate: int, langs: Sequence[str]) -> list[str]:
-    """Transcribe (N,) waveforms of several languages, in order."""
-    heard = [""] * len(audio)
-    for lang in sorted(set(langs)):
-        places = [place for place, other in enumerate(langs) if other == lang]
-        waves = [resample(audio[p], sample_rate, SAMPLE_RATE) for p in places]
-        for place, text in zip(places, recogniser.transcribe(waves, lang), strict=True):
-            heard[place] = text
-    return heard
 
 
 def score_rows(rows: Sequence[Scored], recogniser: str | None = None) -> dict[str, Any]:

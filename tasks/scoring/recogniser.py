@@ -223,6 +223,10 @@ class Recogniser:
             suppress_tokens=self._suppress,
         )
 
+    def check_language(self, lang: str) -> None:
+        """Raises UserError where the model does not know the language (ISO 639-3)."""
+        self._prompt(lang)
+
     def _prompt(self, lang: str) -> list[int]:
         code = WHISPER_LANGUAGES.get(lang)
         if code is None or (not self._whisper.is_multilingual and code != "en"):

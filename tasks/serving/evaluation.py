@@ -18,7 +18,8 @@ from ...components.errors import UserError
 from ...datamodules.audio import audio_seconds
 from ..processes.console import quiet_libraries
 from ..runs.run import load_run
-from ..scoring.evaluation import Scored, listen, note_audio, score_rows
+from ..scoring.evaluation import Scored, score_rows
+from ..scoring.listening import Listener, note_audio
 from ..scoring.recogniser import Recogniser
 from ..scoring.speech import write_wav, write_whole
 from .choices import EVALUATED
@@ -202,7 +203,9 @@ class _Evaluation:
         beam: int | None,
         segment: float | None,
     ) -> None:
-        self.model, self.data, self.folder, self.judge = model, data, folder, judge
+        self.model, self.data, self.folder = model, data, folder
+        kept = None if data.cache_dir is None else Path(data.cache_dir) / "heard"
+        self.listener = None if judge is None else Listener(judge, kept)
         self.notes, self.dropped = notes, dropped
         self.batch_size, self.beam = batch_size, beam
         self.options = search_options(model, beam)
@@ -228,6 +231,9 @@ class _Evaluation:
             done.update({(scored.task, scored.id): scored for scored in self._batch(batch)})
         for row in _progress(long, "predicting long audio"):
             done.update({(scored.task, scored.id): scored for scored in self._in_pieces(row)})
+        if self.listener is not None:
+            self.listener.finish()
+            self.notes += self.listener.notes()
         if long:
             names = ", ".join(dict.fromkeys(row.id for row in long[:5])) + (" ..." if len(long) > 5 else "")
             self.notes.append(
@@ -307,7 +313,8 @@ class _Evaluation:
     def _compare_speech(self, rows: list[Any], predictions: list[Any], entered: list[Any]) -> None:
         """Judge the output, and where there is target speech, the recording and its units through the vocoder."""
         rate = predictions[0].sample_rate
-        self._listen("heard", entered, [prediction.audio for prediction in predictions], rate)
+        if self.listener is not None:
+            self.listener.add(entered, "heard", [prediction.audio for prediction in predictions], rate)
         places = [place for place, row in enumerate(rows) if row.tgt_audio]
         batch = self._target_batch([rows[place] for place in places]) if places else None
         if batch is None:
@@ -316,9 +323,11 @@ class _Evaluation:
         recordings = batch.target_speech.unpad()
         for scored, recording in zip(spoken, recordings, strict=True):
             scored.reference_duration = round(len(recording) / 16000, 4)
-        self._listen("heard_reference", spoken, recordings, 16000)
         resynthesise: Callable[[Any], list[Any] | None] | None = getattr(self.model, "resynthesise", None)
-        if self.judge is None or resynthesise is None or rows[0].task == "u2s":
+        if self.listener is None:
+            return
+        self.listener.add(spoken, "heard_reference", recordings, 16000)
+        if resynthesise is None or rows[0].task == "u2s":
             return
         try:
             again = resynthesise(batch.to(self.model.device))
@@ -326,13 +335,7 @@ class _Evaluation:
             self.notes.append(f"no resynthesis for {len(spoken)} utterances: {' '.join(str(error).split())}")
             return
         if again is not None:
-            self._listen("heard_resynthesis", spoken, again, rate)
-
-    def _listen(self, field: str, scored: list[Any], audio: list[Any], rate: int) -> None:
-        if self.judge is None:
-            return
-        for row, text in zip(scored, listen(self.judge, audio, rate, [row.tgt_lang for row in scored]), strict=True):
-            setattr(row, field, text)
+            self.listener.add(spoken, "heard_resynthesis", again, rate)
 
     def _target_batch(self, rows: list[Any]) -> Any:
         # Units of a file where the model cannot make them from the recording.

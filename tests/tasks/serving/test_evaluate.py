@@ -6,6 +6,7 @@ import argparse
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 import soundfile
@@ -75,12 +76,16 @@ class Judge:
     """Hears the reference from loud audio, and part of it from quiet audio."""
 
     signature = "whisper:fake"
+    asked: ClassVar[list[int]] = []
 
     def __init__(self, *_):
-        pass
+        Judge.asked.clear()
+
+    def check_language(self, lang):
+        assert lang == "eng"
 
     def transcribe(self, audio, lang):
-        assert lang == "eng"
+        Judge.asked.append(len(audio))
         return [
             "The train to Peru leaves at 10:15!" if float(a.abs().max()) > 0.3 else "the train to peru" for a in audio
         ]
@@ -174,6 +179,18 @@ def test_speech_is_judged_against_its_ceiling(data, tmp_path, monkeypatch):
     assert line["heard"] == "the train to peru"
     wav = soundfile.info(str(tmp_path / "out" / line["audio"]))
     assert (wav.subtype, wav.frames) == ("PCM_16", 16000)
+
+
+def test_speech_is_heard_together_and_recordings_once(data, tmp_path, monkeypatch):
+    monkeypatch.setattr(engine, "Recogniser", Judge)
+    data.cache_dir = str(tmp_path / "cache")
+    first = evaluate(Parrot(answers()), data, "test", tmp_path / "out", batch_size=2)
+    assert Judge.asked == [15]  # outputs, recordings and resynthesis of all batches
+    again = evaluate(Parrot(answers()), data, "test", tmp_path / "out", batch_size=2)
+    assert Judge.asked == [10]
+    assert again["tasks"] == first["tasks"]
+    assert first["notes"] == []
+    assert again["notes"][0].startswith("5 target recordings had been heard before by this recogniser")
 
 
 def test_without_a_recogniser_text_scores_stay(data, tmp_path, monkeypatch, capsys):
