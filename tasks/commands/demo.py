@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import signal
 import sys
 import time
@@ -29,7 +30,7 @@ PLAN = (
 """What happens, in what order, and the minutes that it took on two idle cores (Zen 4)."""
 
 
-def main() -> int:
+def main(argv: list[str] | None = None) -> int:
     """Train, evaluate and translate; returns an exit status."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--root", default="runs", help="where runs go")
@@ -37,7 +38,7 @@ def main() -> int:
         "--spoken", type=int, default=200, metavar="N", help="utterances judged by ear: each is recognised three times"
     )
     parser.add_argument("overrides", nargs="*", help="for voxzoo train")
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
     try:
         return demo(Path(args.root), args.overrides, args.spoken)
     except (UserError, OSError) as error:
@@ -56,6 +57,7 @@ def demo(root: Path, overrides: list[str], num_spoken: int) -> int:
     started = time.monotonic()
     run = root / "quickstart"
     announce(run)
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # before torch is loaded; see training/stages.py
     # One process for all four: importing torch, Lightning and torchmetrics takes as long as scoring 300 sentences.
     from ..serving.evaluation import evaluate_run
     from ..serving.translator import translate
