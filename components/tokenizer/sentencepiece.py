@@ -1,4 +1,4 @@
-"""SentencePiece vocabularies of SeamlessM4T and NLLB, and the training of their models.
+"""SentencePiece vocabularies of SeamlessM4T and NLLB.
 
 Letters: V rows of the vocabulary, P pieces of the SentencePiece model (its <unk>, <s>, </s> included), L languages,
 C characters of the longest piece.
@@ -20,17 +20,14 @@ the id of a language does not change when rows are added.
 
 from __future__ import annotations
 
-import io
 import json
-import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 from difflib import get_close_matches
 from itertools import chain
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-import sentencepiece
 import torch
 from torch import Tensor
 
@@ -275,68 +272,3 @@ def _unpack(data: bytes) -> tuple[bytes, dict[str, Any] | None]:
     start = len(_MAGIC) + 8
     end = start + int.from_bytes(data[start - 8 : start], "little")
     return data[start:end], json.loads(data[end:])
-
-
-def train_sentencepiece(
-    texts: Iterable[str],
-    path: str | Path,
-    vocab_size: int,
-    num_languages: int,
-    model_type: Literal["bpe", "unigram", "char"] = "bpe",
-    character_coverage: float = 1.0,
-    seed: int = 0,
-) -> Path:
-    """Train a SentencePiece model that fits `SentencePieceTokenizer`; the same texts give the same file.
-
-    Args:
-        texts: sentences; empty ones are skipped.
-        path: where the model goes. It appears complete or not at all.
-        vocab_size: V of the tokenizer that will read it; a small corpus gives fewer pieces.
-        num_languages: L, the language tokens that V must hold too: P is at most V - 1 - L.
-        model_type: how pieces are found.
-        character_coverage: share of the characters that get a piece; the rest becomes unk. 0.9995 for Chinese.
-        seed: for the sampling inside SentencePiece.
-
-    Returns:
-        `path`.
-
-    Raises:
-        UserError: no text, or V too small for the characters.
-    """
-    sentences = [text.strip() for text in texts if text.strip()]
-    if not sentences:
-        raise UserError("a tokenizer cannot be trained on no text: the texts are empty")
-    pieces = vocab_size - 1 - num_languages
-    if pieces <= NUM_CONTROLS:
-        raise UserError(
-            f"tokenizer.vocab_size={vocab_size} leaves no piece beside 4 specials and {num_languages} languages"
-        )
-    sentencepiece.set_random_generator_seed(seed)
-    buffer = io.BytesIO()
-    try:
-        sentencepiece.SentencePieceTrainer.Train(
-            sentence_iterator=iter(sentences),
-            model_writer=buffer,
-            vocab_size=pieces,
-            model_type=model_type,
-            character_coverage=character_coverage,
-            unk_id=0,
-            bos_id=1,
-            eos_id=2,
-            pad_id=-1,
-            hard_vocab_limit=False,
-            num_threads=1,  # the order in which threads finish may change the result
-            minloglevel=2,
-        )
-    except RuntimeError as error:
-        characters = len({character for text in sentences for character in text})
-        raise UserError(
-            f"SentencePiece cannot train {pieces} pieces on {len(sentences)} sentences with {characters} different "
-            f"characters (choose another tokenizer.vocab_size): {str(error).rpartition('] ')[2]}"
-        ) from None
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.{os.getpid()}")
-    part.write_bytes(buffer.getvalue())
-    os.replace(part, path)
-    return path

@@ -185,8 +185,14 @@ def _train_vocabulary(config: DictConfig, data: Any, model: Path) -> None:
             f"trained on the texts of the data, inside the run folder {run}"
         )
     languages = len(config.tokenizer.languages)
-    train_sentencepiece(data.texts("train"), model, vocab_size=config.tokenizer.vocab_size, num_languages=languages)
-    say(f"tokenizer: trained on the texts of the training data: {model}")
+
+    def said(used: int, total: int) -> None:
+        some = "" if used == total else f"{used:,} of {total:,} "
+        say(f"tokenizer: trained on {some or 'the '}texts of the training data: {model}")
+
+    train_sentencepiece(
+        data.texts("train"), model, vocab_size=config.tokenizer.vocab_size, num_languages=languages, report=said
+    )
 
 
 def _is_trainable(tokenizer: DictConfig) -> bool:

@@ -1,13 +1,21 @@
 """SentencePieceTokenizer: id layout, training, characters, what is refused."""
 
+import io
 import pickle
+import random
+import subprocess
+import sys
 
+import numpy as np
 import pytest
+import sentencepiece
 import torch
 from voxzoo.components import SentencePieceTokenizer
+from voxzoo.components.errors import UserError
 from voxzoo.components.roles import Tokenizer
-from voxzoo.components.tokenizer import train_sentencepiece
+from voxzoo.components.tokenizer import train_sentencepiece, vocabulary
 from voxzoo.components.tokenizer.normalise import Charsmap, nllb, seamless_m4t
+from voxzoo.components.tokenizer.vocabulary_process import sample
 from voxzoo.configs.compose import compose
 from voxzoo.tasks.planning.shapes import trace
 from voxzoo.tasks.training.train import train
@@ -38,7 +46,6 @@ def test_layout_is_that_of_m4t(tokenizer):
 
 
 def test_ids_are_pieces_of_the_model_plus_one(path, tokenizer):
-    sentencepiece = pytest.importorskip("sentencepiece")
     peer = sentencepiece.SentencePieceProcessor(model_file=str(path))
     assert tokenizer.encode(TEXTS[3]) == [i + 1 for i in peer.encode(TEXTS[3])]
     assert (peer.unk_id(), peer.bos_id(), peer.eos_id(), peer.pad_id()) == (0, 1, 2, -1)
@@ -67,6 +74,75 @@ def test_training_is_deterministic_and_fits_the_rows(tmp_path, model_type):
     assert tokenizer.decode(tokenizer.encode(TEXTS[5])) == TEXTS[5]
     if model_type == "bpe":
         assert tokenizer.num_pieces == 57  # with pad and two languages exactly the rows
+
+
+def many(count):
+    """Texts of which few have a rare letter."""
+    pick = random.Random(0)
+    words = ["".join(pick.choices("abcdefgh", k=pick.randint(2, 6))) for _ in range(200)]
+    return [" ".join(pick.choices(words, k=5)) + (f" {chr(0x4E00 + n)}" if n % 500 == 7 else "") for n in range(count)]
+
+
+@pytest.mark.parametrize("size", [2000, 10**6])
+def test_a_process_of_its_own_trains_the_same_model(tmp_path, monkeypatch, size):
+    texts, said = [*many(3000), "", "  "], []
+    here = train_sentencepiece(texts, tmp_path / "here", 300, 1, max_texts=size)
+    monkeypatch.setattr(vocabulary, "_HERE", 100)
+    there = train_sentencepiece(
+        iter(texts), tmp_path / "there", 300, 1, max_texts=size, report=lambda *counts: said.append(counts)
+    )
+    assert here.read_bytes() == there.read_bytes()
+    ((used, total),) = said
+    assert total == 3000
+    assert 2000 <= used < 2010 if size == 2000 else used == 3000  # the drawn ones and those with lost letters
+
+
+def test_a_corpus_below_the_size_of_a_sample_is_used_whole(tmp_path):
+    """The bytes that SentencePiece gives for all of the texts, without anything of ours between."""
+    texts, buffer = many(1000), io.BytesIO()
+    sentencepiece.set_random_generator_seed(0)
+    sentencepiece.SentencePieceTrainer.Train(
+        sentence_iterator=iter(texts), model_writer=buffer, vocab_size=298, model_type="bpe", character_coverage=1.0,
+        unk_id=0, bos_id=1, eos_id=2, pad_id=-1, hard_vocab_limit=False, num_threads=1, minloglevel=2,
+    )  # fmt: skip
+    assert train_sentencepiece(texts, tmp_path / "t", 300, 1).read_bytes() == buffer.getvalue()
+
+
+def test_a_sample_loses_no_character_and_keeps_the_order():
+    texts = many(3000)
+    chosen, total = sample(texts, 500, seed=1)
+    assert total == 3000
+    assert 500 <= len(chosen) <= 506
+    assert set("".join(chosen)) == set("".join(texts))
+    places = [texts.index(text) for text in chosen]
+    assert places == sorted(places)
+    assert (np.histogram(places, 4, (0, 3000))[0] > 90).all()  # drawn from everywhere
+    assert sample(texts, 500, seed=1) == (chosen, total)
+    assert sample(texts, 500, seed=2)[0] != chosen
+    assert sample(texts, 3000, seed=1) == (texts, 3000)
+
+
+def test_the_process_that_trains_needs_no_torch():
+    file = vocabulary.vocabulary_process.__file__
+    code = f"import sys, runpy; runpy.run_path({file!r}, run_name='x'); print(*sys.modules)"
+    said = subprocess.run([sys.executable, "-P", "-c", code], capture_output=True, text=True, check=True).stdout.split()
+    assert "sentencepiece" in said
+    assert not {"torch", "voxzoo"} & set(said)
+
+
+def test_errors_of_the_process_that_trains_are_those_of_this_one(tmp_path, monkeypatch):
+    texts = [chr(0x4E00 + n) * 3 for n in range(300)]
+    said = []
+    for here in (1000, 10):
+        monkeypatch.setattr(vocabulary, "_HERE", here)
+        with pytest.raises(UserError, match="300 sentences with 300 different characters") as error:
+            train_sentencepiece(texts, tmp_path / "t", 50, 1)
+        said.append(str(error.value))
+    assert said[0] == said[1]
+    monkeypatch.setattr(vocabulary.vocabulary_process, "__file__", str(tmp_path / "missing.py"))
+    with pytest.raises(UserError, match="ended with status"):
+        train_sentencepiece(texts, tmp_path / "t", 500, 1)
+    assert not list(tmp_path.iterdir())
 
 
 def test_more_rows_than_the_corpus_can_fill(tmp_path):
