@@ -13,6 +13,7 @@ Letters: N items, W world size.
 from __future__ import annotations
 
 import hashlib
+from array import array
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -25,6 +26,8 @@ from ..components.errors import UserError
 
 _SHORTEST, _GROWTH = 0.1, 1.04
 """Upper ends of the cells: 0.1 s x 1.04^k, so that padding inside a cell is at most 4 %."""
+
+_BLOCK = 65536  # items that are looked at together
 
 Item = tuple[int, int]
 """(epoch, index): the epoch travels with the index, because workers may outlive an epoch."""
@@ -56,7 +59,7 @@ class BatchSampler(Sampler[list[Item]]):
     Args:
         seconds: length of each item in seconds, 0 for text.
         tokens: tokens of each item, or None where they are not counted.
-        groups: label of each item; a batch holds items of one label.
+        groups: label of each item, or its number where labels are sorted; a batch holds items of one label.
         batch_seconds: most padded seconds in a batch: longest item x items.
         batch_tokens: most padded tokens in a batch.
         batch_size: most items in a batch.
@@ -67,6 +70,7 @@ class BatchSampler(Sampler[list[Item]]):
 
     Attributes:
         oversized: indices of items that exceed a budget alone; each is a batch of its own.
+        fingerprint: names the items and the cuts: equal where `plan` is.
 
     Raises:
         UserError: no budget is given, there are no items, or fewer than ranks.
@@ -75,9 +79,9 @@ class BatchSampler(Sampler[list[Item]]):
     def __init__(
         self,
         *,
-        seconds: Sequence[float],
-        tokens: Sequence[int] | None = None,
-        groups: Sequence[str] | None = None,
+        seconds: Sequence[float] | np.ndarray,
+        tokens: Sequence[int] | np.ndarray | None = None,
+        groups: Sequence[str] | np.ndarray | None = None,
         batch_seconds: float | None = None,
         batch_tokens: int | None = None,
         batch_size: int | None = None,
@@ -104,11 +108,10 @@ class BatchSampler(Sampler[list[Item]]):
         self.epoch, self.start = 0, 0
         self.name = name
         self._rank, self._world_size = rank, world_size
-        length = np.asarray(seconds, np.float64)
-        text = np.zeros(len(length)) if tokens is None else np.asarray(tokens, np.float64)
-        group = (
-            np.zeros(len(length), np.int64) if groups is None else np.unique(np.asarray(groups), return_inverse=True)[1]
-        )
+        length = np.array(seconds, np.float64)
+        text = np.zeros(len(length)) if tokens is None else np.array(tokens, np.float64)
+        labels = np.zeros(len(length), np.uint8) if groups is None else np.asarray(groups)
+        group = np.searchsorted(np.unique(labels), labels)
         over = np.zeros(len(length), bool)
         if batch_seconds is not None:
             over |= length > batch_seconds
@@ -116,19 +119,14 @@ class BatchSampler(Sampler[list[Item]]):
             over |= text > batch_tokens
         self.oversized: list[int] = np.flatnonzero(over).tolist()
         if shuffle:
-            cell = np.ceil(np.log(np.maximum(length, _SHORTEST) / _SHORTEST) / np.log(_GROWTH) - 1e-9)
-            # Oversized and nearly oversized items keep their own length, so that a cell's end never breaks the budget.
-            end = np.minimum(_SHORTEST * _GROWTH**cell, batch_seconds or np.inf)
-            length = np.where(length > end, length, np.where(length > 0, end, 0))
-            if batch_tokens is not None:
-                step = np.ceil(np.log(np.maximum(text, 1)) / np.log(1.1) - 1e-9)
-                end = np.minimum(np.floor(1.1**step), batch_tokens)
-                text = np.maximum(text, end)
-            else:
-                text = np.zeros(len(length))
-        self._keys = (text, length, group)
-        order = np.lexsort(self._keys)
-        self._bounds = _cut(length[order], text[order], group[order], batch_seconds, batch_tokens, batch_size)
+            for part in _parts(len(length)):
+                length[part] = _cell_ends(length[part], batch_seconds)
+                text[part] = 0 if batch_tokens is None else _step_ends(text[part], batch_tokens)
+        order = np.lexsort((text, length, group))
+        self._bounds = _cut(order, length, text, group, batch_seconds, batch_tokens, batch_size)
+        self.fingerprint = _fingerprint(text, length, group, self._bounds)
+        self._cells = _ranks((text, length, group), order)
+        self._groups = group.astype(np.int32)
         self._counts: dict[tuple[int, Takeover | None], int] = {}
         self._takeover: Takeover | None = None
 
@@ -162,35 +160,37 @@ class BatchSampler(Sampler[list[Item]]):
 
     def plan(self, epoch: int) -> list[list[int]]:
         """All batches of an epoch over all ranks: rank r of W takes every W-th, from the r-th on."""
-        return self._to_multiple(self._cut_batches(epoch), self.world_size)
+        return list(self._to_multiple(self._cut_batches(epoch), self.world_size))
 
-    def _cut_batches(self, epoch: int) -> list[list[int]]:
+    def _cut_batches(self, epoch: int) -> _Batches:
         """The batches of an epoch, before they are dealt."""
+        begin, end = self._bounds.T
         if not self.shuffle:
-            order = np.lexsort(self._keys)
-            return [order[begin:end][::-1].tolist() for begin, end in self._bounds][::-1]
+            order = np.argsort(self._cells, kind="stable")[::-1].astype(np.int32)
+            return _Batches(order, len(order) - end[::-1], len(order) - begin[::-1])
         # RandomState: its stream is frozen over numpy releases, so a resumed run sees the same order.
         rng = np.random.RandomState([self.seed & 0xFFFFFFFF, epoch])
-        order = np.lexsort((rng.random_sample(len(self._keys[0])), *self._keys))
-        batches = [order[begin:end].tolist() for begin, end in self._bounds]
-        return [batches[place] for place in rng.permutation(len(batches))]
+        order = np.lexsort((rng.random_sample(len(self._cells)), self._cells)).astype(np.int32)
+        places = rng.permutation(len(begin))
+        return _Batches(order, begin[places], end[places])
 
     # Another number of ranks in the middle of an epoch
 
-    def _rest(self, takeover: Takeover, world_size: int) -> tuple[list[list[int]], list[int]]:
+    def _rest(self, takeover: Takeover, world_size: int) -> tuple[_Batches, list[int]]:
         """What the ranks before left of an epoch, dealt to `world_size` ranks; and items too few to go round.
 
         Carried items are numbered from N on.
         """
-        total = len(self._keys[0])
-        batches = [[total + place] for place in range(len(takeover.carried))] + self._cut_batches(takeover.epoch)
+        total = len(self._cells)
+        carried = [[total + place] for place in range(len(takeover.carried))]
+        batches = self._cut_batches(takeover.epoch).joined(carried, before=True)
         ranks = [*takeover.taken, (world_size, 0)]
         spare: list[int] = []
         for place, (count, done) in enumerate(ranks):
             # The first ranks planned the epoch as a whole; a rest may be too small to be dealt.
-            batches = self._to_multiple(batches, count, spare if place else None, takeover.carried)[count * done :]
+            batches = self._to_multiple(batches, count, spare if place else None, takeover.carried).rest(count * done)
             if place + 1 < len(ranks):
-                batches += [[index] for index in spare]
+                batches = batches.joined([[index] for index in spare])
                 spare = []
         return batches, spare
 
@@ -223,7 +223,7 @@ class BatchSampler(Sampler[list[Item]]):
         return Takeover(epoch, carried=items) if items else None
 
     def _item(self, takeover: Takeover, index: int) -> Item:
-        total = len(self._keys[0])
+        total = len(self._cells)
         return (takeover.epoch, index) if index < total else takeover.carried[index - total]
 
     def state_dict(self, epoch: int) -> dict[str, Any]:
@@ -250,37 +250,34 @@ class BatchSampler(Sampler[list[Item]]):
 
     def _to_multiple(
         self,
-        batches: list[list[int]],
+        batches: _Batches,
         count: int,
         spare: list[int] | None = None,
         carried: Sequence[Item] = (),
-    ) -> list[list[int]]:
+    ) -> _Batches:
         """Split (or join) from the end until `count` divides the number of batches.
 
         Args:
-            batches: changed in place.
+            batches: of the epoch, or what is left of it.
             count: ranks.
             spare: gets the items that cannot be dealt in equal counts; None refuses them.
             carried: what the items from N on are.
         """
-        place = len(batches) - 1
-        while len(batches) % count and place >= 0:
-            size = len(batches[place])
-            if size > 1:
-                batches.append(batches[place][size // 2 :])
-                batches[place] = batches[place][: size // 2]
-            place -= 1
-        if len(batches) % count and any(len(batch) > 1 for batch in batches):
-            return self._to_multiple(batches, count, spare, carried)
-        total, groups = len(self._keys[0]), self._keys[2]
+        while len(batches) % count and (large := batches.last_large(-len(batches) % count)).size:
+            batches = batches.halved(large)
+        if not len(batches) % count:
+            return batches
+        # Each batch is one item: as many are left as do not go round.
+        total, groups = len(self._cells), self._groups
 
         def group(batch: list[int]) -> int:
             return groups[batch[0] if batch[0] < total else carried[batch[0] - total][1]]
 
-        while len(batches) % count:
-            single = batches.pop()
-            partner = next((batch for batch in reversed(batches) if group(batch) == group(single)), None)
-            if partner is not None and len(batches) >= count:
+        listed = list(batches)
+        while len(listed) % count:
+            single = listed.pop()
+            partner = next((batch for batch in reversed(listed) if group(batch) == group(single)), None)
+            if partner is not None and len(listed) >= count:
                 partner.extend(single)
             elif spare is not None:
                 spare.extend(single)
@@ -290,7 +287,7 @@ class BatchSampler(Sampler[list[Item]]):
                     f"{what} utterances cannot be dealt to {count} processes in equal counts;"
                     " use fewer processes or more utterances"
                 )
-        return batches
+        return _Batches.of(listed)
 
     def __len__(self) -> int:
         """Batches of each rank in the epoch; of one taken over, with those that count as done."""
@@ -298,43 +295,138 @@ class BatchSampler(Sampler[list[Item]]):
         known = self._takeover
         key = (count, known)
         if key not in self._counts:
-            batches = self.plan(0) if known is None else self._rest(known, count)[0]
+            batches = self._rest(Takeover(0) if known is None else known, count)[0]
             self._counts[key] = len(batches) // count
         return self._counts[key] + (0 if known is None else known.begin)
 
-    @property
-    def fingerprint(self) -> str:
-        """Names the items and the cuts: equal where `plan` is."""
-        content = b"".join(np.ascontiguousarray(key).tobytes() for key in (*self._keys, np.asarray(self._bounds)))
-        return hashlib.sha256(content).hexdigest()[:16]
-
     def __iter__(self) -> Iterator[list[Item]]:
         known = self._takeover if self._takeover is not None else Takeover(self.epoch)
-        mine = self._rest(known, self.world_size)[0][self.rank :: self.world_size]
-        return iter(
-            [[self._item(known, index) for index in batch] for batch in mine[max(self.start - known.begin, 0) :]]
+        world_size = self.world_size
+        batches = self._rest(known, world_size)[0]
+        first = self.rank + max(self.start - known.begin, 0) * world_size
+        mine = range(first, len(batches), world_size)
+        # One at a time: a million pairs weigh more than all else.
+        return ([self._item(known, index) for index in batches[place]] for place in mine)
+
+
+class _Batches(Sequence[list[int]]):
+    """Batches as runs of items.
+
+    Args:
+        items: (n,) items.
+        begin, end: (batches,) the run of each batch.
+    """
+
+    def __init__(self, items: np.ndarray, begin: np.ndarray, end: np.ndarray) -> None:
+        self._items, self._begin, self._end = items, begin, end
+
+    @classmethod
+    def of(cls, batches: Sequence[list[int]]) -> _Batches:
+        """From lists."""
+        end = np.cumsum([len(batch) for batch in batches], dtype=np.int64)
+        items = np.array([index for batch in batches for index in batch], np.int64)
+        return cls(items, np.concatenate([[0], end[:-1]]).astype(np.int64) if len(end) else end, end)
+
+    def __len__(self) -> int:
+        return len(self._begin)
+
+    def __getitem__(self, place: int) -> list[int]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        return self._items[self._begin[place] : self._end[place]].tolist()
+
+    def rest(self, done: int) -> _Batches:
+        """Without the first `done` batches."""
+        return _Batches(self._items, self._begin[done:], self._end[done:])
+
+    def joined(self, others: Sequence[list[int]], before: bool = False) -> _Batches:
+        """With `others` behind these, or before them."""
+        if not others:
+            return self
+        first, second = _Batches.of(others), self
+        if not before:
+            first, second = second, first
+        count = len(first._items)
+        return _Batches(
+            np.concatenate([first._items, second._items]),
+            np.concatenate([first._begin, second._begin + count]),
+            np.concatenate([first._end, second._end + count]),
         )
+
+    def last_large(self, count: int) -> np.ndarray:
+        """Places of the last batches of more than one item, at most `count`, from the end."""
+        return np.flatnonzero(self._end - self._begin > 1)[::-1][:count]
+
+    def halved(self, places: np.ndarray) -> _Batches:
+        """The batches of `places` are cut in two; the second halves go to the end, in the order of `places`."""
+        middle = self._begin[places] + (self._end[places] - self._begin[places]) // 2
+        end = self._end.copy()
+        end[places] = middle
+        return _Batches(self._items, np.concatenate([self._begin, middle]), np.concatenate([end, self._end[places]]))
+
+
+def _parts(count: int) -> Iterator[slice]:
+    """Items a block at a time: what is computed of them weighs little beside them."""
+    return (slice(start, start + _BLOCK) for start in range(0, count, _BLOCK))
+
+
+def _cell_ends(length: np.ndarray, batch_seconds: float | None) -> np.ndarray:
+    """(n,) seconds -> (n,) upper ends of their cells. Oversized and nearly oversized items keep their own length, so
+    that a cell's end never breaks the budget."""
+    cell = np.ceil(np.log(np.maximum(length, _SHORTEST) / _SHORTEST) / np.log(_GROWTH) - 1e-9)
+    end = np.minimum(_SHORTEST * _GROWTH**cell, batch_seconds or np.inf)
+    return np.where(length > end, length, np.where(length > 0, end, 0))
+
+
+def _step_ends(tokens: np.ndarray, batch_tokens: int) -> np.ndarray:
+    step = np.ceil(np.log(np.maximum(tokens, 1)) / np.log(1.1) - 1e-9)
+    return np.maximum(tokens, np.minimum(np.floor(1.1**step), batch_tokens))
 
 
 def _cut(
-    seconds: np.ndarray, tokens: np.ndarray, group: np.ndarray, max_seconds: float | None, max_tokens: float | None,
-    max_size: int | None,
-) -> list[tuple[int, int]]:  # fmt: skip
-    """Cut sorted items into runs whose padded size keeps the budgets."""
+    order: np.ndarray, seconds: np.ndarray, tokens: np.ndarray, group: np.ndarray, max_seconds: float | None,
+    max_tokens: float | None, max_size: int | None,
+) -> np.ndarray:  # fmt: skip
+    """Cut items in order into runs whose padded size keeps the budgets: (batches, 2), where each begins and ends."""
     limit_seconds, limit_tokens = max_seconds or np.inf, max_tokens or np.inf
-    limit_size = max_size or len(seconds)
-    bounds = []
+    limit_size = max_size or len(order)
+    cuts = array("q", [0])
     begin, longest, most = 0, 0.0, 0.0
-    for place, (length, count, label) in enumerate(zip(seconds.tolist(), tokens.tolist(), group.tolist())):
-        size = place - begin + 1
-        new_longest, new_most = max(longest, length), max(most, count)
-        full = size > limit_size or size * new_longest > limit_seconds * (1 + 1e-9) or size * new_most > limit_tokens
-        if place > begin and (full or label != group[begin]):
-            bounds.append((begin, place))
-            begin, new_longest, new_most = place, length, count
-        longest, most = new_longest, new_most
-    bounds.append((begin, len(seconds)))
-    return bounds
+    place, first = -1, int(group[order[0]])
+    for part in _parts(len(order)):
+        some = order[part]
+        for length, count, label in zip(seconds[some].tolist(), tokens[some].tolist(), group[some].tolist()):
+            place += 1
+            size = place - begin + 1
+            new_longest, new_most = max(longest, length), max(most, count)
+            full = (
+                size > limit_size or size * new_longest > limit_seconds * (1 + 1e-9) or size * new_most > limit_tokens
+            )
+            if place > begin and (full or label != first):
+                cuts.append(place)
+                begin, new_longest, new_most, first = place, length, count, label
+            longest, most = new_longest, new_most
+    ends = np.array([*cuts[1:], len(order)], np.int64)
+    return np.stack([np.array(cuts, np.int64), ends], 1)
+
+
+def _fingerprint(*content: np.ndarray) -> str:
+    found = hashlib.sha256()
+    for one in content:
+        found.update(np.ascontiguousarray(one).data)
+    return found.hexdigest()[:16]
+
+
+def _ranks(keys: tuple[np.ndarray, ...], order: np.ndarray) -> np.ndarray:
+    """(N,) int32: one number in place of several keys that `order` sorts by."""
+    ranks = np.empty(len(order), np.int32)
+    rank, before = 0, order[:1]
+    for part in _parts(len(order)):
+        some = np.concatenate([before, order[part]])
+        new = np.zeros(len(some) - 1, bool)
+        for key in keys:
+            new |= np.diff(key[some]) != 0
+        ranks[some[1:]] = rank + np.cumsum(new)
+        rank, before = int(ranks[some[-1]]), some[-1:]
+    return ranks
 
 
 def _is_distributed() -> bool:

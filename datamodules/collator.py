@@ -132,7 +132,7 @@ class Collator:
         waveform = change_speed(self._waveform(utterance, utterance.audio, self.frontend.sample_rate), utterance.speed)
         features = self.frontend(waveform)
         if self.cache is not None and key is not None:
-            self.cache.put(key, features)
+            features = self.cache.put(key, features)
         return features, len(waveform) / self.frontend.sample_rate if seconds is None else seconds
 
     def _waveform(self, utterance: Utterance, path: str | None, sample_rate: int = SAMPLE_RATE) -> Tensor:

@@ -10,7 +10,7 @@ import logging
 import math
 import signal
 import zlib
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -24,16 +24,19 @@ from torch.utils.data import Dataset
 
 from ..components.errors import UserError
 from ..components.roles import Frontend, Tokenizer
-from .audio import AudioError, audio_seconds
+from .audio import audio_seconds
 from .batching import BatchSampler, Item
-from .collator import FROM_SPEECH, TASKS, Collator
-from .feature_cache import FeatureCache
+from .collator import TASKS, Collator
+from .feature_cache import CacheDtype, FeatureCache
 from .loader import ResumableLoader
-from .manifest import Manifest, Utterance, read_manifest
+from .manifest import Utterance
+from .rows import Rows, open_rows
+from .selection import Items, Limits, Selection, measure_files, select
 from .spoken_phrases import SpokenPhrases
 
 _log = logging.getLogger(__name__)
 _SHOWN = 5
+_LANGUAGES = ("src_lang", "tgt_lang")
 
 
 def _outlive_signals(worker: int) -> None:
@@ -46,7 +49,7 @@ def _outlive_signals(worker: int) -> None:
 class _Utterances(Dataset[Utterance]):
     """(epoch, index) -> utterance, with the speed that this epoch plays it at."""
 
-    def __init__(self, items: list[Utterance], speeds: Sequence[float], seed: int) -> None:
+    def __init__(self, items: Sequence[Utterance], speeds: Sequence[float], seed: int) -> None:
         self.items, self.speeds, self.seed = items, speeds, seed
 
     def __len__(self) -> int:
@@ -84,7 +87,9 @@ class SpeechTranslationData(LightningDataModule):
         speed_perturb: factors, one of which is drawn for each (seed, epoch, id) in training; [] is none. Batches are
             planned for the slowest.
         num_workers: processes that read data; 0 reads in the training process.
-        cache_dir: folder of the feature cache; None computes features each time.
+        cache_dir: folder of the feature cache, and of the columns of large manifests; None computes features and reads
+            manifests each time.
+        cache_dtype: float16 halves the feature cache; features are rounded to it, also when they are fresh.
         seed: of the order of batches and of the speeds.
 
     Attributes:
@@ -116,6 +121,7 @@ class SpeechTranslationData(LightningDataModule):
         speed_perturb: Sequence[float] = (),
         num_workers: int = 0,
         cache_dir: str | None = None,
+        cache_dtype: CacheDtype = "float32",
         seed: int = 1,
     ) -> None:
         super().__init__()
@@ -142,7 +148,9 @@ class SpeechTranslationData(LightningDataModule):
         self.budget = {"batch_seconds": batch_seconds, "batch_tokens": batch_tokens, "batch_size": batch_size}
         self.min_seconds, self.max_seconds, self.max_tokens = min_seconds, max_seconds, max_tokens
         self.speed_perturb = tuple(float(factor) for factor in speed_perturb)
-        self.num_workers, self.cache_dir, self.seed = num_workers, cache_dir, seed
+        self.num_workers, self.seed = num_workers, seed
+        self.cache_dir = cache_dir
+        self.cache_dtype: CacheDtype = cache_dtype
         self.needs: frozenset[str] = _NEEDS
         self.longest_seconds: float | None = None
         self.dropped: dict[str, dict[str, list[str]]] = {}
@@ -150,9 +158,10 @@ class SpeechTranslationData(LightningDataModule):
         if corpus is None:
             named = {"train": train, "valid": valid, **(test or {})}
             self._paths = {split: path for split, path in named.items() if path}
-        self._rows: dict[str, Manifest] = {}
+        self._rows: dict[str, Rows] = {}
         self._units: dict[str, np.ndarray] | None = None
         self._seconds: dict[str, float] = {}
+        self._measured: dict[tuple[str, str], np.ndarray] = {}
 
     # Reading
 
@@ -173,7 +182,7 @@ class SpeechTranslationData(LightningDataModule):
         """Names that `rows`, `texts` and `loader` take; also `test`, for the first test set."""
         return self.corpus.splits if self.corpus is not None else tuple(self._paths)
 
-    def rows(self, split: str) -> Manifest:
+    def rows(self, split: str) -> Rows:
         """The manifest of a split, as written. Raises UserError for an unknown split or a faulty manifest."""
         split = self._resolve(split)
         if split not in self._rows:
@@ -182,15 +191,16 @@ class SpeechTranslationData(LightningDataModule):
                 path: str | Path = self.corpus.manifests()[split]
             else:
                 path = self._paths[split]
-            rows = self._rows[split] = read_manifest(path)
+            rows = open_rows(path, self.cache_dir)
             if rows.extra:
                 keys = ", ".join(f"{key!r} ({count})" for key, count in rows.extra.most_common(_SHOWN))
                 _say(f"{path}: ignored {len(rows.extra)} unknown key{'s' if len(rows.extra) > 1 else ''}: {keys}")
-            if any(row.split == split for row in rows):  # one manifest for several splits
-                own = [row for row in rows if row.split == split]
+            own = rows.of_split(split)
+            if own:  # one manifest for several splits
                 if len(own) < len(rows):
                     _say(f"{path}: {len(own)} of {len(rows)} rows are of the split {split}")
-                self._rows[split] = Manifest(own, extra=rows.extra)
+                rows = own
+            self._rows[split] = rows
         return self._rows[split]
 
     def _resolve(self, split: str) -> str:
@@ -205,16 +215,14 @@ class SpeechTranslationData(LightningDataModule):
 
     def languages(self) -> tuple[str, ...]:
         """All language codes of all splits, sorted."""
-        found = set()
-        for split in self.splits():
-            for row in self.rows(split):
-                found |= {row.src_lang, row.tgt_lang}
+        found = {name for split in self.splits() for key in _LANGUAGES for name in self.rows(split).labels(key)}
         return tuple(sorted(found - {""}))
 
     def texts(self, split: str = "train") -> Iterator[str]:
         """Source and target texts of a split, for training a tokenizer."""
-        for row in self.rows(split):
-            yield from (text for text in (row.src_text, row.tgt_text) if text)
+        rows = self.rows(split)
+        for pair in zip(rows.texts("src_text"), rows.texts("tgt_text")):
+            yield from filter(None, pair)
 
     def statistics(self) -> dict[str, dict[str, Any]]:
         """Split -> utterances, hours, shortest and longest (seconds), words a side, languages, speakers."""
@@ -270,7 +278,8 @@ class SpeechTranslationData(LightningDataModule):
         needs = self.needs if needs is None else frozenset(needs)
         cache = None
         if self.cache_dir is not None and self.frontend is not None and "speech" in needs:
-            cache = FeatureCache(Path(self.cache_dir) / "features", self.frontend.fingerprint)
+            cache = FeatureCache(Path(self.cache_dir) / "features", self.frontend.fingerprint, self.cache_dtype)
+            cache.join()
         return Collator(
             self.frontend,
             self.tokenizer,
@@ -282,9 +291,7 @@ class SpeechTranslationData(LightningDataModule):
 
     def speakers(self) -> dict[str, int]:
         """Speaker label -> index, over the training data, sorted."""
-        return {
-            name: place for place, name in enumerate(sorted({row.speaker for row in self.rows("train") if row.speaker}))
-        }
+        return {name: place for place, name in enumerate(sorted(self.rows("train").labels("speaker") - {""}))}
 
     def _loader(
         self,
@@ -299,7 +306,7 @@ class SpeechTranslationData(LightningDataModule):
         needs = self.needs if needs is None else needs
         items, speeds, sampler = self._sampler(split, training, keep_all, tasks, needs, budget)
         if sampler.oversized:
-            over = [items[index].id for index in sampler.oversized]
+            over = items.ids(sampler.oversized)
             _say(
                 f"{split}: {_count(over)} alone exceed the budget of a batch; each is a batch of its own: {_few(over)}"
             )
@@ -320,7 +327,7 @@ class SpeechTranslationData(LightningDataModule):
             loader.begun = lambda: self._begun(sampler)
         return loader
 
-    def plan(self, needs: Iterable[str], world_size: int = 1) -> tuple[list[Utterance], list[list[int]], list[int]]:
+    def plan(self, needs: Iterable[str], world_size: int = 1) -> tuple[Items, list[list[int]], list[int]]:
         """What training would read: its utterances with their seconds, the batches of the first epoch over all ranks,
         as indices, and those that exceed a budget alone. Reads the manifest and headers of audio, no audio."""
         items, _, sampler = self._sampler("train", True, False, None, frozenset(needs), None, world_size)
@@ -335,107 +342,66 @@ class SpeechTranslationData(LightningDataModule):
         needs: frozenset[str],
         budget: dict[str, Any] | None,
         world_size: int | None = None,
-    ) -> tuple[list[Utterance], Sequence[float], BatchSampler]:
+    ) -> tuple[Items, Sequence[float], BatchSampler]:
         """Utterances, the speeds they are played at, and which of them form batches."""
         budget = budget or self.budget
-        items, seconds, tokens = self._items(split, keep_all, tasks or self.tasks, needs, budget)
+        chosen = self._select(split, keep_all, tasks or self.tasks, needs, budget)
         speeds = self.speed_perturb if training else ()
-        if speeds:
-            seconds = [value / min(speeds) for value in seconds]
         sampler = BatchSampler(
-            seconds=seconds,
-            tokens=tokens,
-            groups=[item.task for item in items],
+            seconds=chosen.seconds / min(speeds) if speeds else chosen.seconds,
+            tokens=chosen.tokens,
+            groups=chosen.items.groups(),
             shuffle=training,
             seed=self.seed,
             world_size=world_size,
             name=split,
             **budget,
         )
-        return items, speeds, sampler
+        return chosen.items, speeds, sampler
 
-    def _items(
+    def _select(
         self, split: str, keep_all: bool, tasks: tuple[str, ...], needs: frozenset[str], budget: dict[str, Any]
-    ) -> tuple[list[Utterance], list[float], list[int] | None]:
+    ) -> Selection:
         """Utterances with their task, seconds and tokens, without those that cannot be used."""
         counted = budget["batch_tokens"] is not None or (self.max_tokens is not None and not keep_all)
         if counted and self.tokenizer is None:
             raise UserError("batch_tokens and max_tokens count tokens: give the data a tokenizer")
         units = self._read_units() if "units" in needs else {}
         slowest = min(self.speed_perturb, default=1.0) if split == "train" else 1.0
-        items, seconds, tokens = [], [], []
-        dropped: dict[str, list[str]] = defaultdict(list)
-        for row in self.rows(split):
-            for task in tasks:
-                item = _asked(row, task)
-                reason, length, count = self._judge(item, needs, keep_all, units, counted, slowest)
-                if reason:
-                    dropped[reason].append(item.id)
-                else:
-                    items.append(
-                        item if item.duration is not None or not item.audio else replace(item, duration=length)
-                    )
-                    seconds.append(length)
-                    tokens.append(count)
-        self.dropped[split] = dict(dropped)
-        total = len(self.rows(split)) * len(tasks)
-        for reason, ids in dropped.items():
+        rows = self.rows(split)
+        chosen = select(
+            rows,
+            tasks,
+            needs,
+            limits=None
+            if keep_all
+            else Limits(self.min_seconds, self.max_seconds, self.longest_seconds, slowest, self.max_tokens),
+            units=units,
+            count=(lambda key, places: self._count_tokens(rows, key, places)) if counted else None,
+            measure=lambda key, places: self._measure_rows(rows, split, key, places),
+        )
+        self.dropped[split] = chosen.dropped
+        total = len(rows) * len(tasks)
+        for reason, ids in chosen.dropped.items():
             _say(f"{split}: dropped {len(ids)} of {total}, {reason}: {_few(ids)}")
-        if not items:
-            reasons = "; ".join(f"{len(ids)} {reason}" for reason, ids in dropped.items())
+        if not len(chosen.items):
+            reasons = "; ".join(f"{len(ids)} {reason}" for reason, ids in chosen.dropped.items())
             raise UserError(f"{split}: none of {total} utterances can be used: {reasons}")
-        return items, seconds, tokens if counted else None
+        return chosen
 
-    def _judge(
-        self,
-        item: Utterance,
-        needs: frozenset[str],
-        keep_all: bool,
-        units: dict[str, np.ndarray],
-        counted: bool,
-        slowest: float,
-    ) -> tuple[str, float, int]:
-        """Why an item is dropped ("" if it is not), seconds to plan with, tokens."""
-        spoken = item.task in FROM_SPEECH
-        reads_speech = spoken and "speech" in needs
-        if reads_speech and not item.audio:
-            return "no audio", 0, 0
-        if not spoken and not item.src_text:
-            return "no source text", 0, 0
-        if "target" in needs and not item.tgt_text and not keep_all:
-            return "no target text", 0, 0
-        if "target_speech" in needs and not item.tgt_audio:
-            return "no target audio", 0, 0
-        if "units" in needs and item.id not in units:
-            return "no units", 0, 0
-        length = 0.0
-        try:
-            if reads_speech:
-                length = item.duration or self._measure(item.audio)
-            elif "target_speech" in needs:
-                length = self._measure(item.tgt_audio)
-            elif "units" in needs:
-                length = 0.02 * len(units[item.id])
-        except AudioError as error:
-            return f"unreadable audio ({error})", 0, 0
-        if length and not keep_all:
-            if length < self.min_seconds:
-                return f"shorter than {self.min_seconds:g} s", 0, 0
-            if self.max_seconds is not None and length > self.max_seconds:
-                return f"longer than {self.max_seconds:g} s", 0, 0
-            longest = self.longest_seconds
-            if reads_speech and longest is not None and length / slowest > longest:
-                speed = f" at {slowest:g} times the speed" if slowest < 1 else ""
-                return f"longer than {longest:g} s{speed}, the most that the model takes", 0, 0
-        count = 0
-        if counted:
-            assert self.tokenizer is not None
-            count = len(self.tokenizer.encode(item.tgt_text)) + 3
-            if not spoken:
-                count = max(count, len(self.tokenizer.encode(item.src_text)) + 2)
-            if self.max_tokens is not None and count > self.max_tokens and not keep_all:
-                return f"more than {self.max_tokens} tokens", 0, 0
-        return "", length, count
+    def _count_tokens(self, rows: Rows, key: str, places: np.ndarray) -> np.ndarray:
+        assert self.tokenizer is not None
+        encode = self.tokenizer.encode
+        return np.fromiter((len(encode(rows.text(key, int(place)))) for place in places), np.int64, len(places))
+
+    def _measure_rows(self, rows: Rows, split: str, key: str, places: np.ndarray) -> tuple[np.ndarray, dict[int, str]]:
+        """As `measure_files`; a file that could be read is not read again."""
+        known = self._measured.setdefault((split, key), np.full(len(rows), np.nan))
+        new = places[np.isnan(known[places])]
+        seconds, wrong = measure_files(rows, key, new)
+        good = ~np.isin(new, list(wrong))
+        known[new[good]] = seconds[good]
+        return np.nan_to_num(known[places]), wrong
 
     def _measure(self, path: str | None) -> float:
         assert path is not None
@@ -552,29 +518,30 @@ def _processes(count: int) -> str:
     return f"{count} process{'' if count == 1 else 'es'}"
 
 
-def describe(rows: Sequence[Utterance]) -> dict[str, Any]:
+def describe(rows: Iterable[Utterance]) -> dict[str, Any]:
     """Size of a manifest: utterances, hours, shortest and longest (seconds), words a side, languages, speakers."""
-    seconds = [row.duration for row in rows if row.duration is not None]
-    pairs = Counter(f"{row.src_lang}-{row.tgt_lang}" if row.tgt_lang else row.src_lang for row in rows)
+    count, words = 0, [0, 0]
+    seconds: list[float] = []
+    pairs: Counter[str] = Counter()
+    speakers: set[str] = set()
+    for row in rows:
+        count += 1
+        if row.duration is not None:
+            seconds.append(row.duration)
+        pairs[f"{row.src_lang}-{row.tgt_lang}" if row.tgt_lang else row.src_lang] += 1
+        words = [words[0] + len(row.src_text.split()), words[1] + len(row.tgt_text.split())]
+        if row.speaker:
+            speakers.add(row.speaker)
     return {
-        "utterances": len(rows),
+        "utterances": count,
         "hours": round(math.fsum(seconds) / 3600, 3),
         "shortest": min(seconds, default=None),
         "longest": max(seconds, default=None),
-        "src_words": sum(len(row.src_text.split()) for row in rows),
-        "tgt_words": sum(len(row.tgt_text.split()) for row in rows),
+        "src_words": words[0],
+        "tgt_words": words[1],
         "languages": dict(sorted(pairs.items())),
-        "speakers": len({row.speaker for row in rows if row.speaker}),
+        "speakers": len(speakers),
     }
-
-
-def _asked(row: Utterance, task: str) -> Utterance:
-    """The row as one task sees it."""
-    if task == "asr":
-        return replace(row, task=task, tgt_lang=row.src_lang, tgt_text=row.src_text, tgt_audio=None)
-    if task in FROM_SPEECH:
-        return replace(row, task=task)
-    return replace(row, task=task, audio=None, duration=None)
 
 
 def _few(ids: list[str]) -> str:

@@ -52,7 +52,9 @@ class Utterance:
 
 
 KEYS = tuple(item.name for item in fields(Utterance) if item.name not in ("task", "speed"))
-_PATHS = ("audio", "tgt_audio")
+PATHS = ("audio", "tgt_audio")
+"""Keys whose values are relative to the folder of the manifest."""
+_PLAIN = frozenset(KEYS) - {"duration", "src_text", "tgt_text"}
 _ALIASES = {"lang": "src_lang", "text": "src_text"}
 
 
@@ -113,35 +115,51 @@ def read_manifest(path: str | Path, *, max_faults: int = 20) -> Manifest:
 def scan_manifest(path: str | Path) -> Scan:
     """Read a manifest and keep going at faults. Raises UserError where the file cannot be read at all."""
     path = Path(path)
-    readers = {".jsonl": _json_rows, ".tsv": _tsv_rows}
-    if path.suffix not in readers:
-        raise UserError(f"{path}: expected a manifest that ends in {' or '.join(readers)}")
+    if path.suffix not in _READERS:
+        raise UserError(f"{path}: expected a manifest that ends in {' or '.join(_READERS)}")
     if not path.is_file():
         raise UserError(f"{path}: no such manifest")
     scan = Scan()
     first: dict[str, int] = {}
+    for line, values, good in manifest_rows(path, scan):
+        if values.get("id") in first:
+            message = f"{values['id']!r} was used on line {first[values['id']]}; ids must be unique"
+            scan.faults.append(Fault(line, "id", message))
+            continue
+        if not good:
+            continue
+        first[values["id"]] = line
+        for key in PATHS:
+            if key in values:
+                values[key] = str(path.parent / values[key])
+        scan.utterances.append(Utterance(**values))
+        scan.lines.append(line)
+    return scan
+
+
+def manifest_rows(path: Path, scan: Scan) -> Iterator[tuple[int, dict[str, Any], bool]]:
+    """Line number and values of each row, and whether it is without fault; audio paths are as they are written, and
+    ids are not compared.
+
+    Args:
+        path: a `.jsonl` or `.tsv` file that exists.
+        scan: gets the faults and the unknown keys.
+
+    Raises:
+        UserError: the file is no text.
+    """
     try:
-        for line, row in readers[path.suffix](path):
+        for line, row in _READERS[path.suffix](path):
             if isinstance(row, str):
                 scan.faults.append(Fault(line, "", row))
                 continue
             before = len(scan.faults)
             values = _check(line, row, scan)
-            if values.get("id") in first:
-                message = f"{values['id']!r} was used on line {first[values['id']]}; ids must be unique"
-                scan.faults.append(Fault(line, "id", message))
-            if len(scan.faults) == before:
-                first[values["id"]] = line
-                for key in _PATHS:
-                    if values.get(key):
-                        values[key] = str(path.parent / values[key])
-                scan.utterances.append(Utterance(**values))
-                scan.lines.append(line)
+            yield line, values, len(scan.faults) == before
     except UnicodeDecodeError as error:
         raise UserError(
             f"{path}: not UTF-8 text ({error.reason} at byte {error.start}); save the manifest as UTF-8"
         ) from None
-    return scan
 
 
 def write_manifest(path: str | Path, utterances: Iterable[Utterance]) -> None:
@@ -150,7 +168,7 @@ def write_manifest(path: str | Path, utterances: Iterable[Utterance]) -> None:
     rows = []
     for utterance in utterances:
         row = {key: value for key in KEYS if (value := getattr(utterance, key)) not in (None, "")}
-        for key in _PATHS:
+        for key in PATHS:
             if key in row and Path(row[key]).is_relative_to(path.parent):
                 row[key] = Path(row[key]).relative_to(path.parent).as_posix()
         rows.append(row)
@@ -202,6 +220,9 @@ def _tsv_rows(path: Path) -> Iterator[tuple[int, dict[str, Any] | str]]:
             yield number, {key: value for key, value in zip(header, values) if value != ""}
 
 
+_READERS = {".jsonl": _json_rows, ".tsv": _tsv_rows}
+
+
 def _check(line: int, row: dict[str, Any], scan: Scan) -> dict[str, Any]:
     """The row's values in their types; faults and unknown keys go into `scan`."""
 
@@ -210,6 +231,9 @@ def _check(line: int, row: dict[str, Any], scan: Scan) -> dict[str, Any]:
 
     values: dict[str, Any] = {}
     for name, value in row.items():
+        if name in _PLAIN and type(value) is str:
+            values[name] = value
+            continue
         key = _ALIASES[name] if name in _ALIASES and _ALIASES[name] not in row else name
         if key not in KEYS:
             scan.extra[key] += 1
@@ -229,6 +253,9 @@ def _check(line: int, row: dict[str, Any], scan: Scan) -> dict[str, Any]:
             fault(key, f"expected text, got {value!r}")
         else:
             values[key] = value.strip() if key.endswith("text") else value
+    get = values.get
+    if get("id") and get("src_lang") and (get("audio") or get("src_text")) and (get("tgt_lang") or not get("tgt_text")):
+        return values if all(values.values()) else {key: value for key, value in values.items() if value != ""}
     missing = [
         key
         for key in ("id", "src_lang")

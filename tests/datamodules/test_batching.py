@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
+import random
 import socket
 import time
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -74,6 +78,51 @@ def test_plan_is_frozen():
     """A change here breaks the resume of runs made by earlier versions."""
     sampler = BatchSampler(seconds=[1, 2, 3, 4, 5, 6, 7, 8], batch_size=2, seed=1)
     assert sampler.plan(0) == [[2, 3], [6, 7], [4, 5], [0, 1]]
+
+
+def test_many_plans_are_frozen():
+    """As planned before batches were runs of arrays: cuts, order, deals to ranks and takeovers."""
+    assert fingerprint_of_many(BatchSampler) == "501afe343ce90d74"
+
+
+def fingerprint_of_many(Sampler):
+    pick, found = random.Random(0), hashlib.sha256()
+    for _ in range(80):
+        count, world_size = pick.choice([1, 3, 9, 60, 150]), pick.choice([1, 2, 3, 8])
+        options = {
+            "seconds": [pick.choice([0.0, pick.uniform(0.05, 30)]) for _ in range(count)],
+            "tokens": [pick.randint(0, 90) for _ in range(count)],
+            "groups": [pick.choice(["s2tt", "asr", "t2tt"]) for _ in range(count)] if pick.random() < 0.5 else None,
+            "batch_seconds": pick.choice([None, 5.0, 40.0]),
+            "batch_tokens": pick.choice([None, 50, 300]),
+            "batch_size": pick.choice([1, 2, 5, 50]),
+            "shuffle": pick.random() < 0.7,
+            "seed": pick.randint(0, 5),
+        }
+        sampler = Sampler(**options, rank=0, world_size=world_size)
+        known = [sampler.fingerprint, sampler.oversized]
+        try:
+            known += [len(sampler), sampler.plan(0), sampler.plan(1), list(sampler)]
+            sampler._world_size = pick.choice([1, 2, 5])
+            known.append(sampler.take_over(0, world_size, pick.randint(0, 4), pick.randint(0, 3)))
+            known += [list(sampler), len(sampler), sampler.state_dict(0)]
+            sampler.seek(1, 0, world_size)
+            known += [list(sampler), sampler.state_dict(1)]
+        except UserError as error:
+            known.append(str(error))
+        found.update(json.dumps(known).encode())
+    return found.hexdigest()[:16]
+
+
+def test_a_sampler_of_many_items_keeps_few_bytes_of_each():
+    sampler = BatchSampler(seconds=np.full(50_000, 1.5), batch_size=20, world_size=1, rank=0)
+    kept = [value for value in vars(sampler).values() if isinstance(value, np.ndarray)]
+    assert sum(value.nbytes for value in kept) < 10 * 50_000
+    batches = iter(sampler)
+    tracemalloc.start()
+    assert len(next(batches)) == 20
+    assert tracemalloc.get_traced_memory()[0] < 100_000  # the batches behind it are not made yet
+    tracemalloc.stop()
 
 
 def test_evaluation_keeps_one_order_longest_first():

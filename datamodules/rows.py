@@ -1,0 +1,326 @@
+"""Rows of a manifest as columns: an `Utterance` is made of a row when it is touched.
+
+A large manifest is read once; its columns are kept in a file beside others of the cache folder and mapped by every
+process that trains on it. They are made anew when the manifest changes. Letters: N rows.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import os
+import time
+import warnings
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import islice
+from pathlib import Path, PurePath
+from typing import Any, overload
+
+import numpy as np
+
+from .array_file import Arrays, Spill, Texts, kept
+from .manifest import KEYS, PATHS, Scan, Utterance, manifest_rows, read_manifest, scan_manifest
+
+WORTH_KEEPING = 1 << 20
+"""Bytes of a manifest from which on its columns are kept on disk: smaller ones are read in the time that takes."""
+_FORMAT = 1
+_BLOCK = 8192  # rows that are turned into columns at a time
+_TABLE = 1 << 16  # labels that are kept as text, once read
+_SETTLED = 2_000_000_000  # ns: a file that is younger may change again without a new time
+_TEXTS = ("id", "audio", "src_text", "tgt_text", "tgt_audio")
+_LABELS = ("src_lang", "tgt_lang", "speaker", "split")
+_FOLDERS = tuple(f"{key}_folder" for key in PATHS)
+
+
+class Labels(Sequence[str]):
+    """(N,) texts of which many are equal: numbers into a table."""
+
+    def __init__(self, codes: np.ndarray, table: Texts, change: Callable[[str], str] = str) -> None:
+        self.codes, self.table = codes, table
+        self._change = change
+        self._known: dict[int, str] = {}
+
+    def __len__(self) -> int:
+        return len(self.codes)
+
+    def __getitem__(self, index: int) -> str:  # pyright: ignore[reportIncompatibleMethodOverride]
+        code = int(self.codes[index])
+        text = self._known.get(code)
+        if text is None:
+            text = self._change(self.table[code])
+            if len(self._known) < _TABLE:
+                self._known[code] = text
+        return text
+
+    def code(self, text: str) -> int:
+        """Number of a text; -1 where no row has it."""
+        return next((code for code in range(len(self.table)) if self.table[code] == text), -1)
+
+
+class Rows(Sequence[Utterance]):
+    """The rows of a manifest, or some of them, in order.
+
+    Args:
+        arrays: the columns.
+        folder: of the manifest.
+        chosen: (n,) which rows; None: all.
+
+    Attributes:
+        extra: how many rows had each of the keys that were ignored.
+    """
+
+    def __init__(self, arrays: Arrays, folder: Path, chosen: np.ndarray | None = None) -> None:
+        self.arrays, self._folder, self.chosen = arrays, folder, chosen
+        self.extra: Counter[str] = Counter(arrays.about["extra"])
+        self._texts = {name: Texts(arrays[name], arrays[f"{name}.ends"]) for name in _TEXTS}
+        self._labels = {
+            name: Labels(
+                arrays[name],
+                Texts(arrays[f"{name}.table"], arrays[f"{name}.table.ends"]),
+                self._absolute if name in _FOLDERS else str,
+            )
+            for name in (*_LABELS, *_FOLDERS)
+        }
+        self._duration = arrays["duration"]
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Rows, (self.arrays, self._folder, self.chosen)
+
+    def __len__(self) -> int:
+        return len(self._duration) if self.chosen is None else len(self.chosen)
+
+    @overload
+    def __getitem__(self, index: int) -> Utterance: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> Rows: ...
+
+    def __getitem__(self, index: int | slice) -> Utterance | Rows:
+        if isinstance(index, slice):
+            return self.take(self.numbers(np.arange(len(self), dtype=np.int32)[index]))
+        count = len(self)
+        if not -count <= index < count:
+            raise IndexError(f"row {index} of {count}")
+        return self._utterance(index % count if self.chosen is None else int(self.chosen[index]))
+
+    def __iter__(self) -> Iterator[Utterance]:
+        places = range(len(self._duration)) if self.chosen is None else self.chosen
+        return (self._utterance(int(place)) for place in places)
+
+    def take(self, chosen: np.ndarray | None) -> Rows:
+        """Some rows, by their (n,) numbers in the manifest."""
+        return Rows(self.arrays, self._folder, chosen)
+
+    def whole(self) -> Rows:
+        """All rows of the manifest."""
+        return self if self.chosen is None else self.take(None)
+
+    def numbers(self, indices: np.ndarray) -> np.ndarray:
+        """Numbers in the manifest of some of these rows."""
+        return indices if self.chosen is None else self.chosen[indices]
+
+    def _utterance(self, place: int) -> Utterance:
+        texts, labels = self._texts, self._labels
+        duration = float(self._duration[place])
+        return Utterance(
+            id=texts["id"][place],
+            audio=self._path("audio", place),
+            duration=None if math.isnan(duration) else duration,
+            src_lang=labels["src_lang"][place],
+            tgt_lang=labels["tgt_lang"][place],
+            src_text=texts["src_text"][place],
+            tgt_text=texts["tgt_text"][place],
+            tgt_audio=self._path("tgt_audio", place),
+            speaker=labels["speaker"][place] or None,
+            split=labels["split"][place],
+        )
+
+    def _path(self, key: str, place: int) -> str | None:
+        name = self._texts[key][place]
+        if not name:
+            return None
+        if name == "." or name.startswith("/"):  # the folder itself, or the root
+            return str(self._folder / name)
+        return self._labels[f"{key}_folder"][place] + name
+
+    def _absolute(self, folder: str) -> str:
+        """A folder as `Path` joins it with the manifest's, with the mark behind it."""
+        if folder.startswith("/"):
+            return folder
+        before = str(self._folder)
+        return folder if before == "." else f"{before.rstrip('/')}/{folder}"
+
+    # Columns of these rows
+
+    def durations(self) -> np.ndarray:
+        """(n,) float64 seconds, NaN where the manifest does not say."""
+        return self._of_these(self._duration)
+
+    def has(self, key: str) -> np.ndarray:
+        """(n,) bool: whether `key`, of a text or a path, is there."""
+        return self._of_these(self._texts[key].sizes() > 0)
+
+    def characters(self, key: str) -> np.ndarray:
+        """(n,) characters of the texts of `key`."""
+        return self._of_these(self._texts[key].characters())
+
+    def texts(self, key: str) -> Iterator[str]:
+        """The texts of `key`, "" where there is none."""
+        texts = self._texts[key]
+        return (texts[int(place)] for place in (range(len(texts)) if self.chosen is None else self.chosen))
+
+    def text(self, key: str, index: int) -> str:
+        """The text of `key` in one row."""
+        return self._texts[key][index if self.chosen is None else int(self.chosen[index])]
+
+    def paths(self, key: str, indices: np.ndarray) -> Iterator[str | None]:
+        """The paths of `key` in some rows."""
+        return (self._path(key, int(place)) for place in self.numbers(indices))
+
+    def labels(self, key: str) -> set[str]:
+        """What there is of `key`, of a language, `speaker` or `split`; "" where a row says nothing."""
+        labels = self._labels[key]
+        return {labels.table[int(code)] for code in np.unique(self._of_these(labels.codes))}
+
+    def of_split(self, split: str) -> Rows:
+        """The rows that say they are of `split`."""
+        labels = self._labels["split"]
+        return self.take(np.flatnonzero(labels.codes == labels.code(split)).astype(np.int32))
+
+    def _of_these(self, column: np.ndarray) -> np.ndarray:
+        return column if self.chosen is None else column[self.chosen]
+
+
+def open_rows(path: str | Path, cache: str | Path | None = None) -> Rows:
+    """Read a manifest as columns, as `read_manifest` reads it as a list.
+
+    Args:
+        path: a `.jsonl` or `.tsv` manifest.
+        cache: folder where the columns of a large manifest are kept for all processes and later starts; None: nowhere.
+
+    Raises:
+        UserError: as `read_manifest`.
+    """
+    path = Path(path)
+    if cache is not None and path.is_file() and path.stat().st_size >= WORTH_KEEPING:
+        name = hashlib.sha256(os.path.realpath(path).encode("utf-8", "surrogateescape")).hexdigest()[:16]
+        folder = Path(cache) / "manifests"
+        try:
+            file = folder / f"{path.stem[:40]}-{name}.rows"
+            return Rows(kept(file, lambda arrays: _is_of(arrays, path), lambda: _columns(path, folder)), path.parent)
+        except OSError as error:
+            warnings.warn(f"{folder}: {error}; the rows of {path} are kept in memory instead", stacklevel=2)
+    about, columns = _columns(path, None)
+    arrays = {name: column.array() if isinstance(column, Spill) else column for name, column in columns.items()}
+    return Rows(Arrays(about, arrays), path.parent)
+
+
+def _is_of(arrays: Arrays, path: Path) -> bool:
+    """Whether columns were made of the manifest as it is."""
+    about = arrays.about
+    if about.get("format") != _FORMAT:
+        return False
+    state = _state(path)
+    if state == about["state"] and about["settled"]:
+        return True
+    return state[0] == about["state"][0] and _digest(path) == about["digest"]
+
+
+def _state(path: Path) -> list[int]:
+    about = path.stat()
+    return [about.st_size, about.st_mtime_ns, about.st_ctime_ns]
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
+
+
+def _columns(path: Path, folder: Path | None) -> tuple[dict[str, Any], Mapping[str, np.ndarray | Spill]]:
+    """What a manifest holds, and its columns; large ones are collected in `folder`, if one is given.
+
+    Raises:
+        UserError: as `read_manifest`.
+    """
+    if path.suffix not in (".jsonl", ".tsv") or not path.is_file():
+        scan_manifest(path)  # says what is wrong
+    state, now = _state(path), time.time_ns()
+    about = {
+        "format": _FORMAT,
+        "manifest": str(path),
+        "state": state,
+        "settled": now - max(state[1:]) > _SETTLED,
+        "digest": _digest(path) if folder is not None else "",
+    }
+    scan = Scan()
+    texts = {name: _TextColumn(folder) for name in _TEXTS}
+    labels = {name: _LabelColumn() for name in (*_LABELS, *_FOLDERS)}
+    durations: list[np.ndarray] = []
+    names: list[np.ndarray] = []
+    rows = (values for _, values, _ in manifest_rows(path, scan))
+    while not scan.faults and (block := list(islice(rows, _BLOCK))):
+        if scan.faults:
+            break
+        ids = [values["id"] for values in block]
+        names.append(np.fromiter(map(hash, ids), np.int64, len(ids)))
+        durations.append(np.array([values.get("duration", math.nan) for values in block], np.float64))
+        texts["id"].add(ids)
+        for key in ("src_text", "tgt_text"):
+            texts[key].add([values.get(key, "") for values in block])
+        for key in _LABELS:
+            labels[key].add([values.get(key, "") for values in block])
+        for key in PATHS:
+            parts = [_parted(values.get(key, "")) for values in block]
+            labels[f"{key}_folder"].add([before for before, _ in parts])
+            texts[key].add([name for _, name in parts])
+    hashes = np.sort(np.concatenate(names)) if names else np.empty(0, np.int64)
+    if scan.faults or not len(hashes) or (hashes[1:] == hashes[:-1]).any():
+        read_manifest(path)  # says what is wrong
+    arrays: dict[str, np.ndarray | Spill] = {"duration": np.concatenate(durations)}
+    for name, column in (*texts.items(), *labels.items()):
+        arrays.update({name + behind: array for behind, array in column.arrays().items()})
+    return {**about, "extra": dict(scan.extra)}, arrays
+
+
+def _parted(path: str) -> tuple[str, str]:
+    """Folder, with the mark behind it, and name of a path, as `Path` would write it."""
+    if "//" in path or "/." in path or path.startswith(".") or path.endswith("/"):
+        path = str(PurePath(path))
+    cut = path.rfind("/") + 1
+    return (path[:cut], path[cut:]) if cut < len(path) else ("", path)
+
+
+class _TextColumn:
+    def __init__(self, folder: Path | None) -> None:
+        self._content = Spill(np.uint8, folder)
+        self._sizes: list[np.ndarray] = []
+
+    def add(self, texts: Sequence[str]) -> None:
+        content = [text.encode("utf-8", "surrogatepass") for text in texts]
+        self._content.add(b"".join(content))
+        self._sizes.append(np.fromiter(map(len, content), np.int64, len(content)))
+
+    def arrays(self) -> dict[str, np.ndarray | Spill]:
+        ends = np.cumsum(np.concatenate(self._sizes)) if self._sizes else np.empty(0, np.int64)
+        small = self._content.num_bytes < 2**32
+        return {"": self._content, ".ends": ends.astype(np.uint32) if small else ends}
+
+
+class _LabelColumn:
+    def __init__(self) -> None:
+        self._table: dict[str, int] = {}
+        self._codes: list[np.ndarray] = []
+
+    def add(self, texts: Sequence[str]) -> None:
+        table = self._table
+        self._codes.append(np.array([table.setdefault(text, len(table)) for text in texts], np.int32))
+
+    def arrays(self) -> dict[str, np.ndarray | Spill]:
+        table = _TextColumn(None)
+        table.add([*self._table])
+        written = table.arrays()
+        return {"": np.concatenate(self._codes), ".table": written[""], ".table.ends": written[".ends"]}
+
+
+assert {"duration", *_TEXTS, *_LABELS} == set(KEYS)

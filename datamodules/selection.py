@@ -1,0 +1,274 @@
+"""Which rows of a manifest a task can use, of what length, and why the others are left out: by whole columns.
+
+Letters: N rows, n utterances.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, overload
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .audio import AudioError, audio_seconds
+from .collator import FROM_SPEECH
+from .manifest import Utterance
+from .rows import Rows
+
+
+class Items(Sequence[Utterance]):
+    """Utterances: rows, each as one task sees it.
+
+    Args:
+        rows: all of a manifest.
+        places: (n,) int32 which of them.
+        tasks: (n,) uint8 numbers into `names`.
+        names: of tasks.
+        measured: (n,) seconds of the files whose rows do not say, NaN elsewhere; None where all say.
+    """
+
+    def __init__(
+        self, rows: Rows, places: np.ndarray, tasks: np.ndarray, names: tuple[str, ...], measured: np.ndarray | None
+    ) -> None:
+        self.rows, self.names = rows, names
+        self._places, self._tasks, self._measured = places, tasks, measured
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # As tensors: what is sent to a worker is memory that both see, and no copy.
+        columns = (self._places, self._tasks, self._measured)
+        return _again, (self.rows, self.names, *(None if one is None else torch.from_numpy(one) for one in columns))
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    @overload
+    def __getitem__(self, index: int) -> Utterance: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> Items: ...
+
+    def __getitem__(self, index: int | slice) -> Utterance | Items:
+        if isinstance(index, slice):
+            measured = None if self._measured is None else self._measured[index]
+            return Items(self.rows, self._places[index], self._tasks[index], self.names, measured)
+        item = as_task(self.rows[int(self._places[index])], self.names[self._tasks[index]])
+        if self._measured is not None and item.audio and item.duration is None:
+            return replace(item, duration=float(self._measured[index]))
+        return item
+
+    def __iter__(self) -> Iterator[Utterance]:
+        return (self[index] for index in range(len(self)))
+
+    def ids(self, indices: Sequence[int]) -> list[str]:
+        """Ids of some utterances."""
+        return [self.rows.text("id", int(self._places[index])) for index in indices]
+
+    def durations(self) -> np.ndarray:
+        """(n,) float64 seconds of the source speech, NaN for text."""
+        seconds = self.rows.durations()[self._places]
+        if self._measured is not None:
+            seconds = np.where(np.isnan(seconds), self._measured, seconds)
+        spoken = np.array([name in FROM_SPEECH for name in self.names])
+        return np.where(spoken[self._tasks], seconds, np.nan)
+
+    def characters(self) -> np.ndarray:
+        """(n,) characters of the longer of the source and the target text."""
+        source = self.rows.characters("src_text")[self._places]
+        target = self.rows.characters("tgt_text")[self._places]
+        repeats = np.array([name == "asr" for name in self.names])
+        return np.where(repeats[self._tasks], source, np.maximum(source, target))
+
+    def groups(self) -> np.ndarray:
+        """(n,) number of each task in the order of their names."""
+        order = sorted(self.names)
+        return np.array([order.index(name) for name in self.names], np.uint8)[self._tasks]
+
+
+@dataclass(frozen=True)
+class Selection:
+    """What can be used, and why the rest cannot.
+
+    Attributes:
+        items: n utterances.
+        seconds: (n,) to plan batches with, 0 for text.
+        tokens: (n,) of the target, with those around it; None where they are not counted.
+        dropped: reason -> ids, in the order of the rows.
+    """
+
+    items: Items
+    seconds: np.ndarray
+    tokens: np.ndarray | None
+    dropped: dict[str, list[str]]
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What is left out by its size.
+
+    Attributes:
+        min_seconds, max_seconds: of the audio.
+        longest: seconds that the model takes, None for any.
+        slowest: the slowest speed at which audio is played.
+        max_tokens: of the target, None for any.
+    """
+
+    min_seconds: float
+    max_seconds: float | None
+    longest: float | None
+    slowest: float
+    max_tokens: int | None
+
+
+Count = Callable[[str, np.ndarray], np.ndarray]
+"""(key of a text, (k,) rows) -> (k,) tokens of each."""
+
+
+def select(
+    rows: Rows,
+    tasks: Sequence[str],
+    needs: frozenset[str],
+    *,
+    limits: Limits | None,
+    units: Mapping[str, np.ndarray],
+    count: Count | None,
+    measure: Callable[[str, np.ndarray], tuple[np.ndarray, dict[int, str]]],
+) -> Selection:
+    """Choose the utterances of a manifest that can be used.
+
+    Args:
+        rows: N of them; each is asked for each task.
+        tasks: names.
+        needs: `Batch` fields.
+        limits: None keeps those without a target text and of any size.
+        units: id -> units, read where they are needed.
+        count: of tokens; None counts none.
+        measure: (key of a path, (k,) rows) -> their (k,) seconds, and what is wrong with the file of a row.
+    """
+    reasons: dict[str, int] = {"": 0}
+    why = np.zeros((len(rows), len(tasks)), np.int32)
+    seconds = np.zeros((len(rows), len(tasks)))
+    tokens = np.zeros((len(rows), len(tasks)), np.int32) if count is not None else None
+    lengths = _lengths(rows, units) if "units" in needs else np.empty(0, np.int64)
+    for column, task in enumerate(tasks):
+        found, length = why[:, column], seconds[:, column]
+        spoken = task in FROM_SPEECH
+        reads_speech = spoken and "speech" in needs
+        target = "src_text" if task == "asr" else "tgt_text"
+
+        def drop(which: np.ndarray, reason: str, found: np.ndarray = found) -> None:
+            found[which & (found == 0)] = reasons.setdefault(reason, len(reasons))
+
+        if reads_speech:
+            drop(~rows.has("audio"), "no audio")
+        if not spoken:
+            drop(~rows.has("src_text"), "no source text")
+        if "target" in needs and limits is not None:
+            drop(~rows.has(target), "no target text")
+        if "target_speech" in needs:
+            drop(~rows.has("tgt_audio") if task != "asr" else np.ones(len(rows), bool), "no target audio")
+        if "units" in needs:
+            drop(lengths < 0, "no units")
+        if reads_speech or "target_speech" in needs:
+            if reads_speech:
+                length[:] = rows.durations()
+                unsaid = np.isnan(length)
+                length[unsaid] = 0
+                places = np.flatnonzero((found == 0) & unsaid)
+            else:
+                places = np.flatnonzero(found == 0)
+            if len(places):
+                length[places], wrong = measure("audio" if reads_speech else "tgt_audio", places)
+                for place, message in wrong.items():
+                    found[place] = reasons.setdefault(f"unreadable audio ({message})", len(reasons))
+        elif "units" in needs:
+            length[:] = 0.02 * lengths
+        if limits is not None:
+            _drop_by_length(drop, length, limits, reads_speech)
+        if count is not None:
+            assert tokens is not None
+            places = np.flatnonzero(found == 0)
+            counts = count(target, places) + 3
+            if not spoken:
+                counts = np.maximum(counts, count("src_text", places) + 2)
+            tokens[places, column] = counts
+            if limits is not None and limits.max_tokens is not None:
+                drop(tokens[:, column] > limits.max_tokens, f"more than {limits.max_tokens} tokens")
+    kept = np.flatnonzero(why.reshape(-1) == 0).astype(np.int32)
+    places, numbers = kept // len(tasks), (kept % len(tasks)).astype(np.uint8)
+    length = seconds.reshape(-1) if len(kept) == why.size else seconds.reshape(-1)[kept]
+    unsaid = np.isnan(rows.durations()) & rows.has("audio")
+    measured = None
+    if unsaid.any():
+        spoken = np.array([task in FROM_SPEECH for task in tasks])[numbers]
+        measured = np.where(spoken & unsaid[places], length, np.nan)
+    return Selection(
+        Items(rows.whole(), rows.numbers(places), numbers, tuple(tasks), measured),
+        length,
+        None if tokens is None else tokens.reshape(-1)[kept],
+        _dropped(rows, why, list(reasons)),
+    )
+
+
+def as_task(row: Utterance, task: str) -> Utterance:
+    """The row as one task sees it."""
+    if task == "asr":
+        return replace(row, task=task, tgt_lang=row.src_lang, tgt_text=row.src_text, tgt_audio=None)
+    if task in FROM_SPEECH:
+        return replace(row, task=task)
+    return replace(row, task=task, audio=None, duration=None)
+
+
+def measure_files(rows: Rows, key: str, places: np.ndarray) -> tuple[np.ndarray, dict[int, str]]:
+    """Seconds of the files of some rows, from their headers, and what is wrong with the file of a row; each file is
+    read once."""
+    hashes = np.fromiter(map(hash, rows.paths(key, places)), np.int64, len(places))
+    _, first, which = np.unique(hashes, return_index=True, return_inverse=True)
+    seconds, wrong = np.zeros(len(first)), {}
+    for number, path in enumerate(rows.paths(key, places[first])):
+        try:
+            seconds[number] = audio_seconds(path or "")
+        except AudioError as error:
+            wrong[number] = str(error)
+    bad = np.flatnonzero(np.isin(which, list(wrong))) if wrong else ()
+    return seconds[which], {int(places[index]): wrong[int(which[index])] for index in bad}
+
+
+def _drop_by_length(
+    drop: Callable[[np.ndarray, str], None], length: np.ndarray, limits: Limits, reads_speech: bool
+) -> None:
+    known = length > 0
+    drop(known & (length < limits.min_seconds), f"shorter than {limits.min_seconds:g} s")
+    if limits.max_seconds is not None:
+        drop(known & (length > limits.max_seconds), f"longer than {limits.max_seconds:g} s")
+    longest = limits.longest
+    if reads_speech and longest is not None:
+        speed = f" at {limits.slowest:g} times the speed" if limits.slowest < 1 else ""
+        drop(
+            known & (length / limits.slowest > longest),
+            f"longer than {longest:g} s{speed}, the most that the model takes",
+        )
+
+
+def _lengths(rows: Rows, units: Mapping[str, np.ndarray]) -> np.ndarray:
+    """(N,) units of each row, -1 where there are none."""
+    found = (units.get(name) for name in rows.texts("id"))
+    return np.fromiter((-1 if one is None else len(one) for one in found), np.int64, len(rows))
+
+
+def _dropped(rows: Rows, why: np.ndarray, reasons: list[str]) -> dict[str, list[str]]:
+    """Reason -> ids, in the order of the rows."""
+    tasks = why.shape[1]
+    gone = np.flatnonzero(why)
+    codes = why.reshape(-1)[gone]
+    order = np.argsort(codes, kind="stable")
+    numbers, begin = np.unique(codes[order], return_index=True)
+    groups = np.split(gone[order], begin[1:])
+    found = sorted(zip((group[0] for group in groups), numbers, groups)) if len(numbers) else []
+    return {reasons[number]: [rows.text("id", int(flat) // tasks) for flat in group] for _, number, group in found}
+
+
+def _again(rows: Rows, names: tuple[str, ...], places: Tensor, tasks: Tensor, measured: Tensor | None) -> Items:
+    return Items(rows, places.numpy(), tasks.numpy(), names, None if measured is None else measured.numpy())
