@@ -63,8 +63,40 @@ def compare(nodes: Nodes, there: Nodes, layout: str, accept: bool, generates: bo
     Raises:
         UserError: an argument that changes results and that the layout cannot hold.
     """
-    lines: list[str] = []
-    switches: list[str] = []
+    lines, switches = [], []
+    for said, changed in (*_parts_otherwise(nodes, there, layout), *_task_otherwise(nodes, there)):
+        if changed is None:
+            switches.append(said)
+        else:
+            lines.append(f"{said}: changes {changed}")
+    if switches and not accept:
+        raise UserError(
+            f"{', '.join(sorted(switches))}: with these weights transformers computes other numbers; train with "
+            "compat=transformers, or export with --compat transformers to take what it makes of them"
+        )
+    lines = [*(f"{said}: changes results" for said in sorted(switches)), *lines]
+    task, other = nodes.get("task") or {}, there.get("task") or {}
+    if task.get("speaker") is not None:
+        lines.append(f"task.speaker={task['speaker']} (transformers: 0): say speaker_id={task['speaker']} there")
+    if generates:
+        rows = [row.key.partition(".")[2] for row in TABLE if row.key.startswith("search.") and row.applies(nodes)]
+        lines += _search_lines("task.search", rows, _options(task), _options(other))
+    if class_of(nodes.get("t2u") or {}) == "AutoregressiveT2U" and "t2u" in there:
+        lines += _search_lines("t2u", _UNIT_SEARCH, with_defaults(nodes["t2u"]), with_defaults(there["t2u"]))
+    if (nodes.get("text_seq2seq") or {}).get("num_encoder_layers", 6) and there.get("tokenizer"):
+        tokenizer, read = with_defaults(nodes.get("tokenizer") or {}), with_defaults(there["tokenizer"])
+        if (ours := tokenizer.get("normaliser")) and ours != (theirs := read.get("normaliser")):
+            lines.append(f"tokenizer.normaliser={ours} (transformers: {theirs}): changes text with odd characters")
+    return lines
+
+
+def _parts_otherwise(nodes: Nodes, there: Nodes, layout: str) -> Iterator[tuple[str, str | None]]:
+    """Each argument of a part that transformers has otherwise, and what little that changes; None: results (a switch).
+    But for the search of units, which gets a line of its own.
+
+    Raises:
+        UserError: one that is neither small nor a switch, or another class.
+    """
     for role in _PLACES:
         if not (nodes.get(role, {}).get("_target_") and there.get(role, {}).get("_target_")):
             continue
@@ -78,46 +110,26 @@ def compare(nodes: Nodes, there: Nodes, layout: str, accept: bool, generates: bo
             if _unread(role, key, ours, nodes) or _plain(ours.get(key)) == _plain(theirs.get(key)):
                 continue
             if role == "t2u" and key in _UNIT_SEARCH:
-                continue  # in one line, below
-            said = f"{role}.{key}={_shown(ours.get(key))} (transformers: {_shown(theirs.get(key))})"
-            if (role, key) in _SMALL:
-                lines.append(f"{said}: changes {_SMALL[role, key]}")
-            elif (role, key) in _SWITCHES:
-                switches.append(said)
-            else:
+                continue
+            if (role, key) not in _SMALL and (role, key) not in _SWITCHES:
                 raise UserError(
                     f"{role}.{key}={_shown(ours.get(key))}: the {layout} layout cannot hold it, and transformers would "
                     f"compute with {_shown(theirs.get(key))}"
                 )
+            said = f"{role}.{key}={_shown(ours.get(key))} (transformers: {_shown(theirs.get(key))})"
+            yield said, _SMALL.get((role, key))
+
+
+def _task_otherwise(nodes: Nodes, there: Nodes) -> Iterator[tuple[str, str | None]]:
+    """The same of the task's own arguments, where there is a second pass that reads them."""
     task, other = nodes.get("task") or {}, there.get("task") or {}
-    if class_of(nodes.get("t2u") or {}) in ("AutoregressiveT2U", "UnitY2T2U"):
-        for key in _TASK.keys() & other.keys():
-            ours, theirs = task.get(key, _TASK[key]), other[key]
-            if ours == theirs:
-                continue
+    if class_of(nodes.get("t2u") or {}) not in ("AutoregressiveT2U", "UnitY2T2U"):
+        return
+    for key in _TASK.keys() & other.keys():
+        ours, theirs = task.get(key, _TASK[key]), other[key]
+        if ours != theirs:
             said = f"task.{key}={ours} (transformers: {theirs})"
-            if theirs == "keep_shorter":
-                lines.append(f"{said}: changes the shorter rows of a batch")
-            else:
-                switches.append(said)
-    if switches and not accept:
-        raise UserError(
-            f"{', '.join(sorted(switches))}: with these weights transformers computes other numbers; train with "
-            "compat=transformers, or export with --compat transformers to take what it makes of them"
-        )
-    lines = [*(f"{said}: changes results" for said in sorted(switches)), *lines]
-    if task.get("speaker") is not None:
-        lines.append(f"task.speaker={task['speaker']} (transformers: 0): say speaker_id={task['speaker']} there")
-    if generates:
-        rows = [row.key.partition(".")[2] for row in TABLE if row.key.startswith("search.") and row.applies(nodes)]
-        lines += _search_lines("task.search", rows, _options(task), _options(other))
-    if class_of(nodes.get("t2u") or {}) == "AutoregressiveT2U" and "t2u" in there:
-        lines += _search_lines("t2u", _UNIT_SEARCH, with_defaults(nodes["t2u"]), with_defaults(there["t2u"]))
-    if (nodes.get("text_seq2seq") or {}).get("num_encoder_layers", 6) and there.get("tokenizer"):
-        tokenizer, read = with_defaults(nodes.get("tokenizer") or {}), with_defaults(there["tokenizer"])
-        if (ours := tokenizer.get("normaliser")) and ours != (theirs := read.get("normaliser")):
-            lines.append(f"tokenizer.normaliser={ours} (transformers: {theirs}): changes text with odd characters")
-    return lines
+            yield said, "the shorter rows of a batch" if theirs == "keep_shorter" else None
 
 
 def _unread(role: str, key: str, node: Mapping[str, Any], nodes: Nodes) -> bool:
