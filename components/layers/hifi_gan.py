@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ..types import Padded
+from .packing import Packing
 
 _EDGE_KERNEL = 7
 """Width of the first and the last convolution."""
@@ -81,21 +82,11 @@ class HiFiGANGenerator(nn.Module):
         longest = max(rows)
         if longest and min(rows) == longest:
             return Padded(self._run(states.data[:, :longest].transpose(1, 2), None), lengths)
-        starts = [sum(rows[:i]) + i * self.gap for i in range(len(rows))]
-        total = max(starts[-1] + rows[-1], 1)
-        between = [step for s, n, e in zip(starts, rows, starts[1:]) for step in range(s + n, e)]
-        device = states.data.device
-        start = torch.tensor(starts, device=device)
-        place = torch.arange(total, device=device)
-        row = torch.searchsorted(start, place, right=True) - 1
-        offset = place - start[row]
-        real = offset < states.lengths.to(device)[row]
-        index = row * states.data.shape[1] + offset.clamp(max=states.data.shape[1] - 1)
-        packed = states.data.flatten(0, 1)[index] * real[:, None]
-        samples = self._run(packed.T[None], torch.tensor(between, dtype=torch.int64, device=device))[0]
-        step = torch.arange(longest * self.samples_per_frame, device=device)
-        index = (start[:, None] * self.samples_per_frame + step).clamp(max=samples.shape[0] - 1)
-        return Padded(samples[index] * (step < lengths.to(device)[:, None]), lengths)
+        packing = Packing(rows, states.data.shape[1], self.gap, states.device)
+        packed = packing.pack(states.data) * packing.real[:, None]
+        samples = self._run(packed.transpose(1, 2), packing.between())
+        samples = packing.unpack(samples, self.samples_per_frame)[:, : longest * self.samples_per_frame, 0]
+        return Padded(samples, lengths).zeroed()
 
     def _run(self, x: Tensor, empty: Tensor | None) -> Tensor:
         """(B, D, T) and the frames between rows, (G,) or None -> (B, N)."""

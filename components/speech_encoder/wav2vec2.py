@@ -396,7 +396,7 @@ class _TimeNorm(nn.Module):
             mean = values.mean(1, keepdim=True)
             centred = values - mean
         else:
-            outside = (torch.arange(count, device=windows.device) >= lengths[:, None])[..., None]
+            outside = ~Padded(windows, lengths).mask[..., None]
             count = lengths.clamp(min=1)[:, None, None].to(exact)
             mean = values.masked_fill(outside, 0).sum(1, keepdim=True) / count
             centred = (values - mean).masked_fill(outside, 0)

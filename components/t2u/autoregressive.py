@@ -130,15 +130,7 @@ class AutoregressiveT2U(TextToUnit):
         )
         self.input = nn.Identity() if input_dim == dim else nn.Linear(input_dim, dim)
         layers = LayerSettings(
-            dim,
-            num_heads,
-            ffn_dim,
-            dropout,
-            attention_dropout,
-            activation_dropout,
-            ffn_dropout,
-            activation,
-            layerdrop,
+            dim, num_heads, ffn_dim, dropout, attention_dropout, activation_dropout, ffn_dropout, activation, layerdrop
         )
         self.encoder = TransformerEncoder(num_encoder_layers, layers)
         # Positions start behind the padding id, as fairseq counts them.

@@ -135,15 +135,7 @@ class UnitY2T2U(TextToUnit):
         self.gap = kernel_size // 2
         self.input = nn.Identity() if input_dim == dim else nn.Linear(input_dim, dim)
         layers = LayerSettings(
-            dim,
-            num_heads,
-            ffn_dim,
-            dropout,
-            attention_dropout,
-            activation_dropout,
-            ffn_dropout,
-            activation,
-            layerdrop,
+            dim, num_heads, ffn_dim, dropout, attention_dropout, activation_dropout, ffn_dropout, activation, layerdrop
         )
         self.encoder = TransformerEncoder(num_encoder_layers, layers)
         self.character_embedding = nn.Embedding(num_characters, dim)
