@@ -2,78 +2,22 @@
 
 from __future__ import annotations
 
-import re
-
 import pytest
 import torch
-from torch import Tensor, nn
+from against import fill, same
+from rows import ragged
+from torch import nn
 from voxzoo.components.adaptor import ConformerAdaptor
+from voxzoo.components.converters.conformer import adaptor_rules, encoder_rules
+from voxzoo.components.converters.keymap import KeyMap
 from voxzoo.components.speech_encoder import ConformerEncoder
-from voxzoo.components.types import Padded
 
 transformers = pytest.importorskip("transformers")
 
 LENGTHS = (37, 50, 23, 8)
 
-# transformers -> voxzoo, inside a block. Projections of queries, keys and values are stacked, pointwise kernels
-# squeezed.
-_BLOCK = {
-    "ffn1_layer_norm": "ffn1_norm",
-    "ffn2_layer_norm": "ffn2_norm",
-    "intermediate_dense": "inner",
-    "output_dense": "outer",
-    "self_attn_layer_norm": "attention_norm",
-    "self_attn.distance_embedding.weight": "attention.distance",
-    "self_attn.linear_out": "attention.out",
-    "self_attn.linear_pos": "attention.pos",
-    "self_attn.pos_bias_": "attention.bias_",
-    "conv_module.layer_norm": "conv.norm",
-    "conv_module.pointwise_conv1": "conv.pointwise1",
-    "conv_module.pointwise_conv2": "conv.pointwise2",
-    "conv_module.depthwise_conv": "conv.depthwise",
-    "conv_module.depthwise_layer_norm": "conv.depthwise_norm",
-    "conv_module.batch_norm": "conv.depthwise_norm",
-    "final_layer_norm": "final_norm",
-    # the adaptor's
-    "residual_layer_norm": "residual_norm",
-    "self_attn_conv": "attention_conv",
-    "ffn_layer_norm": "ffn_norm",
-}
-_ENCODER = {
-    "feature_projection.layer_norm": "input_norm",
-    "feature_projection.projection": "input_projection",
-    "encoder.layers": "layers",
-    "encoder.layer_norm": "final_norm",
-}
-_ADAPTOR = {
-    "adapter.layers": "layers",
-    "adapter.proj_layer_norm": "projection_norm",
-    "adapter.proj": "projection",
-    "inner_layer_norm": "final_norm",
-}
 
-
-def _renamed(key: str, names: dict[str, str]) -> str:
-    for old, new in names.items():
-        key = re.sub(rf"(^|\.){re.escape(old)}", rf"\g<1>{new}", key, count=1)
-    return key
-
-
-def _load(part: nn.Module, source: dict[str, Tensor], own: dict[str, str]) -> None:
-    state = {}
-    for key, value in source.items():
-        if "linear_k" in key or "linear_v" in key or key == "masked_spec_embed" or "embed_positions" in key:
-            continue
-        if "linear_q" in key:
-            value = torch.cat([source[key.replace("linear_q", f"linear_{which}")] for which in "qkv"])
-            key = key.replace("self_attn.linear_q", "attention.qkv")
-        if "pointwise" in key:
-            value = value.squeeze(-1)
-        state[_renamed(_renamed(key, own), _BLOCK)] = value
-    part.load_state_dict(state)
-
-
-def _parts(reference: nn.Module, encoder: ConformerEncoder, adaptor: ConformerAdaptor | None) -> None:
+def _parts(reference: nn.Module, encoder: ConformerEncoder, adaptor: ConformerAdaptor) -> None:
     """Shake all weights (norms and biases start as 1 and 0 and would hide a mix-up), then copy them over."""
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
@@ -83,24 +27,11 @@ def _parts(reference: nn.Module, encoder: ConformerEncoder, adaptor: ConformerAd
             noise = torch.empty_like(value).normal_(0, 0.15, generator=generator)
             value.copy_(noise.abs() + 0.5 if "running_var" in name else value + noise)
     source = reference.state_dict()
-    behind = ("adapter.", "inner_layer_norm.")
-    _load(encoder, {key: value for key, value in source.items() if not key.startswith(behind)}, _ENCODER)
-    if adaptor is not None:
-        _load(adaptor, {key: value for key, value in source.items() if key.startswith(behind)}, _ADAPTOR)
-        adaptor.eval()
+    norm = "batch" if any("batch_norm" in key for key in source) else "layer"
+    keys = KeyMap([*encoder_rules("", norm), *adaptor_rules("")], left=[".*embed_positions.*"])
+    for role, part in (("speech_encoder.", encoder), ("adaptor.", adaptor)):
+        fill(part.eval(), keys, source, role, left=True)
     reference.eval()
-    encoder.eval()
-
-
-def _batch(width: int) -> Padded:
-    generator = torch.Generator().manual_seed(0)
-    return Padded.from_list([torch.randn(length, width, generator=generator) for length in LENGTHS])
-
-
-def _same(ours: Padded, theirs: Tensor) -> None:
-    assert ours.data.shape == theirs.shape
-    for row, other, length in zip(ours.data, theirs, ours.lengths.tolist(), strict=True):
-        torch.testing.assert_close(row[:length], other[:length], atol=1e-5, rtol=1e-5)
 
 
 def _seamless(version: int, adaptor_kernel: int = 8, **overrides: int):
@@ -164,13 +95,13 @@ def test_seamless_speech_encoder(version: int, kernel: int, chunk: int | None, l
     reference = _seamless(version, kernel, **overrides)
     encoder, adaptor = _seamless_parts(version, kernel, chunk=chunk, left=left)
     _parts(reference, encoder, adaptor)
-    batch = _batch(22)
+    batch = ragged(LENGTHS, 22)
     theirs = reference(batch.data, attention_mask=batch.mask.long()).last_hidden_state
     states = encoder(batch)
     ours = adaptor(states).states
     assert ours.lengths.tolist() == [length // kernel + 1 for length in LENGTHS]
     if chunk is None or chunk > max(LENGTHS):
-        _same(ours, theirs)
+        same(ours, theirs)
     # (Where chunks bite, whole chunks of padding see no key at all, and what leaks from them differs by kernel.)
     # With the leak closed the batch gives what each row gives alone, which is also what the reference gives alone.
     closed = _seamless_parts(version, kernel, leak=False)[1].eval()
@@ -218,22 +149,21 @@ def test_w2v_bert(position: str | None, output_dim: int | None, layers: int) -> 
         20, output_dim or 20, 3, 2, num_layers=layers, num_heads=2, ffn_dim=44, final_norm=False, leak_padding=True
     )
     _parts(reference, encoder, adaptor)
-    batch = _batch(14)
+    batch = ragged(LENGTHS, 14)
     theirs = reference(batch.data, attention_mask=batch.mask.long()).last_hidden_state
-    _same(adaptor(encoder(batch)).states, theirs)
+    same(adaptor(encoder(batch)).states, theirs)
 
 
 @torch.no_grad()
 def test_a_long_input_in_blocks_of_queries() -> None:
     """Above a thousand frames the attention runs in blocks outside training; the answer stays."""
-    generator = torch.Generator().manual_seed(0)
-    batch = Padded.from_list([torch.randn(length, 22, generator=generator) for length in (1291, 700)])
+    batch = ragged((1291, 700), 22)
     for version in (1, 2):
         overrides = {"left_max_position_embeddings": 7, "right_max_position_embeddings": 2} if version == 2 else {}
         reference = _seamless(version, **overrides)
         encoder, adaptor = _seamless_parts(version)
         _parts(reference, encoder, adaptor)
-        _same(adaptor(encoder(batch)).states, reference(batch.data, attention_mask=batch.mask.long()).last_hidden_state)
+        same(adaptor(encoder(batch)).states, reference(batch.data, attention_mask=batch.mask.long()).last_hidden_state)
 
 
 def test_training_gradients_equal_the_reference() -> None:
@@ -243,7 +173,7 @@ def test_training_gradients_equal_the_reference() -> None:
         reference = _seamless(version, **overrides)
         encoder, adaptor = _seamless_parts(version)
         _parts(reference, encoder, adaptor)
-        batch = _batch(22)
+        batch = ragged(LENGTHS, 22)
         ours = adaptor(encoder(batch)).states
         theirs = reference(batch.data, attention_mask=batch.mask.long()).last_hidden_state
         goal = torch.randn(theirs.shape, generator=torch.Generator().manual_seed(2)) * ours.mask[..., None]

@@ -4,7 +4,7 @@ import json
 
 import pytest
 import torch
-from test_text_parity import randomise
+from against import randomise
 from voxzoo.components import SentencePieceTokenizer, TransformerSeq2Seq
 from voxzoo.components.converters import describe, from_transformers, to_transformers
 from voxzoo.components.converters.m2m_100 import FAMILY, _search

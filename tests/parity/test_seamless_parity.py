@@ -10,6 +10,8 @@ from typing import Any
 
 import pytest
 import torch
+from against import same
+from rows import ragged
 from torch import Tensor
 from voxzoo.components import SentencePieceTokenizer
 from voxzoo.components.converters import PublishedModel, from_transformers, to_transformers
@@ -128,8 +130,7 @@ class Pair:
     width: int
 
     def speech(self, *lengths: int, seed: int = 0) -> Padded:
-        generator = torch.Generator().manual_seed(seed)
-        return Padded.from_list([torch.randn(length, self.width, generator=generator) for length in lengths])
+        return ragged(lengths, self.width, seed=seed)
 
     def text(self, *lengths: int, seed: int = 0) -> Padded:
         generator = torch.Generator().manual_seed(seed)
@@ -257,12 +258,6 @@ def shake(model: torch.nn.Module) -> None:
             rows = model.t2u_model.model.decoder.embed_tokens.weight
             rows[[0, 1, 3, *range(4 + NUM_UNITS, UNIT_ROWS)]] = 0
             rows[2] *= 1 if model.config.model_type == "seamless_m4t" else 0
-
-
-def same(ours: Padded, theirs: Tensor, atol: float = 1e-5) -> None:
-    """Equal on the real steps."""
-    for row, other in zip(ours.unpad(), theirs, strict=True):
-        torch.testing.assert_close(row, other[: len(row)], atol=atol, rtol=1e-5)
 
 
 def lengths_of(name: str) -> tuple[int, ...]:

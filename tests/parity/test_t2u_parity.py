@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from test_text_parity import DECODER_LAYERS, ENCODER_LAYERS, key_map, ours_from
+from against import fill, text_key_map
 from voxzoo.components import AutoregressiveT2U
 from voxzoo.components.types import Padded
 
@@ -11,6 +11,7 @@ from transformers.models.seamless_m4t import modeling_seamless_m4t as peer_modul
 
 UNITS, LANGUAGES, FIRST_LANGUAGE, ROWS = 21, 3, 30, 35
 DIM, HEADS, FFN = 24, 3, 44
+ENCODER_LAYERS, DECODER_LAYERS = 2, 3
 
 
 @pytest.fixture(scope="module")
@@ -47,8 +48,8 @@ def pair():
         max_length_a=0.0,
         max_length_b=12,
     ).eval()
-    keys = key_map("m4t", "model.encoder.", "model.decoder.", "model.decoder.embed_tokens.weight", "lm_head.weight")
-    ours.load_state_dict(ours_from(peer.state_dict(), keys))
+    names = ("model.decoder.embed_tokens.weight", "lm_head.weight")
+    fill(ours, text_key_map("m4t", "model.encoder.", "model.decoder.", *names), peer.state_dict())
     return peer, ours
 
 

@@ -8,6 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from against import fill
 from voxzoo.components import UnitY2T2U
 from voxzoo.components.converters.character_t2u import t2u_rules
 from voxzoo.components.converters.keymap import KeyMap
@@ -97,13 +98,7 @@ def pair(request):
         aligner=False,
     ).eval()
     ours.set_characters(table(), PIECES)
-    rules = KeyMap(t2u_rules("t2u_model."))
-    published = {f"t2u_model.{key}": value for key, value in peer.state_dict().items()}
-    loaded = rules.load(published, {f"t2u.{key}": value.shape for key, value in ours.state_dict().items()})
-    assert not loaded.unused
-    assert not loaded.missing
-    assert not loaded.left
-    ours.load_state_dict({key.removeprefix("t2u."): value.clone() for key, value in loaded.state.items()})
+    fill(ours, KeyMap(t2u_rules("")), peer.state_dict(), "t2u.")
     return peer, ours
 
 

@@ -2,10 +2,9 @@
 
 import pytest
 import torch
+from against import fill, randomise, text_key_map
 from torch import Tensor
 from voxzoo.components import TransformerSeq2Seq
-from voxzoo.components.converters.keymap import KeyMap
-from voxzoo.components.converters.transformer import Names, decoder_rules, embedding_rules, encoder_rules
 from voxzoo.components.losses.cross_entropy import token_loss
 from voxzoo.components.search import SearchOptions, generate
 from voxzoo.components.types import Padded
@@ -15,29 +14,24 @@ transformers = pytest.importorskip("transformers")
 V, DIM, HEADS, FFN = 37, 24, 3, 44
 ENCODER_LAYERS, DECODER_LAYERS = 2, 3
 
-
-def key_map(names: Names, encoder: str, decoder: str, *shared: str) -> KeyMap:
-    """Rules of an encoder and a decoder whose tied embedding has the names `shared`, the output layer's last."""
-    return KeyMap(
-        [
-            *embedding_rules("decoder.", *shared[:-1], output=shared[-1]),
-            *encoder_rules("encoder.", encoder, names),
-            *decoder_rules("decoder.", decoder, names),
-        ]
-    )
-
-
-M2M = key_map("m2m", "model.encoder.", "model.decoder.", "model.shared.weight", "model.encoder.embed_tokens.weight",
-              "model.decoder.embed_tokens.weight", "lm_head.weight")  # fmt: skip
-M4T = key_map("m4t", "text_encoder.", "text_decoder.", "shared.weight", "text_encoder.embed_tokens.weight",
-              "text_decoder.embed_tokens.weight", "lm_head.weight")  # fmt: skip
-
-
-def ours_from(theirs: dict[str, Tensor], keys: KeyMap) -> dict[str, Tensor]:
-    """Our state dict from theirs, every key of theirs used."""
-    loaded = keys.load(theirs)
-    assert not loaded.unused
-    return loaded.state
+M2M = text_key_map(
+    "m2m",
+    "model.encoder.",
+    "model.decoder.",
+    "model.shared.weight",
+    "model.encoder.embed_tokens.weight",
+    "model.decoder.embed_tokens.weight",
+    "lm_head.weight",
+)
+M4T = text_key_map(
+    "m4t",
+    "text_encoder.",
+    "text_decoder.",
+    "shared.weight",
+    "text_encoder.embed_tokens.weight",
+    "text_decoder.embed_tokens.weight",
+    "lm_head.weight",
+)
 
 
 def m2m():
@@ -58,7 +52,7 @@ def m2m():
     peer = transformers.M2M100ForConditionalGeneration(config).eval()
     randomise(peer)
     ours = TransformerSeq2Seq(V, DIM, HEADS, FFN, ENCODER_LAYERS, DECODER_LAYERS, position_start=2, pad_id=1).eval()
-    ours.load_state_dict(ours_from(peer.state_dict(), M2M))
+    fill(ours, M2M, peer.state_dict())
     return peer, ours
 
 
@@ -90,18 +84,8 @@ def m4t():
     peer = transformers.SeamlessM4TForTextToText(config).eval()
     randomise(peer)
     ours = TransformerSeq2Seq(V, DIM, HEADS, FFN, ENCODER_LAYERS, DECODER_LAYERS, position_start=1, pad_id=0).eval()
-    ours.load_state_dict(ours_from(peer.state_dict(), M4T))
+    fill(ours, M4T, peer.state_dict())
     return peer, ours
-
-
-@torch.no_grad()
-def randomise(peer) -> None:
-    """Biases and norms start at 0 and 1 in the peer: random ones show where they are used."""
-    for name, weight in peer.named_parameters():
-        if name.endswith("bias"):
-            weight.normal_(std=0.2)
-        elif "norm" in name:
-            weight.normal_(mean=1.0, std=0.2)
 
 
 FAMILIES = pytest.mark.parametrize(("family", "pad", "eos"), [(m2m, 1, 2), (m4t, 0, 3)], ids=["m2m", "m4t"])
@@ -154,7 +138,9 @@ def test_loss_and_gradients(family, pad, eos):
     loss.mean.backward()
     torch.testing.assert_close(loss.mean, want)
     their_gradients = {name: weight.grad for name, weight in peer.named_parameters() if weight.grad is not None}
-    want_gradients = ours_from(their_gradients, M2M if family is m2m else M4T)
+    loaded = (M2M if family is m2m else M4T).load(their_gradients)
+    assert not loaded.unused
+    want_gradients = loaded.state
     for name, weight in ours.named_parameters():
         assert weight.grad is not None
         torch.testing.assert_close(

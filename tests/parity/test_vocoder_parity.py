@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from against import fill
 from torch import Tensor, nn
 from voxzoo.components import CodeHiFiGAN
 from voxzoo.components.converters.code_hifi_gan import vocoder_rules
@@ -79,9 +80,7 @@ def pair(version: int, name: str, **switches: Any) -> tuple[nn.Module, CodeHiFiG
         reference.dur_predictor.proj.bias.fill_(1.3)
         reference.dur_predictor.proj.weight.mul_(4)
     ours = CodeHiFiGAN(UNITS, num_langs=LANGS, num_speakers=SPEAKERS, **{"dropout": 0.0, **shape, **switches}).eval()
-    loaded = KeyMap(vocoder_rules("")).load(reference.state_dict())
-    assert not loaded.unused
-    ours.load_state_dict({key.removeprefix("vocoder."): value for key, value in loaded.state.items()})
+    fill(ours, KeyMap(vocoder_rules("")), reference.state_dict(), "vocoder.")
     return reference, ours
 
 

@@ -8,10 +8,11 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from against import same, same_gradients
+from rows import ragged
 from voxzoo.components import ConformerEncoder
 from voxzoo.components.converters import from_transformers, to_transformers
-from voxzoo.components.converters.published import PublishedModel, family_of
+from voxzoo.components.converters.published import PublishedModel
 from voxzoo.components.errors import UserError
 from voxzoo.components.types import Padded
 from voxzoo.configs.build import build
@@ -85,20 +86,9 @@ def _reference(shape: str, behind: str, **settings: Any) -> Any:
     return reference.eval()
 
 
-def _batch(width: int) -> Padded:
-    generator = torch.Generator().manual_seed(0)
-    return Padded.from_list([torch.randn(length, width, generator=generator) for length in LENGTHS])
-
-
 def _run(model: PublishedModel, batch: Padded) -> Padded:
     states = model.speech_encoder(batch)
     return model.adaptor(states).states if "adaptor" in model.parts() else states
-
-
-def _same(ours: Padded, theirs: Tensor) -> None:
-    assert ours.data.shape == theirs.shape
-    for row, other, length in zip(ours.data, theirs, ours.lengths.tolist(), strict=True):
-        torch.testing.assert_close(row[:length], other[:length], atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("shape", SHAPES)
@@ -113,12 +103,12 @@ def test_there_and_back(shape: str, behind: str, prob: float, tmp_path: Path) ->
     assert isinstance(encoder, ConformerEncoder)
     assert (encoder.mask_embedding is not None) == (prob > 0) == hasattr(reference, "masked_spec_embed")
     assert encoder.masking.time_prob == prob
-    batch = _batch(encoder.input_dim)
+    batch = ragged(LENGTHS, encoder.input_dim)
     with torch.no_grad():
         theirs = reference(batch.data, attention_mask=batch.mask.long()).last_hidden_state
-        _same(_run(model, batch), theirs)
+        same(_run(model, batch), theirs)
         for row in batch.unpad():
-            _same(_run(model, Padded.from_list([row])), reference(row[None]).last_hidden_state)
+            same(_run(model, Padded.from_list([row])), reference(row[None]).last_hidden_state)
     to_transformers(model, tmp_path / "b")
     again, info = transformers.Wav2Vec2BertModel.from_pretrained(tmp_path / "b", output_loading_info=True)
     assert not any(info.values()), info
@@ -141,29 +131,14 @@ def test_gradients_of_a_training_step(shape: str, behind: str, tmp_path: Path, m
     model = from_transformers(tmp_path / "a").train()
     encoder = model.speech_encoder
     assert isinstance(encoder, ConformerEncoder)
-    batch = _batch(encoder.input_dim)
+    batch = ragged(LENGTHS, encoder.input_dim)
     generator = torch.Generator().manual_seed(3)
     masked = (torch.rand(batch.mask.shape, generator=generator) < 0.3) & batch.mask
     monkeypatch.setattr(encoder.masking, "steps", lambda *_: masked)
     ours = _run(model, batch)
     theirs = reference(batch.data, attention_mask=batch.mask.long(), mask_time_indices=masked).last_hidden_state
-    _same(ours, theirs)
-    goal = torch.randn(theirs.shape, generator=generator) * ours.mask[..., None]
-    (ours.data * goal).sum().backward()
-    (theirs * goal).sum().backward()
-    gradients = {name: value.grad for name, value in model.named_parameters()}
-    assert all(value is not None for value in gradients.values())
-    found = family_of(model.model_type, "test").key_map(model.nodes).save(gradients)  # pyright: ignore[reportArgumentType]
-    expected = {name: value.grad for name, value in reference.named_parameters()}
-    assert found.keys() == expected.keys()
-    for name, value in expected.items():
-        assert value is not None, name
-        # The bias of keys shifts all scores of a query alike: its gradient is nothing but rounding.
-        scale = 1.0 if "linear_k.bias" in name else float(value.abs().max())
-        assert scale > 1e-3, name
-        torch.testing.assert_close(
-            found[name] / scale, value / scale, atol=1e-4, rtol=1e-4, msg=lambda text, name=name: f"{name}: {text}"
-        )
+    same(ours, theirs)
+    same_gradients(model, reference, ours, theirs)
 
 
 @pytest.mark.parametrize(

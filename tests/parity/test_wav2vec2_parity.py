@@ -8,8 +8,10 @@ from typing import Any
 
 import pytest
 import torch
+from against import same, same_gradients
+from rows import ragged
 from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from torch import nn
 from voxzoo.components import RawWaveform, Wav2Vec2Encoder
 from voxzoo.components.converters import from_transformers, to_transformers
 from voxzoo.components.converters.published import PublishedModel, family_of
@@ -91,17 +93,6 @@ def _imported(model: Any, folder: Path) -> PublishedModel:
     return from_transformers(folder)
 
 
-def _batch() -> Padded:
-    generator = torch.Generator().manual_seed(0)
-    return Padded.from_list([torch.randn(length, generator=generator) for length in LENGTHS])
-
-
-def _same(ours: Padded, theirs: Tensor) -> None:
-    assert ours.data.shape == theirs.shape
-    for row, other, length in zip(ours.data, theirs, ours.lengths.tolist(), strict=True):
-        torch.testing.assert_close(row[:length], other[:length], atol=1e-5, rtol=1e-5)
-
-
 @pytest.mark.parametrize("kind", ["Hubert", "Wav2Vec2"])
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("norm", ["group", "layer"])
@@ -114,19 +105,19 @@ def test_states(kind: str, shape: str, norm: str, norm_first: bool, tmp_path: Pa
     assert isinstance(encoder, Wav2Vec2Encoder)
     # As the feature extractors of these models say: those with group norm get no attention mask.
     assert encoder.leak_padding == ("all" if norm == "group" else "none")
-    batch = _batch()
+    batch = ragged(LENGTHS)
     masks = {"all": None, "norm": batch.mask.long(), "none": batch.mask.long()}
     for leak in ("all", "norm") if norm == "group" else ("none",):
         encoder.leak_padding = leak
         theirs = reference(batch.data, attention_mask=masks[leak], output_hidden_states=True)
         encoder.layer = None
-        _same(encoder(batch), theirs.last_hidden_state)
+        same(encoder(batch), theirs.last_hidden_state)
         expected = reference._get_feat_extract_output_lengths(batch.lengths)
         assert encoder.output_lengths(batch.lengths).tolist() == expected.tolist()
         assert len(theirs.hidden_states) == len(encoder.layers) + 1
         for number, states in enumerate(theirs.hidden_states):
             encoder.layer = number
-            _same(encoder(batch), states)
+            same(encoder(batch), states)
     encoder.layer, encoder.leak_padding = None, "none"
     together = encoder(batch)
     for row, samples in zip(together.unpad(), batch.unpad(), strict=True):
@@ -146,7 +137,7 @@ def test_gradients_of_a_training_step(
     encoder = model.speech_encoder
     assert isinstance(encoder, Wav2Vec2Encoder)
     encoder.leak_padding = "norm" if norm == "group" else "none"
-    batch = _batch()
+    batch = ragged(LENGTHS)
     lengths = encoder.output_lengths(batch.lengths)
     generator = torch.Generator().manual_seed(3)
     masked = torch.rand(len(lengths), int(lengths.max()), generator=generator) < 0.3
@@ -155,23 +146,8 @@ def test_gradients_of_a_training_step(
     monkeypatch.setattr(encoder.masking, "steps", lambda *_: masked)
     ours = encoder(batch)
     theirs = reference(batch.data, attention_mask=batch.mask.long(), mask_time_indices=masked).last_hidden_state
-    _same(ours, theirs)
-    goal = torch.randn(theirs.shape, generator=generator) * ours.mask[..., None]
-    (ours.data * goal).sum().backward()
-    (theirs * goal).sum().backward()
-    gradients = {f"speech_encoder.{name}": value.grad for name, value in encoder.named_parameters()}
-    assert all(value is not None for value in gradients.values())
-    found = family_of(model.model_type, "test").key_map(model.nodes).save(gradients)  # pyright: ignore[reportArgumentType]
-    expected = {name: value.grad for name, value in reference.named_parameters()}
-    assert found.keys() == expected.keys()
-    for name, value in expected.items():
-        assert value is not None, name
-        # The bias of keys shifts all scores of a query alike: its gradient is nothing but rounding.
-        scale = 1.0 if "k_proj.bias" in name else float(value.abs().max())
-        assert scale > 1e-3, name
-        torch.testing.assert_close(
-            found[name] / scale, value / scale, atol=1e-4, rtol=1e-4, msg=lambda m, n=name: n + m
-        )
+    same(ours, theirs)
+    same_gradients(model, reference, ours, theirs)
 
 
 @pytest.mark.parametrize("kind", ["Hubert", "Wav2Vec2"])
@@ -193,7 +169,7 @@ def test_there_and_back(kind: str, norm: str, tmp_path: Path) -> None:
     assert again.config.to_dict() == reference.config.to_dict() | {"_name_or_path": again.config._name_or_path}
     third = from_transformers(tmp_path / "b").state_dict()
     assert all(torch.equal(value, third[key]) for key, value in model.state_dict().items())
-    batch = _batch()
+    batch = ragged(LENGTHS)
     with torch.no_grad():
         expected = reference(batch.data).last_hidden_state
         torch.testing.assert_close(again.eval()(batch.data).last_hidden_state, expected, atol=0, rtol=0)
@@ -224,7 +200,7 @@ def test_a_model_that_never_had_a_config_json(tmp_path: Path) -> None:
         assert not any(info.values()), info
         batch = Padded.from_list([torch.randn(3000)])
         with torch.no_grad():
-            _same(model.speech_encoder(batch), loaded.eval()(batch.data).last_hidden_state)
+            same(model.speech_encoder(batch), loaded.eval()(batch.data).last_hidden_state)
 
 
 def test_older_names_prefixes_and_heads(tmp_path: Path) -> None:
@@ -240,9 +216,9 @@ def test_older_names_prefixes_and_heads(tmp_path: Path) -> None:
     save_file(weights, tmp_path / "a" / "model.safetensors", metadata={"format": "pt"})
     model = from_transformers(tmp_path / "a")
     assert sorted(model.left) == ["lm_head.bias", "lm_head.weight"]
-    batch = _batch()
+    batch = ragged(LENGTHS)
     with torch.no_grad():
-        _same(model.speech_encoder(batch), reference(batch.data, attention_mask=batch.mask.long()).last_hidden_state)
+        same(model.speech_encoder(batch), reference(batch.data, attention_mask=batch.mask.long()).last_hidden_state)
     to_transformers(model, tmp_path / "b")
     again, info = transformers.HubertModel.from_pretrained(tmp_path / "b", output_loading_info=True)
     assert not any(info.values()), info
@@ -319,9 +295,9 @@ def test_refused_with_the_key_and_its_value(kind: str, settings: dict[str, Any],
 def test_a_projection_without_norm_is_huberts_alone(tmp_path: Path) -> None:
     reference = _reference("Hubert", "odd", "layer", False, feat_proj_layer_norm=False)
     model = _imported(reference, tmp_path / "a")
-    batch = _batch()
+    batch = ragged(LENGTHS)
     with torch.no_grad():
-        _same(model.speech_encoder(batch), reference(batch.data, attention_mask=batch.mask.long()).last_hidden_state)
+        same(model.speech_encoder(batch), reference(batch.data, attention_mask=batch.mask.long()).last_hidden_state)
     to_transformers(model, tmp_path / "b")
     _, info = transformers.HubertModel.from_pretrained(tmp_path / "b", output_loading_info=True)
     assert not any(info.values()), info

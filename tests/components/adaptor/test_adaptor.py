@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from rows import soiled
 from torch import nn
 from voxzoo.components.adaptor import ConformerAdaptor, ConvAdaptor, CTCShrinkAdaptor, NoAdaptor, StackAdaptor
 from voxzoo.components.losses.ctc import ctc_loss
@@ -25,11 +26,7 @@ PARTS = {
 
 
 def states(lengths: tuple[int, ...] = LENGTHS, width: int = 12) -> Padded:
-    generator = torch.Generator().manual_seed(0)
-    batch = Padded.from_list([torch.randn(length, width, generator=generator) for length in lengths])
-    # What stands in the padding must not matter.
-    noise = 30 * torch.randn(batch.data.shape, generator=generator)
-    return batch.with_data(torch.where(batch.mask[..., None], batch.data, noise))
+    return soiled(lengths, width)
 
 
 @pytest.fixture(params=PARTS)

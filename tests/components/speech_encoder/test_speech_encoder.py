@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from rows import soiled
 from torch import nn
 from voxzoo.components.layers.convolution import DepthwiseConv, MaskedBatchNorm
 from voxzoo.components.layers.dropout import dropout
@@ -15,11 +16,7 @@ LENGTHS = (13, 25, 1, 8)
 
 
 def features(width: int = 10, lengths: tuple[int, ...] = LENGTHS) -> Padded:
-    generator = torch.Generator().manual_seed(0)
-    batch = Padded.from_list([torch.randn(length, width, generator=generator) for length in lengths])
-    # What stands in the padding must not matter.
-    noise = 30 * torch.randn(batch.data.shape, generator=generator)
-    return batch.with_data(torch.where(batch.mask[..., None], batch.data, noise))
+    return soiled(lengths, width)
 
 
 def encoder(**settings) -> ConformerEncoder:

@@ -8,6 +8,7 @@ import pytest
 import soundfile
 import torch
 import torch.nn.functional as F
+from rows import soiled
 from torch import Tensor
 from voxzoo.components import ConformerEncoder, KMeansUnits, RawWaveform, Wav2Vec2Encoder
 from voxzoo.components.converters import to_transformers
@@ -33,10 +34,8 @@ def encoder(**settings) -> Wav2Vec2Encoder:
 
 
 def samples(lengths: tuple[int, ...] = LENGTHS) -> Padded:
-    generator = torch.Generator().manual_seed(0)
-    batch = Padded.from_list([0.2 + torch.randn(length, generator=generator) for length in lengths])
-    noise = 30 * torch.randn(batch.data.shape, generator=generator)  # what stands in the padding must not matter
-    return batch.with_data(torch.where(batch.mask, batch.data, noise))
+    batch = soiled(lengths)
+    return batch.with_data(0.2 + batch.data)
 
 
 KINDS = [("group", False), ("group", True), ("layer", False), ("layer", True)]

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from rows import garbage, row_of
 from voxzoo.components import CTCT2U, AutoregressiveT2U
 from voxzoo.components.layers.duration import DurationPredictor
 from voxzoo.components.layers.runs import reduce_runs
@@ -49,26 +50,13 @@ def inputs(seed=0):
     return states, units.zeroed(), text
 
 
-def row(padded, i):
-    n = int(padded.lengths[i])
-    return Padded(padded.data[i : i + 1, :n], padded.lengths[i : i + 1])
-
-
-def garbage(padded):
-    """The same batch with three more padded steps, all padding filled with something."""
-    fill = padded.data.new_full((len(padded), 3, *padded.data.shape[2:]), 5)
-    data = torch.cat([padded.data, fill], 1)
-    mask = Padded(data, padded.lengths).mask
-    return Padded(torch.where(mask.view(*mask.shape, *[1] * (data.dim() - 2)), data, 5), padded.lengths)
-
-
 @pytest.mark.parametrize("kind", KINDS)
 def test_losses_add_over_rows_whatever_the_padding(kind):
     part = build(kind).eval()
     states, units, text = inputs()
     whole = part(states, units, text)
     dirty = part(garbage(states), garbage(units), garbage(text))
-    rows = [part(row(states, i), row(units, i), row(text, i)) for i in range(4)]
+    rows = [part(row_of(states, i), row_of(units, i), row_of(text, i)) for i in range(4)]
     assert set(whole) == ({"t2u_unit"} if kind == "autoregressive" else {"t2u_ctc", "t2u_duration"})
     for key, loss in whole.items():
         assert int(loss.count) == sum(int(r[key].count) for r in rows) > 0
@@ -170,7 +158,7 @@ def test_generation_of_a_batch_is_that_of_each_row(kind):
     together = part.generate(garbage(states), garbage(text))
     assert int(together.units.lengths.max()) > 0
     for i in range(4):
-        alone = part.generate(row(states, i), row(text, i))
+        alone = part.generate(row_of(states, i), row_of(text, i))
         n = int(alone.units.lengths[0])
         assert int(together.units.lengths[i]) == n
         assert torch.equal(together.units.data[i, :n], alone.units.data[0, :n])
@@ -201,7 +189,7 @@ def test_rows_that_ctc_cannot_align_add_nothing():
     assert (reduced.lengths > states.lengths).any()  # more units than steps
     losses = part(states, units, text)
     fits = [i for i in range(4) if int(reduced.lengths[i]) <= int(states.lengths[i])]
-    rows = [part(row(states, i), row(units, i))["t2u_ctc"] for i in fits]
+    rows = [part(row_of(states, i), row_of(units, i))["t2u_ctc"] for i in fits]
     torch.testing.assert_close(losses["t2u_ctc"].total, sum((r.total for r in rows), torch.zeros(())))
     assert losses["t2u_ctc"].total.isfinite()
     assert int(losses["t2u_duration"].count) == int(reduced.lengths.sum())
@@ -285,9 +273,9 @@ def test_duration_predictor_ignores_padding():
     durations = Padded(torch.randint(1, 9, (3, 7)), states.lengths)
     together = predictor(garbage(states)).data
     for i, n in enumerate(states.lengths.tolist()):
-        torch.testing.assert_close(together[i, :n], predictor(row(states, i)).data[0], atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(together[i, :n], predictor(row_of(states, i)).data[0], atol=1e-5, rtol=1e-5)
     whole = predictor.loss(garbage(states), garbage(durations))
-    parts = [predictor.loss(row(states, i), row(durations, i)) for i in range(3)]
+    parts = [predictor.loss(row_of(states, i), row_of(durations, i)) for i in range(3)]
     assert int(whole.count) == 10
     torch.testing.assert_close(whole.total, sum(p.total for p in parts))
     by_hand = (together[0, :7] - (durations.data[0].float() + 1).log()).square().sum()

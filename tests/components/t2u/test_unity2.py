@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from rows import garbage, row_of
 from voxzoo.components import UnitY2T2U
 from voxzoo.components.errors import UserError
 from voxzoo.components.layers.characters import CharacterTable
@@ -50,19 +51,6 @@ def inputs(seed=0):
     states = Padded(torch.randn(4, 6, INPUT, generator=generator), text.lengths)
     units = Padded(torch.randint(0, UNITS, (4, 25), generator=generator), torch.tensor([25, 9, 17, 4]))
     return states, units.zeroed(), text
-
-
-def row(padded, i):
-    n = int(padded.lengths[i])
-    return Padded(padded.data[i : i + 1, :n], padded.lengths[i : i + 1])
-
-
-def garbage(padded):
-    """The same batch with three more padded steps, all padding filled with something."""
-    fill = padded.data.new_full((len(padded), 3, *padded.data.shape[2:]), 5)
-    data = torch.cat([padded.data, fill], 1)
-    mask = Padded(data, padded.lengths).mask
-    return Padded(torch.where(mask.view(*mask.shape, *[1] * (data.dim() - 2)), data, 5), padded.lengths)
 
 
 # Characters
@@ -248,7 +236,7 @@ def test_losses_add_over_rows_whatever_the_padding():
     states, units, text = inputs()
     whole = part(states, units, text)
     dirty = part(garbage(states), garbage(units), garbage(text))
-    rows = [part(row(states, i), row(units, i), row(text, i)) for i in range(4)]
+    rows = [part(row_of(states, i), row_of(units, i), row_of(text, i)) for i in range(4)]
     assert list(whole) == ["t2u_unit", "t2u_duration", "t2u_alignment", "t2u_binarisation"]
     for key, loss in whole.items():
         assert int(loss.count) == sum(int(r[key].count) for r in rows) > 0
@@ -264,12 +252,12 @@ def test_a_row_with_fewer_units_than_characters_adds_nothing():
     states, units, text = inputs()
     units = Padded(units.data, torch.tensor([7, 9, 7, 4])).zeroed()  # 8, 3, 7 and 0 characters
     losses = part(states, units, text)
-    rows = [part(row(states, i), row(units, i), row(text, i)) for i in (1, 2)]
+    rows = [part(row_of(states, i), row_of(units, i), row_of(text, i)) for i in (1, 2)]
     for key, loss in losses.items():
         assert loss.total.isfinite()
         assert int(loss.count) == sum(int(r[key].count) for r in rows)
         torch.testing.assert_close(loss.total, sum(r[key].total for r in rows), atol=1e-4, rtol=1e-5)
-    alone = part(row(states, 0), row(units, 0), row(text, 0))
+    alone = part(row_of(states, 0), row_of(units, 0), row_of(text, 0))
     sum(loss.total for loss in alone.values()).backward()
     assert all(int(loss.count) == 0 and float(loss.total.detach()) == 0 for loss in alone.values())
     assert all(p.grad is None or not p.grad.any() for p in part.parameters())
@@ -297,7 +285,7 @@ def test_durations_may_come_from_elsewhere():
         "t2u_unit": 34, "t2u_duration": 11, "t2u_alignment": 0, "t2u_binarisation": 0
     }  # fmt: skip
     # And it is those durations that the units are named under.
-    hidden, _ = part.spell(row(states, 1), row(text, 1))
+    hidden, _ = part.spell(row_of(states, 1), row_of(text, 1))
     decoded = part.decode(hidden, Padded(torch.tensor([[3, 3, 3]]), torch.tensor([3])))
     wrong = part.decode(hidden, Padded(torch.tensor([[1, 1, 7]]), torch.tensor([3])))
     assert decoded.data.shape == wrong.data.shape == (1, 9, 16)
@@ -343,13 +331,13 @@ def test_generation_of_a_batch_is_that_of_each_row():
     assert len(set(together.units.data[together.units.mask].tolist())) > 2
     logits = part.logits(garbage(states), garbage(text))
     for i in range(4):
-        alone = part.generate(row(states, i), row(text, i))
+        alone = part.generate(row_of(states, i), row_of(text, i))
         n = int(alone.units.lengths[0])
         assert int(together.units.lengths[i]) == n
         assert torch.equal(together.units.data[i, :n], alone.units.data[0, :n])
         torch.testing.assert_close(together.scores[i], alone.scores[0], atol=1e-4, rtol=1e-5)
         steps = int(logits.lengths[i])
-        single = part.logits(row(states, i), row(text, i)).data[0, :steps]
+        single = part.logits(row_of(states, i), row_of(text, i)).data[0, :steps]
         torch.testing.assert_close(logits.data[i, :steps], single, atol=1e-5, rtol=1e-5)
     assert not together.units.data[~together.units.mask].any()
 

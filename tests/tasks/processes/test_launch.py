@@ -13,6 +13,7 @@ import time
 from pathlib import Path
 
 import pytest
+import stopper
 
 LAUNCH = Path(__file__).resolve().parents[3] / "configs" / "launch"
 SRUN = f"""#!{sys.executable}
@@ -54,17 +55,6 @@ if os.environ["HOW"] == "early":
     time.sleep(30)
 sys.exit(1 if subprocess.call([sys.executable, "-c", worker]) else 0)
 """
-STOP = """
-import os, signal
-from lightning import Callback
-class Stop(Callback):
-    def on_after_backward(self, trainer, pl_module):
-        if os.environ.get("STOP") and trainer.global_step == 2:
-            os.kill(os.getpid(), signal.SIGUSR1)
-        if os.environ.get("SLOW"):
-            open("steps", "a").write(".")
-            import time; time.sleep(0.3)
-"""
 
 
 def free_port() -> str:
@@ -80,10 +70,9 @@ def cluster(tmp_path: Path) -> dict[str, str]:
     for name, text in (("srun", SRUN), ("scontrol", SCONTROL)):
         (tmp_path / "bin" / name).write_text(text)
         (tmp_path / "bin" / name).chmod(0o755)
-    (tmp_path / "stop.py").write_text(STOP)
     path = os.pathsep.join([str(tmp_path / "bin"), str(Path(sys.executable).parent), os.environ["PATH"]])
     return {
-        **os.environ, "PATH": path, "PYTHONPATH": str(tmp_path), "OMP_NUM_THREADS": "1", "STATE": "RUNNING",
+        **os.environ, **stopper.environment(), "PATH": path, "OMP_NUM_THREADS": "1", "STATE": "RUNNING",
         "SLURM_JOB_ID": "4711", "SLURM_JOBID": "4711", "SLURM_JOB_NAME": "voxzoo", "SLURM_NTASKS": "2",
         "SLURM_NTASKS_PER_NODE": "1", "SLURM_NNODES": "2", "SLURM_JOB_NUM_NODES": "2",
         "SLURM_NODELIST": "127.0.0.1", "SLURM_JOB_NODELIST": "127.0.0.1", "MASTER_PORT": free_port(),
@@ -94,7 +83,7 @@ def words(tiny: list[str], folder: Path) -> list[str]:
     return [
         *tiny, "trainer=multinode", "trainer.accelerator=cpu", "trainer.devices=1", "trainer.precision=32-true",
         "trainer.max_steps=6", "trainer.val_check_interval=3", "data.batch_size=5", "logger=none",
-        f"root={folder}", "name=run", "allow=[stop]", "+callbacks.stop._target_=stop.Stop",
+        f"root={folder}", "name=run", *stopper.WORDS,
     ]  # fmt: skip
 
 
@@ -113,7 +102,7 @@ def test_slurm_stops_queues_again_and_goes_on(tiny: list[str], cluster: dict[str
             cwd=tmp_path, env={**cluster, **more}, capture_output=True, text=True, timeout=200,
         )  # fmt: skip
 
-    cancelled = submit(STOP="1", STATE="CANCELLED")
+    cancelled = submit(**stopper.environment(2, signal.SIGUSR1, each=True), STATE="CANCELLED")
     assert cancelled.returncode == 75, cancelled.stderr
     assert not (tmp_path / "requeued").exists()
     done = submit()
@@ -177,8 +166,9 @@ def test_torchrun_stops_on_a_signal_and_goes_on(tiny: list[str], cluster: dict[s
     environment = {name: value for name, value in cluster.items() if not name.startswith("SLURM")} | {"PROCESSES": "2"}
     call = ["bash", LAUNCH / "torchrun.sh", *words(tiny, tmp_path), "trainer.devices=2", "--json"]
     process = subprocess.Popen(
-        call, cwd=tmp_path, env={**environment, "SLOW": "1"}, stderr=subprocess.PIPE, text=True, start_new_session=True
-    )
+        call, cwd=tmp_path, env={**environment, **stopper.environment(slow=tmp_path / "steps")}, stderr=subprocess.PIPE,
+        text=True, start_new_session=True,
+    )  # fmt: skip
     wait_for(tmp_path / "steps")
     process.send_signal(signal.SIGTERM)
     _, said = process.communicate(timeout=100)
