@@ -20,7 +20,7 @@ def compiled(module: Any, run: Callable[[Any], Callable[[], Any]], options: Opti
     Args:
         run: makes what is timed out of the compiled module.
     """
-    if not options.has_others or options.quick:  # half a minute for each
+    if not options.has_others or options.quick or options.brief:  # half a minute for each
         return {}
     compiler = os.environ.get("CXX", "g++")
     if shutil.which(compiler) is None:

@@ -49,6 +49,8 @@ def cases(options: Options) -> Iterator[Case]:
         return
     both = models(options, **SMALL)
     yield case("256 wide, 20k words, 15 s", both, options, [15.0], 24, least=1.5, aim=2.0)
+    if options.brief:
+        return
     yield case("256 wide, 20k words, 4 of 2.3 to 15 s", both, options, LENGTHS, 24, least=1.5, aim=2.0, rounds=3)
     if options.full:
         both = models(options)

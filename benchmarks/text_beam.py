@@ -77,6 +77,8 @@ def cases(options: Options) -> Iterator[Case]:
         return
     both = models(options, 256_206, 256, 4, 4, 1024)
     yield case("256 wide, 256k words, 1 sentence", both, options, [20], 24, least=1.1, aim=3.0)
+    if options.brief:
+        return
     lengths = [60, 55, 48, 40, 33, 27, 20, 12]
     yield case("256 wide, 256k words, 8 sentences", both, options, lengths, 16, least=1.1, aim=2.0, rounds=3)
     if options.full:

@@ -46,7 +46,7 @@ class Case:
         amount, unit: what one run processes, for the rate in the table.
         least, aim: ratio of the peer's time to ours that is expected, and hoped for.
         memory_aim: most of the peer's extra memory that ours should take.
-        reference: what the peer computes for the comparison where it is timed on the same work in another order.
+        check: what peer and ours compute for the comparison, where the peer is timed on the same work in another order.
         memory: measure memory (two more runs).
         rounds: most rounds of a long case; None: as many as asked for.
         steps: how many times a run goes over its weights (of decoding: the tokens), see `limits.limit_of`.
@@ -63,7 +63,7 @@ class Case:
     least: float = 1.0
     aim: float | None = None
     memory_aim: float | None = None
-    reference: Callable[[], Any] | None = None
+    check: tuple[Callable[[], Any], Callable[[], Any]] | None = None
     memory: bool = True
     rounds: int | None = None
     steps: int = 1

@@ -107,8 +107,9 @@ def measure(path: str, case: Case, options: Options, memory: dict[str, float] | 
     """
     precise = options.dtype == "float32"
     tolerance = case.tolerance if precise else _LOW_PRECISION
-    ours = case.ours()
-    gap = difference((case.reference or case.peer)(), ours, precise)
+    run_peer, run_ours = case.check or (case.peer, case.ours)
+    ours = run_ours()
+    gap = difference(run_peer(), ours, precise)
     if not gap <= tolerance:
         raise Unequal(f"{path}, {case.name}: outputs differ by {gap:.3g}, allowed {tolerance:.3g}; not timed")
     result = Result(path, case, gap, tolerance)
@@ -124,7 +125,7 @@ def measure(path: str, case: Case, options: Options, memory: dict[str, float] | 
         result.rounds.append(turn)
     if memory is not None:
         result.memory = memory
-    elif case.memory:
+    elif case.memory and options.memory:
         for side, run in (("peer", case.peer), ("ours", case.ours)):
             result.memory[side] = float(peak_growth(run, options.device))
     if options.device == "cpu":
@@ -171,7 +172,7 @@ def run(path: str, cases: Callable[[Options], Iterator[Case]], options: Options)
     quiet(options)
     rows = []
     clock = clock_of(options)
-    apart = options.device == "cpu" and sys.platform == "linux" and not options.quick
+    apart = options.memory and options.device == "cpu" and sys.platform == "linux" and not options.quick
     memory = measure_apart(path, options) if apart else {}
     for case in cases(options):
         for row in measure(path, case, options, memory.get(case.name)).rows():

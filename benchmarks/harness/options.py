@@ -25,6 +25,8 @@ class Options:
         quick: tiny sizes, to see that it works.
         full: also the sizes that take minutes and gigabytes.
         pack: linear layers in oneDNN's own layout where that is faster (CPU), as `voxzoo translate` has them.
+        brief: the first cases of each path alone.
+        memory: measure memory (as much work again, in another process).
         others: also the peers beside transformers.
         whisper: a folder of Whisper in the layout of transformers; None: random weights of the size of base.
     """
@@ -36,6 +38,8 @@ class Options:
     quick: bool = False
     full: bool = False
     pack: bool = True
+    brief: bool = False
+    memory: bool = True
     others: bool = True
     whisper: Path | None = None
 
@@ -79,6 +83,8 @@ def arguments(description: str) -> argparse.ArgumentParser:
     parser.add_argument("--quick", action="store_true", help="tiny sizes: does it run?")
     parser.add_argument("--full", action="store_true", help="also the sizes that take minutes")
     parser.add_argument("--no-pack", action="store_true", help="leave the linear layers as they are")
+    parser.add_argument("--brief", action="store_true", help="the first cases of each path alone, without memory")
+    parser.add_argument("--no-memory", action="store_true", help="times alone")
     parser.add_argument("--no-others", action="store_true", help="transformers alone, no other peers")
     parser.add_argument("--whisper", type=Path, metavar="FOLDER", help="published Whisper weights (default: random)")
     parser.add_argument("--out", "--json", type=Path, dest="out", help="write everything there as JSON")
@@ -96,6 +102,8 @@ def options_of(args: argparse.Namespace) -> Options:
         args.quick,
         args.full,
         pack=not args.no_pack,
+        brief=args.brief,
+        memory=not (args.no_memory or args.brief),
         others=not args.no_others,
         whisper=args.whisper,
     )
