@@ -1,6 +1,7 @@
 # make setup   a virtual environment in .venv with the tested, hash-locked versions
 # make demo    set up, train, evaluate and translate: Spanish speech to English text and speech
-# make test    all tests       make lint / make type    ruff / pyright
+# make test    the tests of every part and command      make test-all   also kills, launchers, several processes
+# make lint / make type    ruff / pyright
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -11,7 +12,7 @@ LOCKED := $(filter Linux,$(shell uname -s))
 LOCK := uv pip compile pyproject.toml --python-version 3.11 --python-platform linux --generate-hashes --no-header \
 	--no-annotate --no-emit-index-url --no-emit-find-links --quiet --extra demo --extra eval
 
-.PHONY: locks setup setup-dev demo test lint type
+.PHONY: locks setup setup-dev demo test test-slow test-all lint type
 
 setup: $(VENV)/.demo
 setup-dev: $(VENV)/.dev
@@ -30,8 +31,15 @@ endif
 demo: setup
 	$(BIN)/python -m voxzoo.tasks.commands.demo --root $(RUNS)
 
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile -q
+
 test: setup-dev
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile -q
+	$(PYTEST) -m "not slow"
+
+test-slow: setup-dev
+	$(PYTEST) -m slow
+
+test-all: test test-slow
 
 lint: setup-dev
 	$(BIN)/ruff check .
