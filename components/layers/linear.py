@@ -13,7 +13,6 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -21,6 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from ..memory import free_memory
 from .lora import LoRALinear
 from .precision import autocast_dtype
 
@@ -175,7 +175,8 @@ def pack_for_inference(module: nn.Module, memory: int | None = None) -> int:
     Args:
         module: a part, a task or any module. An embedding that a module also uses as output layer is found by that
             module's `tied_output`.
-        memory: bytes that may be spent on packed weights; None: half of what is free.
+        memory: bytes that may be spent on packed weights; None: half of what this process may still take
+            (`memory.free_memory`).
 
     Returns:
         The number of packed layers; 0 where it does not pay or torch cannot do it.
@@ -185,7 +186,7 @@ def pack_for_inference(module: nn.Module, memory: int | None = None) -> int:
     for layer in module.modules():  # what was packed before may stand for weights that are gone
         if isinstance(layer, _Packable) and (layer._packed is None or not layer._packed.is_of(layer.weight)):
             _restore(layer)
-    left = _free_memory() // 2 if memory is None else memory
+    left = free_memory() // 2 if memory is None else memory
     faster: dict[Any, bool] = {}
     count = 0
     # The largest gain more: of output layers a step of decoding reads every row.
@@ -271,12 +272,3 @@ def _seconds(run: Callable[[], Tensor]) -> float:
         taken = time.perf_counter() - start
         best, spent, count = min(best, taken), spent + taken, count + 1
     return best
-
-
-def _free_memory() -> int:
-    """Bytes that can be had without pushing anything out; a cautious guess where the system does not say."""
-    try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
-    except OSError:
-        return 2**31
-    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")), 2**31)
