@@ -1,7 +1,9 @@
-"""Autocast, asked for by kind of device: some kinds (meta) have none."""
+"""Half precision: autocast, asked for by kind of device (some kinds, such as meta, have none), and whether the CPU here
+is made for it."""
 
 from __future__ import annotations
 
+import platform
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
@@ -22,3 +24,18 @@ def without_autocast(kind: str) -> AbstractContextManager:
 @torch.compiler.assume_constant_result  # torch.compile cannot look into it
 def _has_autocast(kind: str) -> bool:
     return torch.amp.autocast_mode.is_autocast_available(kind)
+
+
+_SUPPORTED = {torch.bfloat16: "_is_mkldnn_bf16_supported", torch.float16: "_is_mkldnn_fp16_supported"}
+
+
+def is_slow_on_cpu(dtype: torch.dtype) -> bool:
+    """Whether products of this dtype take many times as long as in float32 on the CPU here: oneDNN has none for it
+    (bfloat16 wants AVX-512 or AMX), and torch's own go number by number."""
+    if dtype not in _SUPPORTED or not torch.backends.mkldnn.is_available():
+        return False
+    # What torch was told to use counts too (ATEN_CPU_CAPABILITY).
+    if platform.machine().lower() in ("x86_64", "amd64") and "AVX512" not in torch.backends.cpu.get_cpu_capability():
+        return True
+    supported = getattr(torch.ops.mkldnn, _SUPPORTED[dtype], None)
+    return supported is not None and not supported()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from ..serving.choices import EVALUATED, RECOGNISERS
+from ..serving.choices import EVALUATED, PRECISIONS, RECOGNISERS
 
 HELP = "score a run on a split: text, and speech through a recogniser"
 EXAMPLE = "voxzoo evaluate runs/quickstart --split test_seen --limit 200"
@@ -41,6 +41,11 @@ def configure(parser: argparse.ArgumentParser) -> None:
         help="Whisper model that judges speech output: base (default), tiny.en (faster, many more errors), or none",
     )
     parser.add_argument("--device", default="auto", help="cpu, cuda, cuda:1 ... (default: a GPU where there is one)")
+    parser.add_argument(
+        "--precision",
+        choices=PRECISIONS,
+        help="of the weights (default: as the run has them; imported ones may be half)",
+    )
     parser.add_argument("--out", metavar="DIR", help="where the files go (default RUN/evaluation)")
 
 
@@ -53,6 +58,7 @@ def run(args: argparse.Namespace) -> dict:
         manifest=args.manifest,
         out=args.out,
         device=args.device,
+        precision=args.precision,
         limit=args.limit,
         task=args.task,
         batch_size=args.batch_size,

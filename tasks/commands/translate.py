@@ -7,7 +7,7 @@ import json
 import sys
 from typing import Any
 
-from ..serving.choices import TRANSLATED
+from ..serving.choices import PRECISIONS, TRANSLATED
 
 HELP = "translate audio files, folders or text with a trained run"
 EXAMPLE = "voxzoo translate runs/quickstart recordings/ --task s2st --to eng --out translated"
@@ -28,6 +28,11 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--from", dest="source", metavar="LANG", help="ISO 639-3 code of the input; needed for text")
     parser.add_argument("--device", default="auto", help="cpu, cuda, cuda:1 ... (default: a GPU where there is one)")
+    parser.add_argument(
+        "--precision",
+        choices=PRECISIONS,
+        help="of the weights (default: as the run has them; imported ones may be half)",
+    )
     parser.add_argument("--out", metavar="DIR", help="folder for the audio of s2st and t2st")
     parser.add_argument("--batch-size", type=int, default=8, metavar="N", help="segments at a time (default 8)")
     parser.add_argument(
@@ -54,6 +59,7 @@ def run(args: argparse.Namespace) -> dict:
         source=args.source,
         out=args.out,
         device=args.device,
+        precision=args.precision,
         batch_size=args.batch_size,
         beam=args.beam,
         segment=args.segment,

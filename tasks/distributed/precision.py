@@ -15,6 +15,7 @@ from torch import nn
 from torch.amp.grad_scaler import GradScaler
 
 from ...components.errors import UserError
+from ...components.layers.precision import is_slow_on_cpu
 from ...components.types import Batch
 
 
@@ -31,14 +32,7 @@ class BFloat16(HalfPrecision):
         super().__init__("bf16-true")
 
     def convert_module(self, module: nn.Module) -> nn.Module:
-        """Cast the parameters; buffers (statistics, filters, windows, centroids) stay as they are."""
-        buffers = [(inner, dict(inner._buffers)) for inner in module.modules()]
-        for inner, _ in buffers:
-            inner._buffers.clear()
-        module.to(dtype=self._desired_input_dtype)
-        for inner, kept in buffers:
-            inner._buffers.update(kept)
-        return module
+        return cast_parameters(module, self._desired_input_dtype)
 
     def tensor_init_context(self) -> AbstractContextManager:
         return nullcontext()
@@ -50,6 +44,25 @@ class BFloat16(HalfPrecision):
         if not isinstance(data, Batch) or data.speech is None:
             return data
         return replace(data, speech=data.speech.to(self._desired_input_dtype))
+
+
+def cast_parameters(module: nn.Module, dtype: torch.dtype) -> nn.Module:
+    """Cast the parameters, in place; buffers (statistics, filters, windows, centroids) are float32 or stay it."""
+    buffers = [(inner, dict(inner._buffers)) for inner in module.modules()]
+    for inner, _ in buffers:
+        inner._buffers.clear()
+    module.to(dtype=dtype)
+    for inner, kept in buffers:
+        inner._buffers.update({name: _at_least_float32(value) for name, value in kept.items()})
+    return module
+
+
+def _at_least_float32(value: torch.Tensor | None) -> torch.Tensor | None:
+    return value.float() if value is not None and value.dtype in (torch.bfloat16, torch.float16) else value
+
+
+WHOLE = {"32-true": torch.float32, "bf16-true": torch.bfloat16, "16-true": torch.float16}
+"""Names of precisions in which all parameters are kept in one dtype."""
 
 
 def precision_name(name: Any) -> str:
@@ -89,3 +102,23 @@ def gradient_scaler(kind: Callable[..., Any]) -> Any:
     """A scaler of float16 gradients for losses that are sums over a batch: these are as large as means that were scaled
     by the number of tokens already. It grows from there, where others fall from 65536."""
     return kind(init_scale=1.0)
+
+
+def slow_line(precision: Any, kind: str, key: str) -> str | None:
+    """What to say of a precision that is many times slower than float32 on the CPU here; None where it is not.
+
+    Args:
+        precision: a name as `trainer.precision` takes it, or a dtype.
+        kind: of the device: `cpu`, `cuda`.
+        key: what sets it, up to the name: `trainer.precision=`, `--precision `.
+    """
+    names = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16, **WHOLE}
+    dtype = precision if isinstance(precision, torch.dtype) else names.get(precision_name(precision))
+    if kind != "cpu" or dtype is None or not is_slow_on_cpu(dtype):
+        return None
+    name = str(dtype).removeprefix("torch.")
+    wanted = "AVX-512 or AMX" if dtype == torch.bfloat16 else "AVX-512 FP16 or AMX"
+    return (
+        f"{name} is slow on this CPU, which lacks {wanted}: measured, 2 to 16 times the time of float32; "
+        f"set {key}32-true"
+    )

@@ -6,3 +6,5 @@ EVALUATED = ("s2st", "t2st", "s2tt", "t2tt", "u2s", "asr")
 """In the order in which a task lends its scores to the top of the answer of `evaluate`."""
 TRANSLATED = ("s2st", "s2tt", "asr", "t2tt", "t2st")
 RECOGNISERS = ("base", "tiny.en", "none")
+PRECISIONS = ("32-true", "bf16-true", "16-true")
+"""What the parameters can be kept in."""

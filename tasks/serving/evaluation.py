@@ -33,6 +33,7 @@ def evaluate_run(
     manifest: str | None = None,
     out: str | Path | None = None,
     device: str = "auto",
+    precision: str | None = None,
     limit: int | None = None,
     batch_size: int = 16,
     beam: int | None = None,
@@ -46,6 +47,7 @@ def evaluate_run(
         split, manifest: of the run's data, or of another corpus.
         out: where the files go; None: RUN/evaluation.
         device: `cpu`, `cuda`, ..., or `auto`, a GPU where there is one.
+        precision: `32-true`, `bf16-true` or `16-true`; None: that of the run.
         limit, batch_size, beam, segment, options: as for `evaluate`.
 
     Raises:
@@ -55,7 +57,7 @@ def evaluate_run(
         if value is not None and value < 1:
             raise UserError(f"--{name} {value}: expected at least 1")
     quiet_libraries()
-    run = load_run(path, device=device, pack=True)
+    run = load_run(path, device=device, pack=True, precision=precision)
     folder = Path(path) if Path(path).is_dir() else run.folder
     scores = evaluate(
         run.task,

@@ -64,6 +64,7 @@ def translate(
     source: str | None = None,
     out: str | Path | None = None,
     device: str = "auto",
+    precision: str | None = None,
     batch_size: int = 8,
     beam: int | None = None,
     segment: float = 30.0,
@@ -74,6 +75,7 @@ def translate(
         path: a run folder or a checkpoint.
         inputs: files, folders, or `-` for standard input (`read_inputs`).
         device: `cpu`, `cuda`, ..., or `auto`, a GPU where there is one.
+        precision: `32-true`, `bf16-true` or `16-true`; None: that of the run.
         mode, to, source, batch_size, beam, segment, out: as for `Translator`.
 
     Yields:
@@ -86,7 +88,7 @@ def translate(
         if value is not None and value < 1:
             raise UserError(f"--{name} {value}: expected at least 1")
     quiet_libraries()
-    task = load_run(path, device=device, pack=True).task
+    task = load_run(path, device=device, pack=True, precision=precision).task
     translator = Translator(task, mode, to, source, batch_size, beam, segment, out)
     items = list(read_inputs(inputs, translator.reads_text, translator.out))
     if not items:
