@@ -19,6 +19,7 @@ import torch
 from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint, WeightAveraging
 from lightning.pytorch.plugins.io import TorchCheckpointIO
+from torch.utils import _pytree as pytree
 
 from ...components.errors import UserError, few
 from ..processes.launcher import let_processes_end
@@ -35,7 +36,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         remove_unused(Path(path).parent)
 
     def load_checkpoint(self, path: Any, map_location: Any = "cpu", weights_only: bool | None = True) -> dict[str, Any]:
-        return read_checkpoint(Path(path))
+        return in_memory(read_checkpoint(Path(path)))
 
 
 def write_atomically(path: Path, write: Any) -> None:
@@ -76,19 +77,23 @@ def remove_leftovers(folder: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def read_checkpoint(path: Path, *, whole: bool = True) -> dict[str, Any]:
+def read_checkpoint(path: Path, *, whole: bool = True, states: bool = True) -> dict[str, Any]:
     """Read a checkpoint with `weights_only=True`: nothing in it is executed.
 
+    Tensors stay in the mapped file until they are written to, which changes the memory of this process alone:
+    processes share what they only read. The file may be replaced meanwhile (`write_atomically` does so), but not
+    written into.
+
     Args:
-        path: the file.
-        whole: where it is in shards, read these too. Otherwise tensors stay in the mapped file until they are copied:
-            processes that take a shard each hold nothing else.
+        path: the file. One in torch's format before 1.6 cannot be mapped and is read.
+        whole: where it is in shards, read these too: into memory.
+        states: of shards those of optimizers too, which takes twice the memory of the weights again.
 
     Raises:
         UserError: not a checkpoint, cut off, or not one of voxzoo's.
     """
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True, mmap=not whole)
+        content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except (OSError, EOFError, RuntimeError, zipfile.BadZipFile) as error:
         raise UserError(f"{path}: cannot be read as a checkpoint ({_first_line(error)}); is it whole?") from None
     except Exception as error:  # pickle.UnpicklingError: something that would run code, or no pickle at all
@@ -100,7 +105,19 @@ def read_checkpoint(path: Path, *, whole: bool = True) -> dict[str, Any]:
     if not isinstance(content, dict) or "voxzoo" not in content or "state_dict" not in content:
         raise UserError(f"{path}: a checkpoint, but not one that `voxzoo train` wrote (no voxzoo entry)")
     fill_in(content, path)
-    return read_shards(content, path) if whole and SHARDS in content else content
+    return read_shards(content, path, states=states) if whole and SHARDS in content else content
+
+
+def in_memory(checkpoint: dict[str, Any]) -> dict[str, Any]:
+    """A checkpoint for a training that goes on: all but its weights, which are copied anyway, out of the mapped file.
+    States of an optimizer that stayed there would keep the file on the disk, under no name, until the training ends."""
+
+    def copied(value: Any) -> Any:
+        return value.clone() if isinstance(value, torch.Tensor) else value
+
+    return {
+        name: entry if name == "state_dict" else pytree.tree_map(copied, entry) for name, entry in checkpoint.items()
+    }
 
 
 def _first_line(error: BaseException) -> str:

@@ -1,11 +1,17 @@
-"""Parts that are never initialised: those of published models, whose weights stay in their file until they are cut up,
-and all parts of a run that goes on in shards."""
+"""Modules that are never initialised: parts of published models, whose weights stay in their file until they are cut
+up, and whatever a checkpoint fills."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+from unittest.mock import patch
+
 import torch
 from omegaconf import DictConfig, OmegaConf
-from torch import nn
+from torch import Tensor, nn
+from torch.utils.weak import WeakTensorKeyDictionary
 
 from ...components.converters.keymap import Loaded
 from ...components.converters.published import read_part
@@ -47,33 +53,85 @@ def mapped_parts(config: DictConfig, allowed: tuple[str, ...], *, in_file: bool)
     return found
 
 
-def empty_parts(config: DictConfig, allowed: tuple[str, ...]) -> dict[str, nn.Module]:
-    """The parts of a config on the meta device: for a run whose weights all come from its checkpoint, by shards. Parts
-    with tables that no checkpoint has are not among them, nor any where LoRA is to be added."""
-    found: dict[str, nn.Module] = {}
-    for role, node in config.task.items():
-        if (
-            role in ("frontend", "tokenizer")
-            or config.lora
-            or not isinstance(node, DictConfig)
-            or "_target_" not in node
-        ):
-            continue
-        with torch.device("meta"):
-            part = build(node, allowed=allowed)
-        if isinstance(part, nn.Module) and not _has_tables(part):
-            found[str(role)] = part
-    return found
-
-
 def _has_tables(part: nn.Module) -> bool:
     """Whether a part has buffers that no checkpoint has."""
     return bool({name for name, _ in part.named_buffers()} - part.state_dict().keys())
 
 
+@contextmanager
+def parameters_on_meta() -> Iterator[None]:
+    """Modules that are built inside get their parameters on the meta device: nothing is drawn, and no memory taken.
+    Buffers and tables are what they are elsewhere, for a checkpoint may not have them."""
+    register = nn.Module.register_parameter
+    twins: WeakTensorKeyDictionary = WeakTensorKeyDictionary()  # of parameters that several modules share
+
+    def register_empty(self: nn.Module, name: str, param: nn.Parameter | None) -> None:
+        if type(param) is nn.Parameter and not param.is_meta:  # other classes know what they do
+            if param not in twins:
+                twins[param] = nn.Parameter(param.detach().to("meta"), param.requires_grad)
+            param = twins[param]
+        register(self, name, param)
+
+    with patch.object(nn.Module, "register_parameter", register_empty):
+        yield
+
+
+def fill(module: nn.Module, state: Mapping[str, Any], *, cast: bool) -> bool:
+    """Give a module the tensors of a state dict that fits it, not copies of them: those of a mapped file stay there
+    until they are written to.
+
+    Args:
+        cast: to the dtypes that the module was built with; otherwise it takes those of the tensors.
+
+    Returns:
+        Whether nothing of the module is on the meta device now.
+    """
+    own = module.state_dict()
+    places = _places(module)
+    module.load_state_dict(
+        {
+            key: value.to(own[key].dtype) if cast and isinstance(value, Tensor) else value
+            for key, value in state.items()
+        },
+        assign=True,
+    )
+    _share_again(places)
+    return not any(
+        isinstance(value, Tensor) and value.is_meta
+        for inner in module.modules()
+        for table in (inner._parameters, inner._buffers, vars(inner))
+        for value in table.values()
+    )
+
+
 def materialise(module: nn.Module, device: torch.device) -> None:
     """Give what is on the meta device memory, which is not initialised; the rest stays."""
+    places = _places(module)
     for inner in module.modules():
         own = [*inner.parameters(recurse=False), *inner.buffers(recurse=False)]
         if any(tensor.is_meta for tensor in own):
+            kept = {name: value for name, value in inner._buffers.items() if value is not None and not value.is_meta}
             inner.to_empty(device=device, recurse=False)
+            inner._buffers.update({name: value.to(device) for name, value in kept.items()})
+    _share_again(places)
+
+
+_Places = list[list[tuple[dict[str, Any], str]]]
+
+
+def _places(module: nn.Module) -> _Places:
+    """Where each parameter and buffer is, of those that are in several places."""
+    found: dict[int, list[tuple[dict[str, Any], str]]] = {}
+    for inner in module.modules():
+        for table in (inner._parameters, inner._buffers):
+            for name, value in table.items():
+                if value is not None:
+                    found.setdefault(id(value), []).append((table, name))
+    return [places for places in found.values() if len(places) > 1]
+
+
+def _share_again(places: _Places) -> None:
+    """Put one tensor where one was, after each place got its own."""
+    for (first, key), *others in places:
+        for table, name in others:
+            table[name] = first[key]

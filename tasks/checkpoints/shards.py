@@ -84,20 +84,24 @@ def write_shards(
         raise UserError(problem if untouched in problem else f"{path}: {' '.join(problem.split())}; {untouched}")
 
 
-def read_shards(index: dict[str, Any], path: Path) -> dict[str, Any]:
+def read_shards(index: dict[str, Any], path: Path, *, states: bool = True) -> dict[str, Any]:
     """A checkpoint with its tensors whole, as if it had been written in one file.
 
     Args:
         index: what the file at `path` holds.
+        states: those of optimizers too; otherwise the entry is empty.
 
     Raises:
         UserError: the folder, or a part of it, is missing or damaged.
     """
     tensors: dict[str, Tensor] = {
-        place: torch.empty(shape, dtype=dtype) for place, (shape, dtype, _) in tensors_of(index, path).items()
+        place: torch.empty(shape, dtype=dtype)
+        for place, (shape, dtype, _) in tensors_of(index, path).items()
+        if states or place.startswith(weight_place(""))
     }
     load_shards(index, path, tensors)
-    content = {key: value for key, value in index.items() if key != SHARDS}
+    dropped = {SHARDS} if states else {SHARDS, "optimizer_states"}
+    content = {key: value for key, value in index.items() if key not in dropped}
     return _put_back(content, tensors)
 
 

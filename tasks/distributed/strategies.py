@@ -39,7 +39,7 @@ from ...components.errors import UserError
 from ...components.layers.blocks import blocks
 from ...components.layers.transformer import DecoderLayer
 from ...configs.targets import class_of
-from ..checkpoints.files import misfit, read_checkpoint
+from ..checkpoints.files import in_memory, misfit, read_checkpoint
 from ..checkpoints.shards import SHARDS, load_shards, state_place, tensors_of, weight_place, write_shards
 from .precision import gradient_scaler
 
@@ -235,7 +235,7 @@ class FSDP(FSDPStrategy):
         """Weights and optimizer states that any strategy wrote, cut up for this one."""
         path = Path(self.broadcast(checkpoint_path))
         assert self.model is not None
-        checkpoint = read_checkpoint(path)
+        checkpoint = in_memory(read_checkpoint(path))
         _require_fit(self._shapes, checkpoint, path)
         with self._whole_states(first_only=False):
             self.model.load_state_dict(checkpoint.pop("state_dict"))

@@ -25,7 +25,8 @@ from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 
 from ...components.errors import UserError
-from ...components.layers.blocks import RECOMPUTE, set_up_blocks
+from ...components.layers.blocks import RECOMPUTE
+from ...components.memory import memory_limit
 from ...components.roles import Tokenizer
 from ...components.types import Batch, Padded
 from ...configs.bounds import count_devices, device_problem
@@ -33,7 +34,7 @@ from ...configs.build import build
 from ...configs.targets import allow_list
 from ..distributed.precision import precision_name
 from ..distributed.strategies import units
-from ..runs.lora import apply_lora
+from ..runs.assembly import assemble, set_up
 from ..task import Task
 from ..voices import made_up_languages
 from .shapes import FakeTokenizer
@@ -229,16 +230,11 @@ class Rehearsal:
         self.allowed = allow_list(config)
         self.frontend = build(config.frontend, allowed=self.allowed)
         self.tokenizer = _tokenizer(config, self.allowed)
-        given = {"tokenizer": self.tokenizer} if self.tokenizer is not None else {}
-        with torch.device("meta"):
-            self.task: Task = build(config.task, allowed=self.allowed, **given)
+        self.task: Task = assemble(config, self.allowed, weights="fake", tokenizer=self.tokenizer)
         self.steps = not hasattr(self.task, "run_once")
         if not self.steps:
             return
-        apply_lora(self.task, config)
-        self.task.freeze_parts([str(role) for role, frozen in config.freeze.items() if frozen])
-        self.task.train()
-        set_up_blocks(self.task.parts(), {RECOMPUTE: config.get(RECOMPUTE)})
+        set_up(self.task, config, blocks={RECOMPUTE: config.get(RECOMPUTE)}).train()
         self.fake = make_fake(self.task, self.setting.dtype)
         self.optimizer = self._optimizer(like)
         t2u = self.task.parts().get("t2u")
@@ -673,10 +669,10 @@ def _base(setting: Setting) -> dict[str, int]:
 
 
 def memory_here(kind: Kind) -> int | None:
-    """Bytes of the GPU that is here, or of this machine."""
+    """Bytes of the GPU that is here, or that this process may have on this machine."""
     if kind == "cuda":
         return torch.cuda.get_device_properties(0).total_memory if torch.cuda.is_available() else None
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return memory_limit()
 
 
 def _ids(count: int, size: int) -> list[int]:

@@ -18,7 +18,7 @@ from ...components.roles import Tokenizer
 from ...components.types import Adapted, Batch, Judgement, Loss, Padded, Reconstruction, UnitOutput
 from ...configs.build import build
 from ...configs.targets import allow_list
-from ..runs.lora import apply_lora
+from ..runs.assembly import assemble, set_up
 from ..task import Task
 from ..voices import made_up_languages, told_to_vocoder
 
@@ -70,14 +70,10 @@ def trace(config: DictConfig, serving: bool = True) -> list[Row]:
         UserError: parts that do not fit; names the part, what it got and what it expects.
     """
     allowed = allow_list(config)
-    given: dict[str, Any] = {}
+    tokenizer = None
     if "tokenizer" in config.task:
-        given["tokenizer"] = FakeTokenizer(int(config.tokenizer.vocab_size), config.tokenizer.languages)
-    with torch.device("meta"):
-        task: Task = build(config.task, allowed=allowed, **given)
-    apply_lora(task, config)
-    task.freeze_parts([str(role) for role, frozen in config.freeze.items() if frozen])
-    task.train()
+        tokenizer = FakeTokenizer(int(config.tokenizer.vocab_size), config.tokenizer.languages)
+    task = set_up(assemble(config, allowed, weights="fake", tokenizer=tokenizer), config, blocks={}).train()
     rows = {role: _row(role, part) for role, part in task.parts().items()}
     if not hasattr(task, "run_once"):
         for role, part in task.parts().items():

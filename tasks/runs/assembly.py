@@ -1,47 +1,82 @@
-"""From a config to a task."""
+"""From a config to a task: the one place that training, loading, checking and planning have in common."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from contextlib import nullcontext
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from omegaconf import DictConfig, OmegaConf
 
 from ...components.errors import UserError
+from ...components.layers.blocks import set_up_blocks
 from ...components.roles import Tokenizer
 from ...configs.build import build
 from ...configs.pretrained import KEY
 from ...configs.targets import locate
+from ..checkpoints.mapped import parameters_on_meta
 from ..task import FILES, Task
 from .lora import apply_lora
 
 
-def build_task(
+def assemble(
     config: DictConfig,
-    assets: dict[str, torch.Tensor],
     allowed: tuple[str, ...],
     *,
-    empty: bool = False,
+    weights: Literal["drawn", "empty", "fake"] = "drawn",
+    tokenizer: Tokenizer | None = None,
+    assets: Mapping[str, torch.Tensor] | None = None,
     parts: Mapping[str, torch.nn.Module] | None = None,
 ) -> Task:
-    """Build the task of a config; files it needs come from the assets of its checkpoint.
+    """The task of a config, with LoRA where it asks for that. `set_up` does the rest for a training.
 
     Args:
-        empty: parameters on the meta device, to be filled by `load_state_dict(..., assign=True)`.
+        config: composed, or out of a checkpoint.
+        allowed: what its class paths may start with.
+        weights: `drawn`: initialised at random. `empty`: parameters on the meta device, to be filled from a checkpoint
+            (`mapped.fill`, `mapped.materialise`), and tables that no checkpoint has computed. `fake`: all on the meta
+            device, to push shapes through.
+        tokenizer: in place of the config's.
+        assets: files that a checkpoint carries, the tokenizer's among them.
         parts: role -> part that is built already.
+
+    Raises:
+        UserError: parts that refuse their settings, LoRA that does not fit them.
     """
     given: dict[str, Any] = dict(parts or {})
-    if config.task.get("frontend") is not None:
-        given["frontend"] = build(config.frontend, allowed=allowed)  # it may hold tables that no checkpoint has
-    if "tokenizer" in assets:
-        given["tokenizer"] = tokenizer_from_asset(config, assets["tokenizer"], allowed)
-    with torch.device("meta") if empty else nullcontext():
-        task = build(config.task, allowed=allowed, **given)
+    assets = assets or {}
+    if tokenizer is None and "tokenizer" in assets:
+        tokenizer = tokenizer_from_asset(config, assets["tokenizer"], allowed)
+    if tokenizer is not None:
+        given["tokenizer"] = tokenizer
+    if weights == "empty":
+        try:
+            with parameters_on_meta():
+                task = build(config.task, allowed=allowed, **given)
+        except Exception:  # a part that looks into its weights while it is built; a true fault comes again
+            task = build(config.task, allowed=allowed, **given)
+    else:
+        with torch.device("meta") if weights == "fake" else nullcontext():
+            task = build(config.task, allowed=allowed, **given)
     apply_lora(task, config)
     task.files = {name.removeprefix(FILES): value for name, value in assets.items() if name.startswith(FILES)}
     task.config = OmegaConf.to_container(config, resolve=True)
+    return task
+
+
+def set_up(task: Task, config: DictConfig, *, blocks: Mapping[str, Any] | None = None) -> Task:
+    """What a config asks of an assembled task that is trained: parts that stand still (`freeze`), layers that are
+    computed again or compiled.
+
+    Args:
+        blocks: in place of the config's `activation_checkpointing` and `compile`.
+
+    Raises:
+        UserError: a role or a stack of layers that the task does not have.
+    """
+    task.freeze_parts([str(role) for role, frozen in config.freeze.items() if frozen])
+    set_up_blocks(task.parts(), config if blocks is None else blocks)
     return task
 
 

@@ -97,7 +97,7 @@ def load_parts(task: Task, sources: dict[str, str], run_dir: Path) -> list[str]:
         sibling = run_dir.parent / source
         _, checkpoint = find_checkpoint(sibling if sibling.is_dir() else Path(source))
         if checkpoint not in contents:
-            contents[checkpoint] = read_checkpoint(checkpoint)
+            contents[checkpoint] = read_checkpoint(checkpoint, states=False)
         content = contents[checkpoint]
         state = content["state_dict"]
         prefix = f"{role}."

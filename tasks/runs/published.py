@@ -19,7 +19,7 @@ from ...configs.compose import CONFIG_DIR, compose, to_yaml
 from ...configs.targets import allow_list
 from ..checkpoints.files import misfit, write_atomically
 from ..task import FILES
-from .assembly import build_task
+from .assembly import assemble
 from .run import load_run
 
 _CHECKPOINT = "imported.ckpt"
@@ -51,7 +51,7 @@ def write_run(model: PublishedModel, folder: Path) -> DictConfig:
     assets = {f"{FILES}{name}": content for name, content in model.files.items()}
     if model.tokenizer is not None:
         assets["tokenizer"] = torch.frombuffer(bytearray(model.tokenizer.to_bytes()), dtype=torch.uint8)
-    task = build_task(config, assets, allow_list(config), empty=True)
+    task = assemble(config, allow_list(config), weights="empty", assets=assets)
     state = model.state_dict()
     problem = misfit(task.state_dict(), state)
     if problem:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from omegaconf import DictConfig, OmegaConf
 
@@ -14,9 +14,12 @@ from ...components.layers.linear import pack_for_inference
 from ...configs.build import build
 from ...configs.targets import trusted
 from ..checkpoints.files import misfit, pick_checkpoint, read_checkpoint
+from ..checkpoints.mapped import fill
 from ..distributed.devices import choose_kernels, pick_device
+from ..distributed.precision import WHOLE, cast_parameters, slow_line
+from ..processes.console import say
 from ..task import Task
-from .assembly import build_task
+from .assembly import assemble
 from .lora import merge_lora
 
 _PACK_FROM = 20_000_000  # parameters: a small model is not worth the timing
@@ -58,24 +61,38 @@ class Run:
         return data
 
 
-def load_run(path: Any, *, allow: Iterable[str] = (), device: str = "cpu", pack: bool = False) -> Run:
+def load_run(
+    path: Any,
+    *,
+    allow: Iterable[str] = (),
+    device: str = "cpu",
+    pack: bool = False,
+    precision: str | None = None,
+) -> Run:
     """Load a run folder (its last stage, its best checkpoint) or a checkpoint file.
+
+    The weights stay in the mapped file (`read_checkpoint`): processes that load one run share them.
 
     Args:
         path: the folder or file.
         device: where the task goes: `cpu`, `cuda`, `cuda:1` ..., or `auto`, a GPU where there is one.
-        pack: on a CPU, give the linear layers of a model from 20 M parameters on packed weights where a timing says
-            that they are faster here (`pack_for_inference`); results are the same to rounding.
+        pack: to serve with it: on a CPU, give the linear layers of a model from 20 M parameters on packed weights where
+            a timing says that they are faster here (`pack_for_inference`; results are the same to rounding), and say
+            where its precision is slow here.
         allow: packages besides voxzoo, torch and lightning that its config may name. The `allow` of the config itself
             does not count: it is part of a file that may come from anywhere. VOXZOO_ALLOW=name,name adds to them.
+        precision: `32-true`, `bf16-true` or `16-true`: what the parameters are cast to. None: runs that were trained
+            here are in float32, imported ones as they were imported.
 
     Raises:
         UserError: the path does not exist, is not a run, or its checkpoint does not fit its config.
     """
+    if precision is not None and precision not in WHOLE:
+        raise UserError(f"precision {precision!r}: expected one of {', '.join(WHOLE)}")
     place = pick_device(device)
     choose_kernels()
     folder, checkpoint = find_checkpoint(Path(path))
-    content = read_checkpoint(checkpoint)
+    content = read_checkpoint(checkpoint, states=False)
     if not content["voxzoo"]["config"]:
         raise UserError(
             f"{checkpoint}: carries no config, so that nothing says what to build: its task was built by hand; "
@@ -84,18 +101,37 @@ def load_run(path: Any, *, allow: Iterable[str] = (), device: str = "cpu", pack:
     config = OmegaConf.create(content["voxzoo"]["config"])
     assert isinstance(config, DictConfig)
     allowed = trusted(allow)
-    # Parts of published models hold nothing but their weights: neither initialised first nor twice in memory.
-    empty = config.get("model_type") is not None
-    task = build_task(config, content["voxzoo"]["assets"], allowed, empty=empty)
+    task = _filled(config, content, allowed, checkpoint, weights="empty")
+    merge_lora(task)
+    if precision is not None:
+        cast_parameters(task, WHOLE[precision])
+    task.eval().to(place)
+    if pack and place.type == "cpu":
+        for dtype in {p.dtype for p in task.parameters()}:
+            if line := slow_line(dtype, place.type, "--precision "):
+                say(line)
+        if sum(p.numel() for p in task.parameters()) >= _PACK_FROM:
+            pack_for_inference(task)
+    return Run(task, config, folder, checkpoint, allowed)
+
+
+def _filled(
+    config: DictConfig,
+    content: dict[str, Any],
+    allowed: tuple[str, ...],
+    checkpoint: Path,
+    weights: Literal["empty", "drawn"],
+) -> Task:
+    """The task of a checkpoint, which has the tensors of the mapped file themselves."""
+    task = assemble(config, allowed, weights=weights, assets=content["voxzoo"]["assets"])
     problem = misfit(task.state_dict(), content["state_dict"])
     if problem:
         raise UserError(f"{checkpoint}: does not fit its own config; {problem}")
-    task.load_state_dict(content["state_dict"], assign=empty)
-    merge_lora(task)
-    task.eval().to(place)
-    if pack and place.type == "cpu" and sum(p.numel() for p in task.parameters()) >= _PACK_FROM:
-        pack_for_inference(task)
-    return Run(task, config, folder, checkpoint, allowed)
+    # A published model keeps the dtype that it was imported in.
+    if fill(task, content["state_dict"], cast=config.get("model_type") is None) or weights == "drawn":
+        return task
+    # A part computed something from its parameters while they were empty, which no checkpoint has.
+    return _filled(config, content, allowed, checkpoint, weights="drawn")
 
 
 def find_checkpoint(path: Path) -> tuple[Path, Path]:

@@ -12,25 +12,25 @@ from typing import Any
 import torch
 from lightning import LightningDataModule
 from lightning.fabric.utilities.rank_zero import rank_zero_only
+from lightning.pytorch.accelerators import CPUAccelerator
 from omegaconf import DictConfig, OmegaConf
 
 from ...components.errors import UserError
-from ...components.layers.blocks import set_up_blocks
 from ...components.tokenizer import train_sentencepiece
 from ...configs.build import build
 from ...configs.check import require_valid
 from ...configs.compose import compose, to_yaml
-from ...configs.targets import allow_list
+from ...configs.targets import allow_list, class_of
 from ..checkpoints.files import AtomicCheckpointIO, Checkpointer, write_atomically
-from ..checkpoints.mapped import empty_parts, mapped_parts
+from ..checkpoints.mapped import mapped_parts, materialise
 from ..distributed.devices import choose_kernels
-from ..distributed.precision import precision_settings
+from ..distributed.precision import precision_settings, slow_line
 from ..distributed.strategies import cuts_weights, loads_by_shards
 from ..planning.shapes import trace
 from ..processes.console import quiet_libraries, say
 from ..processes.launcher import watch_processes
 from ..processes.signals import stopped_at_once, watch_parent
-from ..runs.assembly import build_task
+from ..runs.assembly import assemble, set_up
 from ..runs.folder import is_trained, pid_lock, result_of, turns, wait_for_result
 from ..runs.initial import load_parts, load_pretrained, published_references
 from ..runs.lora import lora_lines
@@ -203,12 +203,14 @@ def _is_trainable(tokenizer: DictConfig) -> bool:
 def build_for_training(config: DictConfig, folder: Path) -> Task:
     """Build the task, load `init`, apply `freeze`, attach optimizer and schedule."""
     allowed = allow_list(config)
-    fresh = not (folder / "checkpoints" / "last.ckpt").exists()
+    # A task without gradient steps begins anew.
+    steps = not hasattr(class_of(config.task, config), "run_once")
+    fresh = not (steps and (folder / "checkpoints" / "last.ckpt").exists())
     mapped = mapped_parts(config, allowed, in_file=cuts_weights(config)) if fresh else {}
     parts = {role: part for role, (part, _) in mapped.items()}
-    if not fresh and loads_by_shards(config):
-        parts = empty_parts(config, allowed)
-    task = build_task(config, {}, allowed, parts=parts)
+    task = assemble(config, allowed, weights="drawn" if fresh else "empty", parts=parts)
+    if not fresh and not loads_by_shards(config):
+        materialise(task, torch.device("cpu"))
     if fresh:  # a run that goes on has all weights of its own
         for line in load_pretrained(task, config, {role: loaded for role, (_, loaded) in mapped.items()}):
             say(f"pretrained {line}")
@@ -216,13 +218,12 @@ def build_for_training(config: DictConfig, folder: Path) -> Task:
             say(f"init {line}")
     for line in lora_lines(task):
         say(f"lora {line}")
-    task.freeze_parts([str(role) for role, frozen in config.freeze.items() if frozen])
+    set_up(task, config)
     if fresh and not config.checkpoint.copy_frozen:
         task.references = published_references(task, config)
         for name, reference in task.references.items():
             count, source = len(reference["tensors"]), reference["source"]
             say(f"checkpoints leave {count} frozen tensors of {name} to {source} (sha256 {reference['sha256'][:12]})")
-    set_up_blocks(task.parts(), config)
     task.attach_optimizer(build(config.optim, allowed=allowed), build(config.schedule, allowed=allowed))
     return task
 
@@ -252,6 +253,9 @@ def _fit(config: DictConfig, task: Task, data: Any, folder: Path) -> dict[str, A
     watch_processes(trainer)
     counts = [sum(p.numel() for p in task.parameters() if p.requires_grad), sum(p.numel() for p in task.parameters())]
     say(f"{type(task).__name__}: {counts[0]:,} of {counts[1]:,} parameters learn; run folder {folder}")
+    kind = "cpu" if isinstance(trainer.accelerator, CPUAccelerator) else "gpu"
+    if line := slow_line(config.trainer.get("precision"), kind, "trainer.precision="):
+        say(line)
     resume = str(keeper.last) if keeper.last.exists() else None
     if resume:
         say(f"resuming from {resume}")

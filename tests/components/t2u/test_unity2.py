@@ -15,7 +15,7 @@ from voxzoo.components.t2u.aligner import UnitAligner, best_durations, diagonal_
 from voxzoo.components.types import Padded
 from voxzoo.configs import compose
 from voxzoo.configs.targets import allow_list
-from voxzoo.tasks.runs.assembly import build_task
+from voxzoo.tasks.runs.assembly import assemble
 from voxzoo.tasks.training.train import build_for_training, prepare_data
 
 INPUT, UNITS, EOS = 12, 9, 3
@@ -392,7 +392,7 @@ def test_a_task_built_without_weights_still_spells(tiny, tmp_path):
     config = compose([*tiny, *parts, f"root={tmp_path}"])
     prepare_data(config)
     task = build_for_training(config, Path(config.run_dir)).eval()
-    empty = build_task(config, task.assets(), allow_list(config), empty=True)
+    empty = assemble(config, allow_list(config), weights="empty", assets=task.assets())
     assert all(p.is_meta for p in empty.parts()["t2u"].parameters())
     empty.load_state_dict(task.state_dict(), assign=True)
     ids = [*task.tokenizer.encode("one, two. three"), task.tokenizer.eos_id]

@@ -16,7 +16,7 @@ from voxzoo.configs.compose import compose
 from voxzoo.configs.targets import ALLOWED
 from voxzoo.tasks.checkpoints.files import read_checkpoint
 from voxzoo.tasks.checkpoints.references import ENTRY, fill_in, fingerprint
-from voxzoo.tasks.runs.assembly import build_task
+from voxzoo.tasks.runs.assembly import assemble
 from voxzoo.tasks.runs.initial import load_pretrained, published_references
 from voxzoo.tasks.runs.run import load_run
 from voxzoo.tasks.training.train import build_for_training
@@ -96,7 +96,7 @@ def test_adapted_weights_are_left_to_the_folder_and_adapters_are_not(encoder: Pa
         "frontend=pretrained", f"frontend.pretrained={encoder}", "data=tiny",
         "lora.speech_encoder.targets.all='*'",
     ])  # fmt: skip
-    task = build_task(config, {}, ALLOWED)
+    task = assemble(config, ALLOWED)
     load_pretrained(task, config)
     names = published_references(task, config)["speech_encoder"]["tensors"]
     own = task.parts()["speech_encoder"].state_dict()

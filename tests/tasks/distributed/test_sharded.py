@@ -392,6 +392,9 @@ def test_a_run_in_shards_goes_on_after_a_kill_on_any_number_of_processes(
     found = tensors(content)
     same = tensors(read_checkpoint(runs / "fsdp2" / "checkpoints" / "last.ckpt"))
     assert all(torch.equal(value, found[key]) for key, value in same.items())
+    bare = read_checkpoint(last, states=False)
+    assert bare["optimizer_states"] == []
+    assert all(torch.equal(value, bare["state_dict"][key]) for key, value in content["state_dict"].items())
     # Commands read shards; one makes a file of them, the file that would have been written without shards.
     scores = []
     for _ in range(2):

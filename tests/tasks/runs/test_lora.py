@@ -28,7 +28,7 @@ from voxzoo.components.types import Batch, Padded
 from voxzoo.configs import build, compose
 from voxzoo.configs.check import check
 from voxzoo.tasks.planning.shapes import FakeTokenizer, fake_batch, trace
-from voxzoo.tasks.runs.assembly import build_task
+from voxzoo.tasks.runs.assembly import assemble
 from voxzoo.tasks.runs.initial import load_parts
 from voxzoo.tasks.runs.lora import apply_lora
 from voxzoo.tasks.runs.run import load_run
@@ -426,7 +426,7 @@ def test_every_lora_tensor_learns_and_nothing_of_the_base_does(name: str, runs: 
     checkpoint = torch.load(runs / name / "checkpoints" / "last.ckpt", weights_only=True)
     after, config = checkpoint["state_dict"], checkpoint["voxzoo"]["config"]
     torch.manual_seed(config["seed"])
-    before = build_task(OmegaConf.create(config), checkpoint["voxzoo"]["assets"], ("voxzoo.",)).state_dict()
+    before = assemble(OmegaConf.create(config), ("voxzoo.",), assets=checkpoint["voxzoo"]["assets"]).state_dict()
     assert before.keys() == after.keys()
     for key, value in before.items():
         base = key.startswith(("speech_encoder.", "text_seq2seq.")) and not is_lora(key)

@@ -16,7 +16,7 @@ from voxzoo.configs.check import check
 from voxzoo.configs.compose import compose
 from voxzoo.configs.targets import ALLOWED
 from voxzoo.tasks.commands.cli import main
-from voxzoo.tasks.runs.assembly import build_task
+from voxzoo.tasks.runs.assembly import assemble
 from voxzoo.tasks.runs.initial import load_pretrained
 
 transformers = pytest.importorskip("transformers")
@@ -85,7 +85,7 @@ def test_an_encoder_with_new_parts_around_it(encoder: Path):
     assert config.frontend.stack == 4
     assert config.adaptor.input_dim == 24  # widths follow
     parts = compose([*MIXED, f"speech_encoder.pretrained={encoder}", "task=encode_speech", "adaptor=pretrained"])
-    task = build_task(parts, {}, ALLOWED)
+    task = assemble(parts, ALLOWED)
     lines = load_pretrained(task, parts)
     assert [line.split(":")[0] for line in lines] == ["speech_encoder", "adaptor"]
     assert all("nothing is new; nothing of it is left" in line for line in lines)
@@ -98,15 +98,15 @@ def test_an_encoder_with_new_parts_around_it(encoder: Path):
 def test_a_partial_load_says_what_is_new_and_what_is_left(encoder: Path):
     base = [*MIXED, "task=encode_speech", "adaptor=none", f"speech_encoder.pretrained={encoder}"]
     shallow = compose([*base, "speech_encoder.num_layers=2"])
-    (line,) = load_pretrained(build_task(shallow, {}, ALLOWED), shallow)
+    (line,) = load_pretrained(assemble(shallow, ALLOWED), shallow)
     assert "nothing is new" in line
     assert "left there: speech_encoder.layers.2." in line
     deep = compose([*base, "speech_encoder.num_layers=4"])
-    (line,) = load_pretrained(build_task(deep, {}, ALLOWED), deep)
+    (line,) = load_pretrained(assemble(deep, ALLOWED), deep)
     assert "new: speech_encoder.layers.3." in line
     wide = compose([*base, "speech_encoder.ffn_dim=30"])
     with pytest.raises(UserError, match=r"ffn1.*another architecture"):
-        load_pretrained(build_task(wide, {}, ALLOWED), wide)
+        load_pretrained(assemble(wide, ALLOWED), wide)
 
 
 def test_a_role_that_the_model_does_not_have(encoder: Path):

@@ -345,10 +345,6 @@ def test_a_run_that_goes_on_in_shards_builds_no_weights(tiny: list[str], tmp_pat
     last.parent.mkdir(parents=True)
     last.touch()
     task = build_for_training(config, Path(config.run_dir))
-    for role, part in task.parts().items():
-        assert all(tensor.is_meta for tensor in part.state_dict().values()), role
-    assert not any(parameter.is_meta for parameter in task.ctc_head.parameters())
-    before = [parameter.clone() for parameter in task.ctc_head.parameters()]
+    assert all(parameter.is_meta for parameter in task.parameters())
     materialise(task, torch.device("cpu"))
     assert not any(tensor.is_meta for tensor in task.state_dict().values())
-    assert all(torch.equal(kept, now) for kept, now in zip(before, task.ctc_head.parameters(), strict=True))
