@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
+import numpy as np
 import soundfile
 import torch
 from torch import Tensor
@@ -57,27 +60,118 @@ def load_audio(path: str | Path, sample_rate: int = SAMPLE_RATE) -> Tensor:
 def read_audio(path: str | Path) -> tuple[Tensor, int]:
     """Like `load_audio`, at the file's own rate: (N,) samples and the rate."""
     _require(path)
+    with _open(path) as file:
+        waveform, rate = _mono(file.read(dtype="float32", always_2d=True)), file.samplerate
+        share = _share_there(file.extra_info)
+    _check_read(path, len(waveform), rate, share, bool(torch.isfinite(waveform).all()))
+    return waveform, rate
+
+
+def audio_blocks(path: str | Path, sample_rate: int = SAMPLE_RATE, seconds: float = 10.0) -> Iterator[Tensor]:
+    """The samples of `load_audio`, some of them at a time, so that a file of any length takes little memory.
+
+    Args:
+        path, sample_rate: as of `load_audio`.
+        seconds: of a block.
+
+    Yields:
+        (n,) float32 samples. What was yielded counts only when all was: a file that is cut off says so at its end.
+
+    Raises:
+        AudioError: as `load_audio`.
+    """
+    _require(path)
+    count, finite = 0, True
+    with _open(path, _Forward) as file:
+        rate = file.samplerate
+        size = max(1, int(seconds * rate))
+        parts = _Resampling(rate, sample_rate, size)
+        while len(samples := file.read(min(size, file.frames - count), dtype="float32", always_2d=True)):
+            waveform = _mono(samples)
+            count += len(waveform)
+            finite = finite and bool(torch.isfinite(waveform).all())
+            yield parts.add(waveform)
+        share = _share_there(file.extra_info)
+    _check_read(path, count, rate, share, finite)
+    yield parts.rest()
+
+
+class _Resampling:
+    """(N,) samples that come in blocks, resampled as if they came at once.
+
+    Resampling goes by frames of `old` samples, which become `new` ones and depend on `width` samples before and behind
+    them: so many are kept of the block before. The last `held` samples wait for the next block, because a short rest
+    would be computed in another order of sums than a long one.
+    """
+
+    def __init__(self, rate: int, new_rate: int, held: int) -> None:
+        self._resample = None if rate == new_rate else _resampler(rate, new_rate)
+        if self._resample is not None:
+            self._old, self._new = (one // math.gcd(rate, new_rate) for one in (rate, new_rate))
+            self._context = -(-self._resample.width // self._old)  # frames
+            self._held = -(-held // self._old)
+        self._kept = torch.empty(0)
+        self._before = 0  # frames at the head of what is kept that are out already
+
+    def add(self, samples: Tensor) -> Tensor:
+        """A block in; what can be said of it, and of what was waiting."""
+        if self._resample is None:
+            return samples
+        kept = torch.cat([self._kept, samples])
+        frames = len(kept) // self._old - self._context - self._before - self._held
+        if frames < self._held or frames <= 0:
+            self._kept = kept
+            return torch.empty(0)
+        found = self._out(kept[: (self._before + frames + self._context) * self._old])
+        drop = max(0, self._before + frames - self._context)
+        self._kept, self._before = kept[drop * self._old :].clone(), self._before + frames - drop
+        return found[: frames * self._new]
+
+    def rest(self) -> Tensor:
+        """What was waiting for more."""
+        return torch.empty(0) if self._resample is None or not len(self._kept) else self._out(self._kept)
+
+    def _out(self, samples: Tensor) -> Tensor:
+        assert self._resample is not None
+        return self._resample(samples)[self._before * self._new :]
+
+
+class _Forward(soundfile.SoundFile):
+    """A file that is read from its beginning to its end. Others seek after each block, to where they are: decoders of
+    lossy formats then start anew, and give other samples."""
+
+    def seekable(self) -> bool:
+        return False
+
+
+@contextmanager
+def _open(path: str | Path, kind: type[soundfile.SoundFile] = soundfile.SoundFile) -> Iterator[soundfile.SoundFile]:
     try:
-        with soundfile.SoundFile(path) as file:
-            samples, rate = file.read(dtype="float32", always_2d=True), file.samplerate
-            share = _share_there(file.extra_info)
+        with kind(path) as file:
+            yield file
     except (soundfile.LibsndfileError, RuntimeError, ValueError) as error:
         raise AudioError(f"{path}: cannot be read as audio ({_reason(error)}); convert it to wav or flac") from None
-    if len(samples) == 0:
+
+
+def _mono(samples: np.ndarray) -> Tensor:
+    waveform = torch.from_numpy(samples)
+    return waveform[:, 0] if waveform.shape[1] == 1 else waveform.mean(1)
+
+
+def _check_read(path: str | Path, count: int, rate: int, share: float, finite: bool) -> None:
+    """What is wrong with a file of which `count` samples were read."""
+    if count == 0:
         raise AudioError(f"{path}: the audio is empty")
-    seconds = len(samples) / rate
+    seconds = count / rate
     if seconds / share - seconds > _SLACK:
         raise AudioError(
             f"{path}: the file is cut off: {seconds:.1f} s of the {seconds / share:.1f} s that its header promises are "
             "there; copy or convert it again"
         )
-    if len(samples) < MIN_SECONDS * rate:
-        raise AudioError(f"{path}: {1000 * len(samples) / rate:.1f} ms of audio; expected at least 25 ms")
-    waveform = torch.from_numpy(samples)
-    waveform = waveform[:, 0] if waveform.shape[1] == 1 else waveform.mean(1)
-    if not torch.isfinite(waveform).all():
+    if count < MIN_SECONDS * rate:
+        raise AudioError(f"{path}: {1000 * count / rate:.1f} ms of audio; expected at least 25 ms")
+    if not finite:
         raise AudioError(f"{path}: the audio holds samples that are not finite numbers")
-    return waveform, rate
 
 
 def audio_seconds(path: str | Path) -> float:

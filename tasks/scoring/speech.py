@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import io
 import os
-from collections.abc import Iterator
+import wave
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import soundfile
@@ -12,31 +14,46 @@ import torch
 from torch import Tensor
 
 
-def write_wav(path: Path, audio: Tensor, sample_rate: int) -> None:
-    """Write (N,) samples as 16-bit PCM: beside the target first, then renamed, so that a file is whole or absent.
+def write_wav(path: Path, audio: Tensor | Iterable[Tensor], sample_rate: int) -> None:
+    """Write (N,) samples, or parts of them, as 16-bit PCM: beside the target first, then renamed, so that a file is
+    whole or absent.
 
     Raises:
         OSError: the folder cannot be written.
     """
-    memory = io.BytesIO()
-    samples = audio.detach().to("cpu", torch.float32).nan_to_num(0.0).clamp(-1, 1)
-    soundfile.write(memory, samples.numpy(), sample_rate, format="WAV", subtype="PCM_16")
-    write_whole(path, memory.getvalue())
+    with _whole(path) as temporary, temporary.open("wb") as file, wave.open(file, "wb") as out:
+        out.setnchannels(1)
+        out.setsampwidth(2)
+        out.setframerate(sample_rate)
+        for part in (audio,) if isinstance(audio, Tensor) else audio:
+            samples = part.detach().to("cpu", torch.float32).nan_to_num(0.0).clamp(-1, 1)
+            numbers = io.BytesIO()
+            soundfile.write(numbers, samples.numpy(), sample_rate, "PCM_16", "LITTLE", "RAW")
+            out.writeframesraw(numbers.getbuffer())
 
 
 def write_whole(path: Path, content: bytes) -> None:
     """Write a file atomically, making its folder."""
+    with _whole(path) as temporary:
+        temporary.write_bytes(content)
+
+
+@contextmanager
+def _whole(path: Path) -> Iterator[Path]:
+    """The name of a file that gets the name `path` when it is written."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        temporary.write_bytes(content)
+        yield temporary
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
 
 
-def cut_at_quiet(samples: Tensor, sample_rate: int, limit: float = 30.0) -> Iterator[tuple[int, Tensor]]:
-    """Cut (N,) samples into pieces of at most `limit` seconds.
+def cut_at_quiet(
+    samples: Tensor | Iterable[Tensor], sample_rate: int, limit: float = 30.0
+) -> Iterator[tuple[int, Tensor]]:
+    """Cut (N,) samples, or blocks of them, into pieces of at most `limit` seconds.
 
     A cut falls in the middle of the quietest tenth of a second of the last third of each window.
 
@@ -45,12 +62,13 @@ def cut_at_quiet(samples: Tensor, sample_rate: int, limit: float = 30.0) -> Iter
     """
     size, step = int(limit * sample_rate), sample_rate // 10
     search = max(1, size // 3 // step) * step
-    start = 0
-    while len(samples) - start > size:
-        window = samples[start + size - search : start + size]
-        quietest = int(window.view(-1, step).square().mean(dim=1).argmin())
-        cut = start + size - search + quietest * step + step // 2
-        yield start, samples[start:cut]
-        start = cut
-    if start < len(samples):
-        yield start, samples[start:]
+    start, rest = 0, torch.empty(0)
+    for block in (samples,) if isinstance(samples, Tensor) else samples:
+        rest = torch.cat([rest, block]) if len(rest) else block
+        while len(rest) > size:
+            quietest = int(rest[size - search : size].view(-1, step).square().mean(dim=1).argmin())
+            cut = size - search + quietest * step + step // 2
+            yield start, rest[:cut]
+            start, rest = start + cut, rest[cut:]
+    if len(rest):
+        yield start, rest

@@ -287,7 +287,7 @@ class _Evaluation:
             if item.error is not None:
                 self._drop(row, item.error)
             else:
-                yield from self._enter([row], [joined(item.predictions)])
+                yield from self._enter([row], [joined(item.predictions, item.waves)])
 
     def _enter(self, rows: list[Any], predictions: list[Any]) -> list[Any]:
         entered = []

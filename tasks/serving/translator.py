@@ -9,15 +9,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from ...components.errors import UserError
 from ...components.search import SearchOptions
 from ...components.types import Batch, Padded
-from ...datamodules.audio import audio_seconds, level, load_audio
+from ...datamodules.audio import audio_blocks, audio_seconds, level
 from ..processes.console import quiet_libraries
 from ..runs.run import load_run
 from ..scoring.speech import cut_at_quiet, write_wav
 from ..scoring.text import is_spaceless
+from .shelf import Shelf, Shelved
 
 AUDIO_SUFFIXES = frozenset({".wav", ".flac", ".ogg", ".opus", ".mp3", ".aiff", ".aif", ".au", ".w64", ".caf"})
 
@@ -38,7 +40,7 @@ class Piece:
 
     start: float
     seconds: float
-    samples: Any = None
+    samples: Shelved | None = None
     text: str | None = None
 
 
@@ -52,6 +54,8 @@ class Item:
     text: str | None = None
     pieces: list[Piece] = field(default_factory=list)
     predictions: list[Any] = field(default_factory=list)
+    waves: list[Shelved | None] = field(default_factory=list)
+    """The audio of each prediction."""
     error: str | None = None
 
 
@@ -209,6 +213,7 @@ class Translator:
         longest = None if self.reads_text else task.longest_seconds
         self.segment = segment if longest is None else min(segment, longest)
         self.options = search_options(task, beam)
+        self._heard, self._spoken = Shelf(), Shelf()
 
     def serve(self, items: Sequence[Item]) -> Iterator[Item]:
         """Predict items; each comes out in the order it was given, with its predictions or its error."""
@@ -237,10 +242,9 @@ class Translator:
                 return
             assert item.path is not None
             rate = self.task.frontend.sample_rate
-            samples = load_speech(item.path, rate)
             item.pieces = [
-                Piece(start / rate, len(cut) / rate, samples=cut)
-                for start, cut in cut_at_quiet(samples, rate, self.segment)
+                Piece(start / rate, len(cut) / rate, samples=self._heard.put(cut))
+                for start, cut in cut_at_quiet(speech_blocks(item.path, rate), rate, self.segment)
             ]
         except (ValueError, OSError) as error:
             item.error = " ".join(str(error).split()).removeprefix(f"{item.path}: ")
@@ -249,12 +253,14 @@ class Translator:
         pieces = [(item, index) for item in window for index in range(len(item.pieces)) if item.error is None]
         pieces.sort(key=lambda place: place[0].pieces[place[1]].seconds)
         for item in window:
-            item.predictions = [None] * len(item.pieces)
+            item.predictions, item.waves = [None] * len(item.pieces), [None] * len(item.pieces)
         for start in range(0, len(pieces), self.batch_size):
             self._serve_batch(pieces[start : start + self.batch_size])
         for item in window:
             yield item
-            item.pieces, item.predictions = [], []
+            item.pieces, item.predictions, item.waves = [], [], []
+        self._heard.clear()
+        self._spoken.clear()
 
     def _serve_batch(self, places: list[tuple[Item, int]]) -> None:
         try:
@@ -269,6 +275,9 @@ class Translator:
             item.error = f"the model failed on it ({type(error).__name__}: {' '.join(str(error).split())})"
             return
         for (item, index), prediction in zip(places, predictions, strict=True):
+            if prediction.audio is not None:
+                item.waves[index] = self._spoken.put(prediction.audio)
+                prediction = replace(prediction, audio=None)
             item.predictions[index] = prediction
 
     def _collate(self, places: list[tuple[Item, int]]) -> Any:
@@ -278,7 +287,8 @@ class Translator:
             ids = [self.task.tokenizer.source(piece.text, self.source) for piece in pieces]
             source = Padded.from_list([torch.tensor(row) for row in ids], self.task.tokenizer.pad_id)
         else:
-            speech = Padded.from_list([self.task.frontend(piece.samples) for piece in pieces])
+            waves = [piece.samples.take() for piece in pieces if piece.samples is not None]
+            speech = Padded.from_list([self.task.frontend(wave) for wave in waves])
         return Batch(
             ids=tuple(f"{item.id}/{index}" for item, index in places),
             task=(self.mode,) * len(places),
@@ -294,10 +304,11 @@ class Translator:
         """The JSON object of a served item; writes its audio."""
         whole = joined(item.predictions)
         path, duration = None, None
-        if self.speaks and whole.audio is not None:
-            duration = round(len(whole.audio) / whole.sample_rate, 3)
+        waves = [wave for wave in item.waves if wave is not None]
+        if self.speaks and waves:
+            duration = round(sum(wave.count for wave in waves) / whole.sample_rate, 3)
             path = self._free_path(item)
-            write_wav(path, whole.audio, whole.sample_rate)
+            write_wav(path, (wave.take() for wave in waves), whole.sample_rate)
         answer: dict[str, Any] = {
             "id": item.id,
             "input": item.name,
@@ -329,18 +340,19 @@ class Translator:
         return path
 
 
-def joined(predictions: Sequence[Any]) -> Any:
-    """The `Prediction`s of the pieces of one input, one behind the other, as one; its score is their mean."""
+def joined(predictions: Sequence[Any], waves: Sequence[Shelved | None] = ()) -> Any:
+    """The `Prediction`s of the pieces of one input, one behind the other, as one, with their audio where it is given;
+    its score is their mean."""
     first = predictions[0]
     texts = [p.text for p in predictions if p.text is not None]
     units = [p.units for p in predictions if p.units is not None]
-    waves = [p.audio for p in predictions if p.audio is not None]
+    spoken = [wave.take() for wave in waves if wave is not None]
     scores = [p.score for p in predictions if p.score is not None]
     return replace(
         first,
         text=("" if is_spaceless(first.tgt_lang) else " ").join(texts) if texts else None,
         units=[unit for row in units for unit in row] if units else None,
-        audio=torch.cat(waves) if waves else None,
+        audio=torch.cat(spoken) if spoken else None,
         score=sum(scores) / len(scores) if scores else None,
     )
 
@@ -353,17 +365,22 @@ def search_options(task: Any, beam: int | None) -> Any:
     return replace(options, method="greedy" if beam == 1 else "beam", beam_size=beam)
 
 
-def load_speech(path: Path, rate: int) -> Any:
-    """Audio of a file as (N,) float32 at `rate`, or a ValueError that says in one line what is wrong with it."""
+def speech_blocks(path: Path, rate: int) -> Iterator[Tensor]:
+    """The speech of a file as (n,) float32 at `rate`, some of it at a time, or a ValueError that says in one line what
+    is wrong with it, which may come at the end."""
     if path.is_file() and path.stat().st_size == 0:
         raise ValueError("the file is empty (0 bytes)")
     seconds = audio_seconds(path)
     if seconds > 60 * LONGEST_MINUTES:
         raise ValueError(f"{seconds / 60:.0f} minutes long; the limit is {LONGEST_MINUTES}: cut it into several files")
-    samples = load_audio(path, sample_rate=rate)
-    if len(samples) < SHORTEST_SECONDS * rate:
-        raise ValueError(f"{len(samples) / rate:.3f} s of audio; expected at least {SHORTEST_SECONDS} s")
-    found = level(samples)
-    if found.silent:
-        raise ValueError(f"silent: its peak is {found.peak:.1g} of full scale; expected speech")
-    return samples
+    count, loudest = 0, None
+    for block in audio_blocks(path, rate):
+        if len(block):
+            count += len(block)
+            found = level(block)
+            loudest = found if loudest is None or found.peak > loudest.peak else loudest
+            yield block
+    if count < SHORTEST_SECONDS * rate:
+        raise ValueError(f"{count / rate:.3f} s of audio; expected at least {SHORTEST_SECONDS} s")
+    if loudest is not None and loudest.silent:
+        raise ValueError(f"silent: its peak is {loudest.peak:.1g} of full scale; expected speech")

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import soundfile
 import torch
-from voxzoo.datamodules.audio import AudioError, audio_seconds, change_speed, level, load_audio
+from voxzoo.datamodules.audio import AudioError, audio_blocks, audio_seconds, change_speed, level, load_audio
 
 
 def tone(seconds, rate, frequency=440.0, gain=0.5):
@@ -96,6 +96,47 @@ def test_a_length_that_was_written_into_a_pipe_is_none(tmp_path, length):
     content[place : place + 4] = length.to_bytes(4, "little")
     path.write_bytes(content)
     assert len(load_audio(path)) == 3 * 16000
+
+
+@pytest.mark.parametrize("rate", [8000, 11025, 12000, 16000, 22050, 24000, 44100, 48000])
+@pytest.mark.parametrize("seconds", [0.03, 0.7, 1.0, 9.3])
+def test_blocks_are_the_whole(tmp_path, rate, seconds):
+    noise = 0.1 * np.random.default_rng(rate).standard_normal((int(seconds * rate) + 3, 2))
+    soundfile.write(tmp_path / "a.wav", noise, rate)
+    want = load_audio(tmp_path / "a.wav")
+    for size in (0.01, 0.37, 1.0, 30.0):
+        blocks = list(audio_blocks(tmp_path / "a.wav", seconds=size))
+        found = torch.cat(blocks)
+        assert found.dtype == torch.float32
+        # Bit-equal where sums are computed in one order: always without resampling, and in blocks of a second.
+        torch.testing.assert_close(found, want, rtol=0, atol=0 if rate == 16000 else 2e-7)
+        assert max(map(len, blocks)) <= 3 * size * 16000 + 16000 / 10
+
+
+def test_blocks_of_every_format_are_the_whole(tmp_path):
+    for suffix, options in (("flac", {}), ("ogg", {}), ("opus", {"format": "OGG", "subtype": "OPUS"}), ("mp3", {})):
+        path = tmp_path / f"a.{suffix}"
+        soundfile.write(path, tone(4, 48000), 48000, **options)
+        blocks = list(audio_blocks(path, seconds=0.5))
+        assert len(blocks) > 4
+        torch.testing.assert_close(torch.cat(blocks), load_audio(path), rtol=0, atol=2e-7)
+
+
+def test_blocks_say_what_is_wrong_as_the_whole_does(tmp_path):
+    soundfile.write(tmp_path / "empty.wav", np.zeros(0), 16000)
+    soundfile.write(tmp_path / "short.wav", tone(0.024, 16000), 16000)
+    wave = tone(3, 16000).astype(np.float32)
+    soundfile.write(tmp_path / "cut.wav", wave, 16000)
+    (tmp_path / "cut.wav").write_bytes((tmp_path / "cut.wav").read_bytes()[:-40000])
+    wave[100] = np.inf
+    soundfile.write(tmp_path / "inf.wav", wave, 16000, subtype="FLOAT")
+    (tmp_path / "bytes.flac").write_bytes(b"no audio at all")
+    for name in ("empty.wav", "short.wav", "cut.wav", "inf.wav", "bytes.flac", "missing.wav"):
+        with pytest.raises(AudioError) as want:
+            load_audio(tmp_path / name)
+        with pytest.raises(AudioError) as found:
+            list(audio_blocks(tmp_path / name, seconds=0.5))
+        assert str(found.value) == str(want.value)
 
 
 def test_ten_minutes_load(tmp_path):

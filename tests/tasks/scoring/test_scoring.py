@@ -7,6 +7,7 @@ import random
 import jiwer
 import numpy as np
 import pytest
+import soundfile
 import torch
 from sacrebleu.metrics.bleu import BLEU
 from sacrebleu.metrics.chrf import CHRF
@@ -392,6 +393,26 @@ def test_cuts_fall_into_silence_and_lose_nothing():
     assert 50 < starts[2] < 50.5
     assert list(cut_at_quiet(torch.zeros(0), 16000)) == []
     assert [len(p) for _, p in cut_at_quiet(torch.ones(16000), 16000, 1.0)] == [16000]
+
+
+@pytest.mark.parametrize("block", [1000, 16000, 7 * 16000 + 3, 40 * 16000])
+def test_cuts_of_blocks_are_those_of_the_whole(block):
+    speech = torch.randn(95 * 16000, generator=torch.Generator().manual_seed(1))
+    want = list(cut_at_quiet(speech, 16000, 11.0))
+    found = list(cut_at_quiet(speech.split(block), 16000, 11.0))
+    assert [start for start, _ in found] == [start for start, _ in want]
+    assert all(torch.equal(a, b) for (_, a), (_, b) in zip(found, want, strict=True))
+    assert list(cut_at_quiet(iter([]), 16000)) == []
+
+
+def test_a_wav_of_parts_is_the_file_that_soundfile_writes(tmp_path):
+    wave = 1.5 * torch.randn(20001, generator=torch.Generator().manual_seed(1))
+    wave[7] = float("nan")
+    write_wav(tmp_path / "whole.wav", wave, 22050)
+    write_wav(tmp_path / "parts.wav", wave.split(777), 22050)
+    soundfile.write(tmp_path / "peer.wav", wave.nan_to_num(0.0).clamp(-1, 1).numpy(), 22050, subtype="PCM_16")
+    whole, parts, peer = ((tmp_path / f"{name}.wav").read_bytes() for name in ("whole", "parts", "peer"))
+    assert whole == parts == peer
 
 
 def test_wav_is_16_bit_and_whole(tmp_path):

@@ -18,6 +18,8 @@ from voxzoo.components.search import SearchOptions
 from voxzoo.components.types import Batch, Prediction
 from voxzoo.tasks.commands import translate as command
 from voxzoo.tasks.distributed.devices import pick_device
+from voxzoo.tasks.scoring.speech import cut_at_quiet
+from voxzoo.tasks.serving import shelf
 from voxzoo.tasks.serving import translator as engine
 from voxzoo.tasks.serving.translator import Item, Translator
 
@@ -184,6 +186,32 @@ def test_long_audio_is_cut_at_quiet_places_and_joined(model, tmp_path):
     spoken, _ = soundfile.read(found["audio"])
     assert np.abs(spoken - wave).max() < 1e-3
     assert max(model.batches[-1]) <= 30 * 16000
+
+
+def test_long_audio_takes_the_memory_of_its_pieces(model, tmp_path, monkeypatch):
+    """What is read, cut, translated and written of a file is held a part at a time."""
+    monkeypatch.setattr(shelf, "ROOM", 40 * 16000 * 4)
+    pick = np.random.default_rng(0)
+    wave = 0.1 * pick.standard_normal(400 * 16000).astype(np.float32)
+    soundfile.write(tmp_path / "talk.wav", wave, 16000)
+    held: list[int] = []
+    put = shelf.Shelf.put
+
+    def counted(self, samples):
+        place = put(self, samples)
+        held.append(0 if place.samples is None else len(place.samples))
+        return place
+
+    monkeypatch.setattr(shelf.Shelf, "put", counted)
+    found = call(tmp_path / "talk.wav", "--task", "s2st", "--to", "eng", "--out", tmp_path / "out")["results"][0]
+    assert sum(held) <= 2 * 40 * 16000  # of 400 s heard and 400 s spoken
+    assert len(held) == 2 * len(found["segments"])
+    spoken, _ = soundfile.read(found["audio"], dtype="float32")
+    read, _ = soundfile.read(tmp_path / "talk.wav", dtype="float32")
+    np.testing.assert_allclose(spoken, read, atol=1e-4)
+    starts = [round(segment["start"] * 16000) for segment in found["segments"]]
+    want = [start for start, _ in cut_at_quiet(torch.from_numpy(read), 16000, 30.0)]
+    np.testing.assert_allclose(starts, want, atol=8)  # said to a millisecond
 
 
 def test_hours_are_refused_before_they_are_read(model, tmp_path, monkeypatch):
