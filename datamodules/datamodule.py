@@ -33,6 +33,7 @@ from .manifest import Utterance
 from .rows import Rows, open_rows
 from .selection import Items, Limits, Selection, measure_files, select
 from .spoken_phrases import SpokenPhrases
+from .token_counts import count_tokens
 
 _log = logging.getLogger(__name__)
 _SHOWN = 5
@@ -364,7 +365,8 @@ class SpeechTranslationData(LightningDataModule):
     ) -> Selection:
         """Utterances with their task, seconds and tokens, without those that cannot be used."""
         counted = budget["batch_tokens"] is not None or (self.max_tokens is not None and not keep_all)
-        if counted and self.tokenizer is None:
+        tokenizer = self.tokenizer if counted else None
+        if counted and tokenizer is None:
             raise UserError("batch_tokens and max_tokens count tokens: give the data a tokenizer")
         units = self._read_units() if "units" in needs else {}
         slowest = min(self.speed_perturb, default=1.0) if split == "train" else 1.0
@@ -377,7 +379,7 @@ class SpeechTranslationData(LightningDataModule):
             if keep_all
             else Limits(self.min_seconds, self.max_seconds, self.longest_seconds, slowest, self.max_tokens),
             units=units,
-            count=(lambda key, places: self._count_tokens(rows, key, places)) if counted else None,
+            count=None if tokenizer is None else lambda key, places: count_tokens(rows, key, places, tokenizer),
             measure=lambda key, places: self._measure_rows(rows, split, key, places),
         )
         self.dropped[split] = chosen.dropped
@@ -388,11 +390,6 @@ class SpeechTranslationData(LightningDataModule):
             reasons = "; ".join(f"{len(ids)} {reason}" for reason, ids in chosen.dropped.items())
             raise UserError(f"{split}: none of {total} utterances can be used: {reasons}")
         return chosen
-
-    def _count_tokens(self, rows: Rows, key: str, places: np.ndarray) -> np.ndarray:
-        assert self.tokenizer is not None
-        encode = self.tokenizer.encode
-        return np.fromiter((len(encode(rows.text(key, int(place)))) for place in places), np.int64, len(places))
 
     def _measure_rows(self, rows: Rows, split: str, key: str, places: np.ndarray) -> tuple[np.ndarray, dict[int, str]]:
         """As `measure_files`; a file that could be read is not read again."""

@@ -14,7 +14,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
+from voxzoo.components import SentencePieceTokenizer
 from voxzoo.components.errors import UserError
+from voxzoo.components.tokenizer import train_sentencepiece
 from voxzoo.datamodules import SpeechTranslationData, Utterance, array_file, read_manifest, rows
 from voxzoo.datamodules.audio import AudioError, audio_seconds
 from voxzoo.datamodules.collator import FROM_SPEECH, TASKS
@@ -357,3 +359,55 @@ def test_a_file_of_several_rows_is_measured_once_and_not_again(folder, monkeypat
         assert [round(item.duration, 4) for item in items] == [0.25, 0.8125, 0.25]
         assert [ids for reason, ids in data.dropped["train"].items() if "no such audio file" in reason] == [["3", "4"]]
     assert sorted(read) == ["gone.wav", "gone.wav", "w1.wav", "w2.wav"]  # what could not be read is tried again
+
+
+# Tokens
+
+
+def test_tokens_are_counted_once_for_a_vocabulary(tmp_path, monkeypatch):
+    texts = [f"the train {n} to Perú leaves at {n * 7 % 24} o'clock" for n in range(60)]
+    tokenizers = [
+        SentencePieceTokenizer(str(train_sentencepiece(texts, tmp_path / f"{size}", size, 1)), ["spa"], size)
+        for size in (60, 90)
+    ]
+    path = write(tmp_path / "m.jsonl", *(row(f"u{n}", text) for n, text in enumerate(texts)))
+    calls = []
+    encode = SentencePieceTokenizer.encode
+    monkeypatch.setattr(SentencePieceTokenizer, "encode", lambda self, text: calls.append(1) or encode(self, text))
+
+    def counted(tokenizer, cache=tmp_path):
+        data = make(path, cache_dir=None if cache is None else str(cache), tokenizer=tokenizer, batch_tokens=40)
+        data.needs = frozenset({"source"})
+        loader, before = data.train_dataloader(), len(calls)
+        calls.clear()
+        return [len(encode(tokenizer, item.src_text)) for item in loader.dataset.items], list(loader._plan), before
+
+    first, second = tokenizers
+    want = [counted(tokenizer, None)[:2] for tokenizer in tokenizers]
+    assert want[0] != want[1]
+    assert [counted(first), counted(first)] == [
+        (*want[0], 60 + 60),
+        (*want[0], 0),
+    ]  # of both sides: the target is empty
+    assert counted(second)[2] > 0
+    assert counted(pickle.loads(pickle.dumps(second))) == (*want[1], 0)
+    assert counted(first)[2] == 0
+    write(path, *(row(f"u{n}", text + " now") for n, text in enumerate(texts)))
+    assert counted(first)[2] > 0
+    for size in range(91, 97):
+        name = train_sentencepiece(texts, tmp_path / f"{size}", size, 1)
+        counted(SentencePieceTokenizer(str(name), ["spa"], size))
+    assert len(list((tmp_path / "manifests").glob("*.src_text-*.tokens"))) == 4
+
+
+def test_tokens_of_a_tokenizer_that_is_not_ours_are_counted_each_time(tmp_path):
+    class Own(SentencePieceTokenizer):
+        def encode(self, text):
+            return [*super().encode(text), *[1] * Own.more]
+
+    model = train_sentencepiece(["hola que tal"] * 9, tmp_path / "v", 40, 1)
+    path = write(tmp_path / "m.jsonl", row("a"), row("b", "que"))
+    for Own.more in (0, 5):
+        data = make(path, cache_dir=str(tmp_path), tokenizer=Own(str(model), ["spa"], 40), batch_tokens=40)
+        tokens = data._select("train", False, ("t2tt",), frozenset(), data.budget).tokens
+        assert tokens.tolist() == [len(data.tokenizer.encode(text)) + 2 for text in ("hola", "que")]
