@@ -13,7 +13,7 @@ import soundfile
 import torch
 from voxzoo.components.errors import UserError
 from voxzoo.components.types import Batch, Prediction
-from voxzoo.datamodules import Collator, SpeechTranslationData
+from voxzoo.datamodules import Collator, SpeechTranslationData, read_manifest, write_manifest
 from voxzoo.tasks.commands import evaluate as command
 from voxzoo.tasks.serving import evaluation as engine
 from voxzoo.tasks.serving.evaluation import evaluate
@@ -286,8 +286,10 @@ def test_the_command_prints_a_table_and_returns_plain_values(data, tmp_path, mon
 
 def test_ids_become_file_names_that_do_not_collide(data, tmp_path, monkeypatch):
     monkeypatch.setattr(engine, "Recogniser", Judge)
+    path = tmp_path / "test.jsonl"
+    names = ("a/b", "a_b", "../x", "ü", ".")
+    write_manifest(path, [replace(row, id=name) for row, name in zip(read_manifest(path), names, strict=True)])
     manifest = data.rows("test")
-    manifest[:] = [replace(row, id=name) for row, name in zip(manifest, ("a/b", "a_b", "../x", "ü", "."), strict=True)]
     texts = {f"s2st/{row.id}": row.tgt_text for row in manifest}
     evaluate(Parrot(texts), data, "test", tmp_path / "out")
     names = sorted(p.relative_to(tmp_path / "out").as_posix() for p in (tmp_path / "out").rglob("*.wav"))
