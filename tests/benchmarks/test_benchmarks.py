@@ -51,7 +51,9 @@ def _count(calls: list[str], name: str, value: float):
     return run
 
 
-@pytest.mark.parametrize("path", every.PATHS)
+@pytest.mark.parametrize(
+    "path", [path if path == "speech_encoder" else pytest.param(path, marks=pytest.mark.slow) for path in every.PATHS]
+)
 def test_path(path, tmp_path, capsys):
     module = importlib.import_module(f"benchmarks.{path}")
     out = tmp_path / "result.json"
@@ -95,6 +97,7 @@ class _Here:
         return future
 
 
+@pytest.mark.slow
 def test_all_in_one_table(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(every, "ProcessPoolExecutor", _Here)
     out = tmp_path / "results" / "all.json"
@@ -113,6 +116,7 @@ def test_all_in_one_table(tmp_path, capsys, monkeypatch):
         every.main(["nothing"])
 
 
+@pytest.mark.slow
 def test_command():
     done = subprocess.run(
         [sys.executable, "-m", "benchmarks.text_beam", "--quick", "--threads", "1", "--rounds", "1"],
@@ -147,6 +151,7 @@ def test_a_wrong_weight_is_noticed():
         measure("speech_encoder", case, QUICK)
 
 
+@pytest.mark.slow
 def test_rounds_are_interleaved_and_alternate():
     calls: list[str] = []
     other = Other(_count(calls, "other", 1.0))
@@ -229,6 +234,7 @@ def _growth(code: str) -> int:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+@pytest.mark.slow
 def test_holes_of_the_heap_are_not_counted_where_blocks_are_mapped():
     """What ran before leaves nothing behind: the peak of a run is what was alive at one time."""
     before = "kept = []\nfor _ in range(40): torch.ones(2_000_000); kept.append(torch.ones(60_000))\n"
@@ -236,6 +242,7 @@ def test_holes_of_the_heap_are_not_counted_where_blocks_are_mapped():
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+@pytest.mark.slow
 def test_peak_growth_sees_what_was_freed_again():
     assert (
         30e6 < _growth("print(peak_growth(lambda: (torch.ones(8_000_000).sum(), torch.ones(4_000_000).sum())))") < 45e6

@@ -89,6 +89,7 @@ def test_every_row_of_section_g_has_a_place():
         assert row.target == row.full[-1] or len(row.sizes) == 1
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_work_is_measured_in_a_process_of_its_own(tmp_path):
     found = process.apart("scoring:scored", 50, tmp_path)
@@ -109,6 +110,7 @@ def test_the_largest_memory_is_that_of_the_process_alone():
     del held, more
 
 
+@pytest.mark.slow
 def test_a_command_is_measured_from_outside(tmp_path):
     found = process.command(["--help"], tmp_path)
     assert found["cpu"] > 0
