@@ -16,7 +16,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Literal
 
@@ -151,14 +152,36 @@ class SpokenPhrases:
     def prepare(self) -> dict[str, Path]:
         """Make the corpus unless it is there; return split name -> manifest path.
 
-        The corpus is made beside its folder and renamed as the last step, so a folder is complete or absent, also when
-        several processes prepare it at once.
+        The corpus is made beside its folder and renamed as the last step, so a folder is complete or absent. Of several
+        processes that want it at once one makes it, and the others wait.
         """
         if self.is_prepared:
             return self.manifests()
         if self.settings["voice"] == "espeak":
             espeak.require()
         self.root.mkdir(parents=True, exist_ok=True)
+        with self._alone():
+            if not self.is_prepared:
+                self._prepare()
+        return self.manifests()
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        """One process at a time, until it ends in whatever way; where a file system has no locks, all at once."""
+        try:
+            import fcntl
+        except ImportError:  # Windows
+            yield
+            return
+        folder = os.open(self.root, os.O_RDONLY)
+        try:
+            with suppress(OSError):
+                fcntl.flock(folder, fcntl.LOCK_EX)
+            yield
+        finally:
+            os.close(folder)
+
+    def _prepare(self) -> None:
         self._remove_stale()
         making = Path(tempfile.mkdtemp(prefix=f".{self.fingerprint}.", dir=self.root))
         try:
@@ -171,7 +194,6 @@ class SpokenPhrases:
                     raise
         finally:
             shutil.rmtree(making, ignore_errors=True)
-        return self.manifests()
 
     def _remove_stale(self) -> None:
         for folder in self.root.glob(f".{self.fingerprint}.*"):

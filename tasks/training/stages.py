@@ -48,9 +48,8 @@ def train_stages(
         while waiting or running:
             for name in [n for n in waiting if set(after[n]) <= set(done)][: jobs - len(running)]:
                 waiting.remove(name)
-                beside = min(jobs, 1 + len(independent(name, after) - set(done)))
                 place = names.index(name) + 1
-                running[name] = _Stage(name, overrides, config_dirs, beside, place if together else 0)
+                running[name] = _Stage(name, overrides, config_dirs, jobs, place if together else 0)
                 print(f"[{name}] begins: stage {place} of {len(names)}", file=sys.stderr, flush=True)
             if not running:
                 raise UserError(f"stages {', '.join(waiting)} wait for each other: look at their `after`")
@@ -70,22 +69,6 @@ def train_stages(
             signal.signal(number, handler)
     results = {name: wait_for_result(folder / "stages" / name) for name in names}
     return {"status": "ok", "run": str(folder), "seconds": round(time.monotonic() - started, 1), "stages": results}
-
-
-def independent(name: str, after: dict[str, list[str]]) -> set[str]:
-    """The stages that may run at the same time as `name`: those that neither lead to it nor build on it."""
-
-    def before(stage: str) -> set[str]:
-        found: set[str] = set()
-        left = [stage]
-        while left:
-            new = set(after[left.pop()]) - found
-            found |= new
-            left += new
-        return found
-
-    leads = before(name)
-    return {other for other in after if other != name and other not in leads and name not in before(other)}
 
 
 def _needs_no_process(config: DictConfig) -> bool:
@@ -135,11 +118,11 @@ class _Stage:
         for folder in config_dirs:
             command += ["--config-dir", folder]
         environment = {**os.environ, **child("stop"), "PYTHONUNBUFFERED": "1"}
-        # Threads that spin while they wait take the core from those they wait for, as soon as another program runs: on
-        # two busy cores a step of the quickstart took 12 s with two threads that spin, and 0.5 s with two that sleep.
-        environment.setdefault("OMP_WAIT_POLICY", "passive")
         if beside > 1:
             environment.setdefault("OMP_NUM_THREADS", str(max((os.cpu_count() or 1) // beside, 1)))
+            # Threads that spin while they wait take the core from those they wait for: on two busy cores a step of the
+            # quickstart took 12 s with two threads that spin, and 0.5 s with two that sleep.
+            environment.setdefault("OMP_WAIT_POLICY", "passive")
         if meeting and "MASTER_PORT" in environment:
             environment["MASTER_PORT"] = str(int(environment["MASTER_PORT"]) + meeting)
             environment["TORCHELASTIC_USE_AGENT_STORE"] = "False"

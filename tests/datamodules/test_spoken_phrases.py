@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -76,6 +78,22 @@ def test_second_call_finds_it_and_changes_nothing(tones):
     make(tones.root).prepare()
     assert {path: path.stat().st_mtime_ns for path in tones.folder.rglob("*")} == stamps
     assert [path.name for path in tones.root.iterdir()] == [tones.fingerprint]
+
+
+def test_of_two_that_want_it_at_once_one_makes_it(tmp_path, monkeypatch):
+    made, both = [], threading.Barrier(2)
+    inner = SpokenPhrases._make
+    monkeypatch.setattr(SpokenPhrases, "_make", lambda self, out: (made.append(out), inner(self, out))[1])
+
+    def prepare(corpus: SpokenPhrases) -> dict:
+        both.wait()
+        return corpus.prepare()
+
+    with ThreadPoolExecutor(2) as pool:
+        first, second = pool.map(prepare, [make(tmp_path), make(tmp_path)])
+    assert len(made) == 1
+    assert first == second
+    assert all(path.exists() for path in first.values())
 
 
 def test_settings_name_the_folder(tmp_path):

@@ -19,11 +19,9 @@ import pytest
 import soundfile
 import torch
 from voxzoo.components.errors import UserError
-from voxzoo.configs import compose
 from voxzoo.tasks import SpeechToSpeechUnitY, SpeechToText, load_run
 from voxzoo.tasks.commands.cli import main
 from voxzoo.tasks.runs.folder import pid_lock
-from voxzoo.tasks.training.stages import independent
 
 pytestmark = pytest.mark.slow
 
@@ -51,12 +49,6 @@ def start(words: list[str]) -> subprocess.Popen[str]:
         stderr=subprocess.PIPE,
         text=True,
     )
-
-
-def test_stages_share_the_cores_with_those_that_may_run_beside_them():
-    after = {name: list(stage.get("after") or ()) for name, stage in compose(["experiment=quickstart"]).stages.items()}
-    beside = {"units": {"first_pass"}, "vocoder": {"first_pass"}, "first_pass": {"units", "vocoder"}}
-    assert {name: independent(name, after) for name in STAGES} == {**beside, "second_pass": set()}
 
 
 def wait_until_it_trains(parent: subprocess.Popen[str], run: Path, stage: str) -> None:
