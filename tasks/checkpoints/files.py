@@ -85,7 +85,7 @@ def read_checkpoint(path: Path, *, whole: bool = True, states: bool = True) -> d
     written into.
 
     Args:
-        path: the file. One in torch's format before 1.6 cannot be mapped and is read.
+        path: the file. Where it cannot be mapped it is read.
         whole: where it is in shards, read these too: into memory.
         states: of shards those of optimizers too, which takes twice the memory of the weights again.
 
@@ -93,7 +93,7 @@ def read_checkpoint(path: Path, *, whole: bool = True, states: bool = True) -> d
         UserError: not a checkpoint, cut off, or not one of voxzoo's.
     """
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+        content = _load(path)
     except (OSError, EOFError, RuntimeError, zipfile.BadZipFile) as error:
         raise UserError(f"{path}: cannot be read as a checkpoint ({_first_line(error)}); is it whole?") from None
     except Exception as error:  # pickle.UnpicklingError: something that would run code, or no pickle at all
@@ -106,6 +106,17 @@ def read_checkpoint(path: Path, *, whole: bool = True, states: bool = True) -> d
         raise UserError(f"{path}: a checkpoint, but not one that `voxzoo train` wrote (no voxzoo entry)")
     fill_in(content, path)
     return read_shards(content, path, states=states) if whole and SHARDS in content else content
+
+
+def _load(path: Path) -> Any:
+    if zipfile.is_zipfile(path):
+        try:
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        except RuntimeError as error:
+            if "mmap" not in str(error):
+                raise
+    # Torch's format before 1.6, or a file system that maps nothing.
+    return torch.load(path, map_location="cpu", weights_only=True)
 
 
 def in_memory(checkpoint: dict[str, Any]) -> dict[str, Any]:

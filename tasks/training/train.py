@@ -103,7 +103,7 @@ def prepare(
     folder = Path(config.run_dir)
     data = _settle(config, folder)
     torch.manual_seed(config.seed)
-    return build_for_training(config, folder), data
+    return build_for_training(config, folder, empty=False), data  # who fits it may not load what the folder holds
 
 
 # One task
@@ -200,15 +200,19 @@ def _is_trainable(tokenizer: DictConfig) -> bool:
     return str(tokenizer._target_).endswith(".SentencePieceTokenizer") and tokenizer.get("train", True)
 
 
-def build_for_training(config: DictConfig, folder: Path) -> Task:
-    """Build the task, load `init`, apply `freeze`, attach optimizer and schedule."""
+def build_for_training(config: DictConfig, folder: Path, *, empty: bool = True) -> Task:
+    """Build the task, load `init`, apply `freeze`, attach optimizer and schedule.
+
+    Args:
+        empty: where the folder holds a checkpoint, initialise nothing: the trainer fills all from there.
+    """
     allowed = allow_list(config)
     # A task without gradient steps begins anew.
     steps = not hasattr(class_of(config.task, config), "run_once")
     fresh = not (steps and (folder / "checkpoints" / "last.ckpt").exists())
     mapped = mapped_parts(config, allowed, in_file=cuts_weights(config)) if fresh else {}
     parts = {role: part for role, (part, _) in mapped.items()}
-    task = assemble(config, allowed, weights="drawn" if fresh else "empty", parts=parts)
+    task = assemble(config, allowed, weights="drawn" if fresh or not empty else "empty", parts=parts)
     if not fresh and not loads_by_shards(config):
         materialise(task, torch.device("cpu"))
     if fresh:  # a run that goes on has all weights of its own

@@ -346,5 +346,7 @@ def test_a_run_that_goes_on_in_shards_builds_no_weights(tiny: list[str], tmp_pat
     last.touch()
     task = build_for_training(config, Path(config.run_dir))
     assert all(parameter.is_meta for parameter in task.parameters())
+    drawn = build_for_training(config, Path(config.run_dir), empty=False)  # for a trainer of someone's own
+    assert not any(parameter.is_meta for parameter in drawn.parameters())
     materialise(task, torch.device("cpu"))
     assert not any(tensor.is_meta for tensor in task.state_dict().values())
