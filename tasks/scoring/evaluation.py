@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from statistics import fmean
 from typing import Any
 
@@ -49,7 +49,7 @@ class Scored:
 
     def line(self) -> dict[str, Any]:
         """Fields that have a value."""
-        return {name: value for name, value in asdict(self).items() if value is not None}
+        return {name: value for name, value in vars(self).items() if value is not None}
 
 
 def score_rows(rows: Sequence[Scored], recogniser: str | None = None) -> dict[str, Any]:

@@ -44,8 +44,8 @@ class _Waiting:
 class Listener:
     """Fills the `heard` fields of rows with what a recogniser makes of their speech.
 
-    Utterances wait until there are many, because the recogniser takes those of like length together, and a few of them
-    leave most of its threads idle. What it hears in one does not depend on the others.
+    Utterances wait until there are many, because the recogniser takes those of like length together: a few of them make
+    small batches, and its threads wait for the last one. What it hears in one does not depend on the others.
 
     Args:
         recogniser: Whisper, or what hears as it does.

@@ -14,6 +14,7 @@ import torch
 from voxzoo.components.errors import UserError
 from voxzoo.components.types import Batch, Prediction
 from voxzoo.datamodules import Collator, SpeechTranslationData, read_manifest, write_manifest
+from voxzoo.tasks import evaluate_run
 from voxzoo.tasks.commands import evaluate as command
 from voxzoo.tasks.serving import evaluation as engine
 from voxzoo.tasks.serving.evaluation import evaluate
@@ -280,6 +281,9 @@ def test_the_command_prints_a_table_and_returns_plain_values(data, tmp_path, mon
     assert "nrefs:1" in shown
     assert json.loads(json.dumps(found))["bleu"] == found["bleu"]
     assert (tmp_path / "evaluation" / "test.json").exists()
+    # The same from Python, in one call, silent.
+    assert evaluate_run(tmp_path, recogniser="none") == found
+    assert capsys.readouterr().out == ""
     with pytest.raises(UserError, match="--limit 0"):
         command.run(argparse.Namespace(**{**vars(args), "limit": 0}))
 
