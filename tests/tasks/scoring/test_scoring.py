@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import random
+import subprocess
+import sys
 
 import jiwer
 import numpy as np
@@ -361,8 +363,6 @@ def test_spelled_out_and_written_numbers_meet_in_the_middle():
 
 
 def test_english_normaliser_says_what_it_lacks(monkeypatch):
-    import sys
-
     from voxzoo.tasks.scoring import normalise as module
 
     module._num2words.cache_clear()
@@ -479,3 +479,8 @@ def test_speech_is_judged_relative_to_its_ceiling():
     assert (found["silent"], found["clipped"]) == (1, 0)
     assert "whisper:x" in found["signatures"]["asr_bleu"]
     assert "case:lc" in found["signatures"]["asr_bleu"]
+
+
+def test_scores_of_text_need_no_torch():
+    code = "import sys, voxzoo.tasks.scoring.evaluation; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
