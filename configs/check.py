@@ -6,6 +6,7 @@ The constructor signature is the schema. Every fault is found in one pass and re
 from __future__ import annotations
 
 import difflib
+import functools
 import inspect
 import types
 import typing
@@ -13,14 +14,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Union, get_args, get_origin
 
-import torch
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from ..components.errors import UserError
-from ..components.layers.blocks import faults_of_blocks
-from ..components.roles import ROLES
-from .bounds import faults_of_values
 from .build import build
 from .compose import compose
 from .pretrained import KEY
@@ -70,9 +67,18 @@ def require_valid(config: DictConfig) -> None:
         raise UserError("\n  ".join([count, *map(str, faults)]))
 
 
+@functools.cache
+def _roles() -> dict[str, type]:
+    from ..components.roles import ROLES  # with torch, for which composing and `--help` do not wait
+
+    return ROLES
+
+
 def check(config: DictConfig) -> list[Fault]:
     """Return all faults of a composed config: unknown keys, wrong types or choices, values out of bounds,
     missing values, wrong slots."""
+    from .bounds import faults_of_values
+
     walker = _Walker(config)
     known = sorted(set(compose()) | {"experiment", "debug"})
     for key in config:
@@ -90,9 +96,9 @@ def check(config: DictConfig) -> list[Fault]:
         if key in config:
             walker.visit(key, walker.raw(config, key), None)
     walker.lora(config.get("lora"))
-    for role in ROLES:  # a part no task uses is still checked, so that a typo in it is not silent
+    for role in _roles():  # a part no task uses is still checked, so that a typo in it is not silent
         if role in config:
-            walker.visit(role, walker.raw(config, role), ROLES[role])
+            walker.visit(role, walker.raw(config, role), _roles()[role])
     for path, message in list(faults_of_values(config, walker.has_fault)):
         if not any(fault.path == path for fault in walker.faults):
             walker.add(path, message)
@@ -117,6 +123,10 @@ def _of_task(walker: _Walker) -> None:
 
 def _of_parts(walker: _Walker, task: str, roles: Sequence[str]) -> None:
     """Settings of the run that are about parts of the task."""
+    import torch
+
+    from ..components.layers.blocks import faults_of_blocks
+
     config = walker.config
     there = [role for role in roles if OmegaConf.select(config, f"task.{role}._target_") is not None]
 
@@ -211,8 +221,8 @@ class _Walker:
             return
         for role, node in (roles or {}).items():
             path = f"lora.{role}"
-            if role not in ROLES:
-                self.add(path, f"there is no such role{_near(str(role), list(ROLES))}")
+            if role not in _roles():
+                self.add(path, f"there is no such role{_near(str(role), list(_roles()))}")
             elif isinstance(node, DictConfig):
                 settings = OmegaConf.merge({"_target_": _LORA}, node)
                 settings._set_parent(roles)
@@ -224,7 +234,7 @@ class _Walker:
     def target(self, path: str, node: DictConfig, hint: Any) -> None:
         name = node.get("_target_")
         if name is None:
-            if hint is not None and not _optional(hint) and path.partition(".")[0] not in ROLES:
+            if hint is not None and not _optional(hint) and path.partition(".")[0] not in _roles():
                 self.add(path, "is needed here, but is none")
             return
         if not isinstance(name, str):
@@ -251,7 +261,7 @@ class _Walker:
         accepts_any = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
         for key in node:
             key = str(key)
-            if key.startswith("_") or (key == KEY and path in ROLES):
+            if key.startswith("_") or (key == KEY and path in _roles()):
                 continue
             inner_path = f"{path}.{key}"
             if key not in parameters:
@@ -312,7 +322,7 @@ def _is_union(hint: Any) -> bool:
 def _classes(hint: Any) -> list[type]:
     """The role classes among a hint's alternatives."""
     options = get_args(hint) if _is_union(hint) else (hint,)
-    roles = tuple(ROLES.values())
+    roles = tuple(_roles().values())
     return [option for option in options if isinstance(option, type) and issubclass(option, roles)]
 
 
@@ -366,6 +376,6 @@ def _mismatch(value: Any, hint: Any) -> str | None:
     if isinstance(hint, type) and isinstance(value, DictConfig | ListConfig | str | int | float | bool | type(None)):
         if value is None:
             return f"null is not a {hint.__name__}"
-        if issubclass(hint, tuple(ROLES.values())):
+        if issubclass(hint, tuple(_roles().values())):
             return f"{value!r} is not a {hint.__name__}"
     return None

@@ -7,8 +7,8 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
+from ..components import parts
 from ..components.errors import UserError
-from ..components.roles import ROLES
 
 KEY = "compat"
 CHOICES = ("transformers", "fairseq2")
@@ -29,7 +29,7 @@ def fill_compat(config: DictConfig, overrides: Iterable[str]) -> None:
 
     said = {override.split("=", 1)[0].lstrip("+~") for override in overrides}
     nodes: dict[str, dict[str, Any]] = {}
-    for role in (*ROLES, "task"):
+    for role in (*parts(), "task"):
         node = config.get(role)
         if isinstance(node, DictConfig) and node.get("_target_") is not None:
             plain = OmegaConf.to_container(node)

@@ -7,8 +7,8 @@ from pathlib import Path
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from ..components import parts
 from ..components.errors import UserError
-from ..components.roles import ROLES
 
 KEY = "pretrained"
 
@@ -20,7 +20,7 @@ def pretrained_sources(config: DictConfig) -> dict[str, str]:
         UserError: a role that says `pretrained` without saying of what.
     """
     found = {}
-    for role in ROLES:
+    for role in parts():
         node = config.get(role)
         if not isinstance(node, DictConfig) or KEY not in node.keys():  # noqa: SIM118 - `in` leaves out what is ???
             continue

@@ -205,6 +205,8 @@ def _become(path: str, request: dict[str, Any], streams: list[int]) -> None:
         module.rank_zero_only.rank = rank or 0
     subprocess.Popen = popen
     parent = request["parent"]
+    real = os.getppid
+    os.register_at_fork(after_in_child=lambda: setattr(os, "getppid", real))
     os.getppid = lambda: parent if _is_there(parent) else 1
     status = 1
     try:

@@ -6,18 +6,13 @@ import argparse
 import math
 from collections.abc import Iterator
 from dataclasses import asdict
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from rich import box
-from rich.console import Console
-from rich.table import Table
+if TYPE_CHECKING:  # torch loads only for a check, not for --help
+    from rich.console import Console
 
-from ...configs.check import require_valid
-from ...configs.compose import compose, to_yaml
-from ..planning.plan import GB, Plan, memory_here, plan_run
-from ..planning.shapes import Row, trace
-from ..processes.console import quiet_libraries
-from ..runs.run import active_stages
+    from ..planning.plan import Plan
+    from ..planning.shapes import Row
 
 HELP = "check a config, build it without weights, show what flows through its parts, and plan its memory"
 EXAMPLE = "voxzoo check experiment=quickstart adaptor=stack --memory 8"
@@ -52,6 +47,12 @@ def _gigabytes(text: str) -> float:
 
 
 def run(args: argparse.Namespace) -> dict:
+    from ...configs.check import require_valid
+    from ...configs.compose import active_stages, compose, to_yaml
+    from ..planning.plan import plan_run
+    from ..planning.shapes import trace
+    from ..processes.console import quiet_libraries
+
     quiet_libraries()
     config = compose(args.overrides, stage=args.stage, config_dirs=args.config_dir)
     stages = active_stages(config)
@@ -91,6 +92,9 @@ def _as_dict(plan: Plan | None) -> dict[str, Any] | None:
 
 
 def _show(name: str, task: str, rows: list[Row]) -> None:
+    from rich import box
+    from rich.table import Table
+
     table = Table(title=f"{name}: {task}", box=box.SIMPLE_HEAD, title_justify="left")
     for column in ("part", "class", "input", "output", "parameters", ""):
         table.add_column(column, justify="right" if column == "parameters" else "left", overflow="fold")
@@ -103,6 +107,9 @@ def _show(name: str, task: str, rows: list[Row]) -> None:
 
 
 def _show_plan(plan: Plan | None) -> None:
+    from rich import box
+    from rich.table import Table
+
     console = _console()
     if plan is None:
         console.print("  No gradient steps: nothing to plan.\n")
@@ -148,6 +155,8 @@ def _lines(plan: Plan) -> Iterator[str]:
         alone = "utterance exceeds" if data.oversized == 1 else "utterances exceed"
         yield f"{data.oversized:,} {alone} the budget of a batch alone: each is a batch of its own"
     if plan.memory is None:
+        from ..planning.plan import memory_here
+
         here = memory_here(plan.device)
         kind = "the GPU here" if plan.device == "cuda" else "this machine"
         yield f"{kind} has {_gb(here)} GB; --memory GB says whether it fits" if here else "--memory GB: does it fit?"
@@ -184,9 +193,11 @@ def _budget(budget: dict[str, Any]) -> str:
 
 
 def _gb(size: int) -> str:
-    value = size / GB
+    value = size / 1e9
     return f"{value:.1f}" if value >= 10 else f"{value:.2f}" if value >= 0.1 else f"{value:.3f}"
 
 
 def _console() -> Console:
+    from rich.console import Console
+
     return Console(width=None if Console().is_terminal else 140, soft_wrap=False)

@@ -6,7 +6,6 @@ import argparse
 import ast
 import contextlib
 import importlib
-import importlib.metadata
 import json
 import os
 import signal
@@ -16,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from ...components.errors import UserError
+from ..processes.forked import is_command
 from ..processes.signals import EXIT_CODES, STOPPED, Interrupted, tell_launcher
 
 VERBS = ("train", "check", "evaluate", "translate", "parts", "data", "units", "import", "export", "consolidate")
@@ -24,6 +24,8 @@ _FILES = {"import": "import_model", "export": "export_model"}  # `import` cannot
 
 def main(argv: list[str] | None = None) -> int:
     """Run one verb; returns the exit status: 0 done, 1 failed, 2 bad call, 75 stopped and requeueable, 130 Ctrl-C."""
+    if argv is None:
+        is_command(main)
     words = list(sys.argv[1:] if argv is None else argv)
     verb = next((word for word in words if not word.startswith("-")), None)
     parser = _parser(verb)
@@ -75,16 +77,13 @@ def _parse(parser: argparse.ArgumentParser, words: list[str]) -> argparse.Namesp
 
 
 def _failure(error: Exception, arguments: argparse.Namespace) -> tuple[dict[str, Any], int]:
-    from lightning.fabric.utilities.exceptions import MisconfigurationException
-
-    from ..training.stages import StageFailed
-
     if arguments.traceback:
         traceback.print_exc()
-    if isinstance(error, StageFailed):
-        return {"status": "failed", "error": str(error)}, error.code if error.code > 0 else 1
     if isinstance(error, UserError | OSError):
-        return {"status": "failed", "error": str(error)}, 1
+        code = getattr(error, "code", 1) if isinstance(error, UserError) else 1  # of a stage that failed: its own
+        return {"status": "failed", "error": str(error)}, code if code > 0 else 1
+    from lightning.fabric.utilities.exceptions import MisconfigurationException  # takes seconds
+
     text = " ".join(str(error).split())
     if isinstance(error, MisconfigurationException):  # Lightning's word on a setting of `trainer`
         return {"status": "failed", "error": f"trainer: {text}"}, 1
@@ -137,7 +136,14 @@ def _parser(verb: str | None) -> argparse.ArgumentParser:
         description="A component zoo for speech translation: compose parts in YAML, train, evaluate and translate.",
         epilog="voxzoo VERB --help shows an example of each.",
     )
-    parser.add_argument("--version", action="version", version=f"voxzoo {_version()}")
+    parser.add_argument(
+        "--version",
+        action=_Version,
+        nargs=0,
+        dest=argparse.SUPPRESS,
+        default=argparse.SUPPRESS,
+        help="show program's version number and exit",
+    )
     verbs = parser.add_subparsers(dest="verb", metavar="VERB")
     for name in VERBS:
         if name != verb:
@@ -166,7 +172,17 @@ def _leaves(parser: argparse.ArgumentParser) -> list[argparse.ArgumentParser]:
     return [parser]
 
 
+class _Version(argparse.Action):
+    """As argparse's own, but the version is looked up when it is asked for."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> None:
+        print(f"voxzoo {_version()}")
+        parser.exit()
+
+
 def _version() -> str:
+    import importlib.metadata  # half of what `voxzoo --help` would take
+
     try:
         return importlib.metadata.version("voxzoo")
     except importlib.metadata.PackageNotFoundError:

@@ -4,22 +4,12 @@ from __future__ import annotations
 
 import argparse
 import time
-from typing import Any
-
-from rich import box
-from rich.console import Console
-from rich.markup import escape
-from rich.progress import Progress
-from rich.table import Table
+from typing import TYPE_CHECKING, Any
 
 from ...components.errors import UserError
-from ...configs.build import build
-from ...configs.check import require_valid
-from ...configs.compose import compose
-from ...configs.targets import allow_list
-from ...datamodules.datamodule import describe
-from ...datamodules.manifest import read_manifest
-from ...datamodules.validation import Report, shared_texts, validate
+
+if TYPE_CHECKING:
+    from ...datamodules.validation import Report
 
 HELP = "check manifests and their audio; make the built-in corpus"
 EXAMPLE = """voxzoo data validate train.jsonl valid.jsonl
@@ -48,6 +38,12 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def _validate(args: argparse.Namespace) -> dict[str, Any]:
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.progress import Progress
+
+    from ...datamodules.validation import shared_texts, validate  # torch loads only for the work, not for --help
+
     reports = []
     for path in args.manifests:
         with Progress(transient=True, console=Console(stderr=True)) as bar:
@@ -82,6 +78,11 @@ def _as_dict(report: Report, shown: int) -> dict[str, Any]:
 
 
 def _print_report(report: Report, shown: int) -> None:
+    from rich import box
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
     title = f"{report.path}: {report.utterances} utterances, {report.seconds / 3600:.2f} h, {report.num_errors} errors"
     if not report.findings:
         print(f"{title}: nothing to report")
@@ -100,6 +101,18 @@ def _print_report(report: Report, shown: int) -> None:
 
 
 def _prepare(args: argparse.Namespace) -> dict[str, Any]:
+    from rich import box
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    from ...configs.build import build
+    from ...configs.check import require_valid
+    from ...configs.compose import compose
+    from ...configs.targets import allow_list
+    from ...datamodules.datamodule import describe
+    from ...datamodules.manifest import read_manifest
+
     odd = [setting for setting in args.settings if "=" not in setting]
     if odd:
         raise UserError(f"{odd[0]!r}: expected KEY=VALUE, such as num_train=2000")

@@ -7,17 +7,7 @@ import inspect
 from pathlib import Path
 from typing import Any
 
-import torch
-from omegaconf import DictConfig, OmegaConf
-from rich import box
-from rich.console import Console
-from rich.table import Table
-
 from ... import components
-from ...components.roles import Part
-from ...configs.build import build
-from ...configs.compose import CONFIG_DIR, compose
-from ..processes.console import quiet_libraries
 
 HELP = "list the zoo: every part by role, its choices in YAML, parameters and paper"
 EXAMPLE = "voxzoo parts adaptor"
@@ -29,10 +19,17 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> dict:
+    from ...configs.compose import CONFIG_DIR
+    from ..processes.console import quiet_libraries
+
     quiet_libraries()
     roles = [args.role] if args.role else list(components.parts())
     found = {role: [_describe(role, path) for path in sorted((CONFIG_DIR / role).glob("*.yaml"))] for role in roles}
     if not args.json:
+        from rich import box
+        from rich.console import Console
+        from rich.table import Table
+
         for role, choices in found.items():
             table = Table(title=role, box=box.SIMPLE_HEAD, title_justify="left")
             for column in ("override", "class", "parameters", "what it is", "paper"):
@@ -46,6 +43,13 @@ def run(args: argparse.Namespace) -> dict:
 
 
 def _describe(role: str, path: Path) -> dict[str, Any]:
+    import torch
+    from omegaconf import DictConfig, OmegaConf
+
+    from ...components.roles import Part
+    from ...configs.build import build
+    from ...configs.compose import compose_choices
+
     lines = path.read_text().splitlines()
     about = lines[0].lstrip("# ").strip()
     # What a published part goes with, such as its tokenizer: its sizes follow from theirs.
@@ -60,7 +64,7 @@ def _describe(role: str, path: Path) -> dict[str, Any]:
     cls = getattr(components, target.rpartition(".")[2])
     entry.update({"class": cls.__name__, "paper": getattr(cls, "paper", ""), "doc": inspect.getdoc(cls) or ""})
     if issubclass(cls, Part):
-        config = compose([f"{role}={path.stem}", *beside])
+        config = compose_choices([f"{role}={path.stem}", *beside])
         with torch.device("meta"):
             part = build(config[role])
         entry["parameters"] = sum(p.numel() for p in part.parameters())

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import sys
 
+from ..processes.forked import is_own
 from ..processes.signals import stopped_at_once, tell_launcher
 
 HELP = "train the run that the overrides describe, or go on with it"
@@ -21,6 +23,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
 @stopped_at_once(process_ends=True)
 def run(args: argparse.Namespace) -> dict:
     tell_launcher("ready")
+    if is_own():
+        _share(args)
     from lightning.pytorch.utilities import rank_zero_only  # torch loads only for a run, not for --help
 
     from ..training.train import train
@@ -29,3 +33,14 @@ def run(args: argparse.Namespace) -> dict:
     if not args.json:
         rank_zero_only(print)(f"done: {result['run']}")
     return result
+
+
+def _share(args: argparse.Namespace) -> None:
+    """Threads as each stage is to have them, before torch asks: stages are forked from this process, which only checks.
+    A wrong override is said here, seconds earlier."""
+    from ...configs.compose import active_stages, compose
+    from ..training.sharing import import_as_a_stage
+
+    config = compose(args.overrides, stage=args.stage, config_dirs=args.config_dir)
+    if active_stages(config) and "torch" not in sys.modules:
+        import_as_a_stage(config)

@@ -3,30 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import json
-import os
 import sys
 import time
-from pathlib import Path
 from typing import Any
 
-import soundfile
-import torch
-from omegaconf import OmegaConf
-
 from ...components.errors import UserError
-from ...components.layers.runs import reduce_runs
-from ...components.types import Padded
-from ...configs.build import build
-from ...configs.check import require_valid
-from ...configs.compose import compose
-from ...configs.targets import allow_list
-from ...datamodules.manifest import read_manifest
-from ..distributed.devices import pick_device
-from ..runs.initial import load_pretrained_encoder
-from ..runs.run import load_run
-from ..runs.unit_extractors import load_extractor, save_extractor
-from ..units import BATCH_SECONDS, card_of, card_path, extract_units, fit_units, read_units
 
 HELP = "fit discrete units, write those of a corpus, and hear them again"
 EXAMPLE = """voxzoo units fit train.tsv --column tgt_audio --out units --set unit_extractor.num_units=200
@@ -63,7 +44,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     extract.add_argument("--out", required=True, metavar="FILE", help="the JSONL file to write")
     _column(extract)
     _device(extract)
-    extract.add_argument("--batch-seconds", type=float, default=BATCH_SECONDS, help="audio in a batch (default 20)")
+    extract.add_argument("--batch-seconds", type=float, default=20.0, help="audio in a batch (default 20)")
 
     again = verbs.add_parser("resynthesise", help="units to audio files through a run's vocoder")
     again.add_argument("run", metavar="RUN", help="a run folder or checkpoint with a vocoder")
@@ -99,10 +80,15 @@ def run(args: argparse.Namespace) -> dict:
 
 
 def _fit(args: argparse.Namespace) -> dict[str, Any]:
+    from ...datamodules.manifest import read_manifest
+    from ..distributed.devices import pick_device  # torch loads only for the work, not for --help
+    from ..runs.unit_extractors import new_extractor, save_extractor
+    from ..units import fit_units
+
     if args.layer is not None and not args.encoder:
         raise UserError("--layer chooses a layer of an encoder: give --encoder RUN as well")
     device = pick_device(args.device)
-    extractor, config = _new_extractor(args)
+    extractor, config = new_extractor(args.overrides, args.encoder, args.layer)
     extractor.to(device)
     statistics = fit_units(
         extractor, read_manifest(args.manifest), args.column, args.max_hours, args.seed, _Bar("fitting units", "h")
@@ -111,108 +97,33 @@ def _fit(args: argparse.Namespace) -> dict[str, Any]:
     return {"extractor": str(args.out), **statistics}
 
 
-def _new_extractor(args: argparse.Namespace) -> tuple[Any, dict[str, Any]]:
-    """The extractor that the options describe, not fitted, and the config to build it again from."""
-    choice = [] if any(word.startswith("unit_extractor=") for word in args.overrides) else ["unit_extractor=log_mel"]
-    composed = compose([*choice, *args.overrides])
-    source = None
-    if args.encoder:
-        source = load_run(args.encoder)
-        if getattr(source.task, "speech_encoder", None) is None:
-            raise UserError(f"--encoder {args.encoder}: this run has no speech encoder")
-        OmegaConf.set_struct(composed, False)
-        composed.speech_encoder = OmegaConf.create(OmegaConf.to_container(source.config.speech_encoder, resolve=True))
-        composed.frontend = OmegaConf.create(OmegaConf.to_container(source.config.frontend, resolve=True))
-        composed.unit_extractor.update(
-            features="encoder", encoder=composed.speech_encoder, frontend=composed.frontend, layer=args.layer
-        )
-    require_valid(composed)
-    config = OmegaConf.to_container(composed.unit_extractor, resolve=True)
-    assert isinstance(config, dict)
-    if config.get("_target_") is None:
-        raise UserError("unit_extractor=none: there is nothing to fit")
-    extractor = build(config, allowed=allow_list(composed))
-    if source is not None:
-        extractor.encoder.load_state_dict(source.task.speech_encoder.state_dict())  # pyright: ignore
-    else:
-        for line in load_pretrained_encoder(extractor, composed):
-            print(line, file=sys.stderr)
-    return extractor.eval(), {str(key): value for key, value in config.items()}
-
-
 def _extract(args: argparse.Namespace) -> dict[str, Any]:
+    from ...datamodules.manifest import read_manifest
+    from ..distributed.devices import pick_device
+    from ..runs.unit_extractors import load_extractor
+    from ..units import extract_units
+
     device = pick_device(args.device)
     extractor = load_extractor(args.extractor).to(device)
     bar = _Bar("extracting", "rows")
     return extract_units(extractor, read_manifest(args.manifest), args.column, args.out, bar, args.batch_seconds)
 
 
-@torch.inference_mode()
 def _resynthesise(args: argparse.Namespace) -> dict[str, Any]:
-    device = pick_device(args.device)
-    task = load_run(args.run, device=args.device).task
-    vocoder = getattr(task, "vocoder", None)
-    if vocoder is None:
-        raise UserError(f"{args.run}: this run has no vocoder")
-    _same_card(Path(args.units), getattr(task, "unit_extractor", None), args.run)
-    rows = list(read_units(args.units))[: args.limit]
-    if not rows:
-        raise UserError(f"{args.units}: no units in it")
-    for name, units in rows:
-        if units and max(units) >= vocoder.num_units:
-            raise UserError(
-                f"{args.units}: {name} has unit {max(units)}, but the vocoder knows 0 to {vocoder.num_units - 1}"
-            )
-    empty = [name for name, units in rows if not units]
-    rows = [(name, units) for name, units in rows if units]
-    folder = Path(args.out)
-    folder.mkdir(parents=True, exist_ok=True)
-    bar, files, seconds = _Bar("resynthesising", "rows"), [], 0.0
-    for start in range(0, len(rows), args.batch_size):
-        chunk = rows[start : start + args.batch_size]
-        units = Padded.from_list([torch.tensor(row) for _, row in chunk]).to(device)
-        durations = None if args.predict_durations else units.with_data(torch.ones_like(units.data)).zeroed()
-        if args.predict_durations:
-            units, _ = reduce_runs(units)
-        conditions = [
-            None if v is None else torch.full((len(chunk),), v, device=device) for v in (args.lang, args.speaker)
-        ]
-        try:
-            audio = vocoder(units, *conditions, durations=durations)
-        except (ValueError, IndexError) as error:
-            raise UserError(f"{args.run}: {error} (see --speaker and --lang)") from error
-        for (name, _), samples in zip(chunk, audio.unpad(), strict=True):
-            files.append(_write(folder, name, samples, vocoder.sample_rate))
-            seconds += len(samples) / vocoder.sample_rate
-        bar(start + len(chunk), len(rows))
-    return {
-        "folder": str(folder),
-        "utterances": len(files),
-        "seconds": round(seconds, 2),
-        "empty": empty,
-        "files": files,
-    }
+    from ..serving.resynthesis import resynthesise
 
-
-def _same_card(units: Path, extractor: Any, run: str) -> None:
-    beside = card_path(units)
-    if extractor is None or not beside.exists():
-        return
-    theirs, ours = json.loads(beside.read_text("utf-8")), card_of(extractor)
-    if theirs != ours:
-        differing = [key for key in {**theirs, **ours} if theirs.get(key) != ours.get(key)]
-        raise UserError(
-            f"{units}: these units are not those that the vocoder of {run} was trained on; their cards differ in "
-            f"{', '.join(differing)}. Extract them with that run: `voxzoo units extract {run} MANIFEST --out {units}`"
-        )
-
-
-def _write(folder: Path, name: str, samples: torch.Tensor, sample_rate: int) -> str:
-    path = folder / (name.replace("/", "_").replace("\\", "_") + ".wav")
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    soundfile.write(temporary, samples.float().cpu().numpy(), sample_rate, format="WAV", subtype="PCM_16")
-    os.replace(temporary, path)
-    return str(path)
+    return resynthesise(
+        args.run,
+        args.units,
+        args.out,
+        limit=args.limit,
+        predict_durations=args.predict_durations,
+        speaker=args.speaker,
+        lang=args.lang,
+        batch_size=args.batch_size,
+        device=args.device,
+        progress=_Bar("resynthesising", "rows"),
+    )
 
 
 class _Bar:

@@ -23,6 +23,7 @@ REQUEUED = [number for number, code in EXIT_CODES.items() if code == STOPPED]
 GRACE = 10.0  # seconds in which a process may end in its own words before it is ended
 PARENT = "VOXZOO_PARENT"
 LAUNCHER = "VOXZOO_LAUNCHER_FILE"
+WATCHER = "voxzoo-signals"  # the thread that looks whether the main one hears a signal
 
 
 class Interrupted(BaseException):
@@ -92,7 +93,7 @@ def stopped_at_once(*, process_ends: bool = False) -> Iterator[None]:
     if before != -1:  # an event loop's, which needs it more
         signal.set_wakeup_fd(before)
     over = threading.Event()
-    threading.Thread(target=_end_where_stuck, args=(reader, over), daemon=True).start()
+    threading.Thread(target=_end_where_stuck, args=(reader, over), name=WATCHER, daemon=True).start()
     try:
         yield
     except Interrupted:

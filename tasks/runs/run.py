@@ -12,6 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 from ...components.errors import UserError
 from ...components.layers.linear import pack_for_inference
 from ...configs.build import build
+from ...configs.compose import active_stages
 from ...configs.targets import trusted
 from ..checkpoints.files import misfit, pick_checkpoint, read_checkpoint
 from ..checkpoints.mapped import fill
@@ -148,15 +149,3 @@ def find_checkpoint(path: Path) -> tuple[Path, Path]:
     if stages:
         return find_checkpoint(path / "stages" / stages[-1])
     return path, pick_checkpoint(path / "checkpoints")
-
-
-def active_stages(config: DictConfig) -> list[str]:
-    """Names of the stages to run, in order; a stage whose `requires` names an absent part is left out."""
-    names = []
-    for name, stage in (config.get("stages") or {}).items():
-        if stage is None:
-            continue
-        parts = [config.get(role) for role in stage.get("requires") or ()]
-        if all(part is not None and part.get("_target_") is not None for part in parts):
-            names.append(str(name))
-    return names

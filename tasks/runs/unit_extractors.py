@@ -3,21 +3,68 @@
 from __future__ import annotations
 
 import json
+import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from omegaconf import OmegaConf
 from safetensors.torch import load_file, save
 
 from ...components.errors import UserError
 from ...components.roles import UnitExtractor
 from ...configs.build import build
-from ...configs.targets import ALLOWED
+from ...configs.check import require_valid
+from ...configs.compose import compose
+from ...configs.targets import ALLOWED, allow_list
 from ..checkpoints.files import write_atomically
 from ..units import card_of
+from .initial import load_pretrained_encoder
+from .run import load_run
 
 CONFIG = "unit_extractor.json"
 
 WEIGHTS = "unit_extractor.safetensors"
+
+
+def new_extractor(
+    overrides: Sequence[str], encoder: Path | str | None = None, layer: int | None = None
+) -> tuple[Any, dict[str, Any]]:
+    """An extractor that is not fitted yet, and the config to build it again from.
+
+    Args:
+        overrides: config overrides; without a choice of `unit_extractor` it is `log_mel`.
+        encoder: a run whose speech encoder's states are clustered, instead of log-mels.
+        layer: of that encoder, counted from 1.
+
+    Raises:
+        UserError: a faulty config, a run without a speech encoder.
+    """
+    choice = [] if any(word.startswith("unit_extractor=") for word in overrides) else ["unit_extractor=log_mel"]
+    composed = compose([*choice, *overrides])
+    source = None
+    if encoder:
+        source = load_run(encoder)
+        if getattr(source.task, "speech_encoder", None) is None:
+            raise UserError(f"--encoder {encoder}: this run has no speech encoder")
+        OmegaConf.set_struct(composed, False)
+        composed.speech_encoder = OmegaConf.create(OmegaConf.to_container(source.config.speech_encoder, resolve=True))
+        composed.frontend = OmegaConf.create(OmegaConf.to_container(source.config.frontend, resolve=True))
+        composed.unit_extractor.update(
+            features="encoder", encoder=composed.speech_encoder, frontend=composed.frontend, layer=layer
+        )
+    require_valid(composed)
+    config = OmegaConf.to_container(composed.unit_extractor, resolve=True)
+    assert isinstance(config, dict)
+    if config.get("_target_") is None:
+        raise UserError("unit_extractor=none: there is nothing to fit")
+    extractor = build(config, allowed=allow_list(composed))
+    if source is not None:
+        extractor.encoder.load_state_dict(source.task.speech_encoder.state_dict())  # pyright: ignore
+    else:
+        for line in load_pretrained_encoder(extractor, composed):
+            print(line, file=sys.stderr)
+    return extractor.eval(), {str(key): value for key, value in config.items()}
 
 
 def save_extractor(extractor: UnitExtractor, config: dict[str, Any], folder: Path | str) -> None:

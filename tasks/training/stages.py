@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import codecs
+import io
+import locale
 import os
+import select
 import signal
-import subprocess
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +20,11 @@ from omegaconf import DictConfig, OmegaConf
 
 from ...components.errors import UserError
 from ...configs.compose import to_yaml
+from ..processes.forked import start
 from ..processes.signals import EXIT_CODES, REQUEUED, Interrupted, child, heard
 from ..runs.folder import is_done, is_trained, wait_for_result
 from .settling import settle_config, take_languages
+from .sharing import environment_of_stage, launched_processes, stages_at_a_time
 
 
 def train_stages(
@@ -33,9 +39,7 @@ def train_stages(
     after = {name: [n for n in config.stages[name].get("after") or () if n in names] for name in names}
     done = [name for name in names if _needs_no_process(stages[name])]
     waiting, running = [name for name in names if name not in done], {}
-    # Processes that torchrun or srun started take each stage together, one after the other.
-    together = launched_processes() > 1
-    jobs = 1 if together else max(int(config.stage_jobs), 1)
+    together, jobs = launched_processes() > 1, stages_at_a_time(config)
 
     def stop(number: int, frame: Any) -> None:
         heard()
@@ -59,10 +63,10 @@ def train_stages(
                     raise StageFailed(name, stage.code, stage.last_line)
                 done.append(name)
                 print(f"[{name}] done in {time.monotonic() - stage.started:.0f} s", file=sys.stderr, flush=True)
-            time.sleep(0.05)
+            _pass_on(running.values(), 0.05)
     except BaseException:
         for stage in running.values():
-            stage.stop()
+            stage.stop(running.values())
         raise
     finally:
         for number, handler in handlers.items():
@@ -79,13 +83,6 @@ def _needs_no_process(config: DictConfig) -> bool:
     take_languages(config, OmegaConf.load(folder / "config.yaml"))
     settle_config(folder, to_yaml(config))
     return is_trained(folder)
-
-
-def launched_processes() -> int:
-    """How many processes torchrun or srun started this command as; 1 where neither did."""
-    if "TORCHELASTIC_RUN_ID" in os.environ:
-        return int(os.environ.get("WORLD_SIZE", 1))
-    return int(os.environ.get("SLURM_NTASKS", 1)) if "SLURM_PROCID" in os.environ else 1
 
 
 def _in_main_thread() -> bool:
@@ -114,53 +111,64 @@ class _Stage:
         self.name = name
         self.started = time.monotonic()
         self.last_line = ""
-        command = [sys.executable, "-m", "voxzoo.tasks.commands.cli", "train", "--stage", name]
+        self.speaks = True
+        self._begun = ""  # a line that has no end yet
+        decoder = codecs.getincrementaldecoder(locale.getencoding())("replace")
+        self._decoder = io.IncrementalNewlineDecoder(decoder, translate=True)
+        words = ["train", "--stage", name]
         for folder in config_dirs:
-            command += ["--config-dir", folder]
-        environment = {**os.environ, **child("stop"), "PYTHONUNBUFFERED": "1"}
-        if beside > 1:
-            environment.setdefault("OMP_NUM_THREADS", str(max((os.cpu_count() or 1) // beside, 1)))
-            # Threads that spin while they wait take the core from those they wait for: on two busy cores a step of the
-            # quickstart took 12 s with two threads that spin, and 0.5 s with two that sleep.
-            environment.setdefault("OMP_WAIT_POLICY", "passive")
+            words += ["--config-dir", folder]
+        environment = {**environment_of_stage(beside), **child("stop"), "PYTHONUNBUFFERED": "1"}
         if meeting and "MASTER_PORT" in environment:
             environment["MASTER_PORT"] = str(int(environment["MASTER_PORT"]) + meeting)
             environment["TORCHELASTIC_USE_AGENT_STORE"] = "False"
         # Its own process group: Ctrl-C reaches this process, which tells each stage once.
-        self.process = subprocess.Popen(
-            [*command, *overrides],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            errors="replace",
-            env=environment,
-            start_new_session=True,
-        )
-        self.thread = threading.Thread(target=self._pass_on, daemon=True)
-        self.thread.start()
+        self.process = start([*words, *overrides], environment)
 
-    def _pass_on(self) -> None:
+    def fileno(self) -> int:
+        """Of what it says."""
         assert self.process.stdout is not None
-        for line in self.process.stdout:
+        return self.process.stdout.fileno()
+
+    def pass_on(self) -> None:
+        """Pass on what it has said by now; waits where there is nothing."""
+        content = os.read(self.fileno(), 1 << 16)
+        self.speaks = bool(content)
+        *lines, self._begun = (self._begun + self._decoder.decode(content, not content)).split("\n")
+        for line in lines if self.speaks else [*lines, self._begun]:
             if line.strip():
                 self.last_line = line.strip()
-                print(f"[{self.name}] {line.rstrip()}", file=sys.stderr, flush=True)
+                with suppress(OSError):  # nobody listens any more: it trains on
+                    print(f"[{self.name}] {line.rstrip()}", file=sys.stderr, flush=True)
 
     @property
     def ended(self) -> bool:
-        return self.process.poll() is not None and not self.thread.is_alive()
+        return self.process.poll() is not None and not self.speaks
 
     @property
     def code(self) -> int:
+        assert self.process.returncode is not None
         return self.process.returncode
 
-    def stop(self) -> None:
-        """Ask the stage to save and stop, and wait for it; Ctrl-C kills it."""
+    def stop(self, running: Iterable[_Stage]) -> None:
+        """Ask the stage to save and stop, and wait for it while all are heard; Ctrl-C kills it."""
         if self.process.poll() is None:
             self.process.send_signal(signal.SIGINT)
             try:
-                self.process.wait()  # a large model takes minutes to write
+                while self.process.poll() is None:  # a large model takes minutes to write
+                    _pass_on(running, 0.05)
             except BaseException:  # Ctrl-C, a second time
                 self.process.kill()
-        self.thread.join(5)
+        until = time.monotonic() + 5
+        while self.speaks and time.monotonic() < until:
+            _pass_on([self], 0.05)
+
+
+def _pass_on(stages: Iterable[_Stage], seconds: float) -> None:
+    """Pass on what stages say, and wait for it no longer than that."""
+    speaking = [stage for stage in stages if stage.speaks]
+    if not speaking:
+        time.sleep(seconds)
+        return
+    for stage in select.select(speaking, [], [], seconds)[0]:
+        stage.pass_on()

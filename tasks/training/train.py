@@ -19,7 +19,7 @@ from ...components.errors import UserError
 from ...components.tokenizer import train_sentencepiece
 from ...configs.build import build
 from ...configs.check import require_valid
-from ...configs.compose import compose, to_yaml
+from ...configs.compose import active_stages, compose, to_yaml
 from ...configs.targets import allow_list, class_of
 from ..checkpoints.files import AtomicCheckpointIO, Checkpointer, write_atomically
 from ..checkpoints.mapped import mapped_parts, materialise
@@ -28,13 +28,13 @@ from ..distributed.precision import precision_settings, slow_line
 from ..distributed.strategies import cuts_weights, loads_by_shards
 from ..planning.shapes import trace
 from ..processes.console import quiet_libraries, say
+from ..processes.forked import has_imported
 from ..processes.launcher import watch_processes
 from ..processes.signals import stopped_at_once, watch_parent
 from ..runs.assembly import assemble, set_up
 from ..runs.folder import is_trained, pid_lock, result_of, turns, wait_for_result
 from ..runs.initial import load_parts, load_pretrained, published_references
 from ..runs.lora import lora_lines
-from ..runs.run import active_stages
 from ..task import Task
 from .examples import Examples
 from .progress import RunProgress
@@ -54,15 +54,24 @@ def train(overrides: Sequence[str], *, stage: str | None = None, config_dirs: Se
     Raises:
         UserError: a faulty config, data that cannot be read, a folder that holds another run.
     """
+    has_imported()
     config = compose(overrides, stage=stage, config_dirs=config_dirs)
     names = active_stages(config)
     if names:
         stages = {name: compose(overrides, stage=name, config_dirs=config_dirs) for name in names}
-        for one in stages.values():  # every stage's faults before the first stage runs
-            _require_sound(one)
-        return train_stages(config, stages, overrides, config_dirs)
-    _require_sound(config)
+        try:
+            for one in stages.values():  # every stage's faults before the first stage runs
+                _require_sound(one)
+                _sound.add(to_yaml(one))
+            return train_stages(config, stages, overrides, config_dirs)
+        finally:
+            _sound.clear()
+    if to_yaml(config) not in _sound:
+        _require_sound(config)
     return _train_one(config)
+
+
+_sound: set[str] = set()  # configs found sound by the process that this one was forked from to train a stage
 
 
 def _require_sound(config: DictConfig) -> None:
@@ -269,6 +278,3 @@ def _fit(config: DictConfig, task: Task, data: Any, folder: Path) -> dict[str, A
         keeper.restore_handlers()  # once more: Lightning's teardown puts back those it found while training
     metrics = {name: float(value) for name, value in trainer.callback_metrics.items() if name != "step"}
     return {"task": type(task).__name__, "steps": trainer.global_step, "trainable": counts[0], "metrics": metrics}
-
-
-# Stages

@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -259,3 +260,53 @@ def test_a_stage_that_fails_is_named_with_its_reason(tiny: list[str], root: Path
     assert last.startswith("voxzoo train: stage first_pass stopped (exit 1): ")
     assert "train: none of 40 utterances can be used: 40 longer than 0.2 s" in last
     assert free(root / "failing" / "stages" / "first_pass")
+
+
+# How often a run imports, composes and traces
+
+COUNTED = """
+import os, subprocess, sys
+from pathlib import Path
+from voxzoo.tasks.commands import cli
+from voxzoo.tasks.training import train as module
+
+counts, words = Path(sys.argv[1]), sys.argv[2:]
+
+def count(name, call):
+    def counted(*args, **options):
+        with counts.open("a") as file:
+            file.write(f"{name} {os.getpid()}\\n")
+        return call(*args, **options)
+    return counted
+
+class Popen(subprocess.Popen):
+    def __init__(self, command, *args, **options):
+        assert "voxzoo.tasks.commands.cli" not in command, "a fresh process imports all again"
+        super().__init__(command, *args, **options)
+
+module.trace = count("trace", module.trace)  # also in what is forked from this process
+module._train_one = count("train", module._train_one)
+composing = sys.modules["voxzoo.configs.compose"]  # the package has a function of that name
+composing.hydra_compose = count("compose", composing.hydra_compose)
+subprocess.Popen = Popen
+sys.argv = ["voxzoo", *words]
+raise SystemExit(cli.main())
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="forked on Linux alone")
+def test_stages_import_compose_and_trace_nothing_again(tiny: list[str], root: Path):
+    words = command(tiny, root, "counted", "stages.second_pass=null", "stage_jobs=1", steps=1)
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    script = [sys.executable, "-c", COUNTED, str(root / "counts"), *words]
+    done = subprocess.run(script, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    counts = [line.split() for line in (root / "counts").read_text().splitlines()]
+    parent = next(pid for name, pid in counts if name == "trace")
+    assert [pid for name, pid in counts if name == "trace"] == [parent] * 3
+    trained = [pid for name, pid in counts if name == "train"]
+    assert len(set(trained)) == 3
+    assert parent not in trained
+    # The run, the defaults that keys are compared with, and each stage with what it chooses.
+    assert [pid for name, pid in counts if name == "compose"] == [parent] * (2 + 3)
+    assert done.stderr.count("[units] ") > 0
