@@ -17,7 +17,9 @@ from rich.console import Console
 from rich.table import Table
 
 from ...components.errors import UserError
+from ..processes.forked import is_command
 from ..processes.signals import EXIT_CODES, Interrupted
+from . import cli
 
 PLAN = (
     ("0 to 1", "corpus", "8,900 Spanish sentences and their English, spoken by espeak-ng"),
@@ -166,4 +168,5 @@ def report(
 
 
 if __name__ == "__main__":
+    is_command(cli.main)  # stages are forked from this process
     raise SystemExit(main())
