@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from .alike import each
 from .attention import MultiHeadAttention
 from .dropout import dropout
 
@@ -211,6 +212,11 @@ class _Block:
     keys: int
     mask: Tensor | None
 
+    def shape(self) -> tuple[int, int, int, bool]:
+        """Of its tensors."""
+        samples, rows = (part.stop - part.start for part in (self.samples, self.rows))
+        return samples, rows, self.keys, self.mask is None
+
     def weights(self, query: Tensor, key: Tensor, by_distance: Tensor, left: int) -> Tensor:
         """(n x H, rows, keys) attention weights."""
         width = by_distance.shape[-1]
@@ -268,7 +274,7 @@ class _BlockedAttention(torch.autograd.Function):
         context = torch.empty_like(query.transpose(1, 2), memory_format=torch.contiguous_format).transpose(1, 2)
         ctx.blocks, ctx.left, ctx.dropped = _blocks(query, mask), left, dropped
         ctx.random = torch.get_rng_state() if dropped else None
-        for block in ctx.blocks:
+        for block in each(ctx.blocks, _Block.shape):
             weights = dropout(block.weights(query, key, by_distance, left), dropped, True)
             found = torch.bmm(weights, block.known(value))
             context[block.samples, :, block.rows] = found.view(-1, *query.shape[1:2], *found.shape[1:])
@@ -286,7 +292,7 @@ class _BlockedAttention(torch.autograd.Function):
         with torch.random.fork_rng(devices=[], enabled=ctx.dropped > 0):
             if ctx.dropped:
                 torch.set_rng_state(ctx.random)
-            for block in ctx.blocks:
+            for block in each(ctx.blocks, _Block.shape):
                 weights = block.weights(query, key, by_distance, ctx.left)
                 kept = dropout(torch.ones_like(weights), ctx.dropped, True) if ctx.dropped else None
                 given = block.queries(grad)

@@ -30,6 +30,7 @@ from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry, sdpa_backward_flop_count, sdpa_flop_count
 
+from ...components.layers.alike import counted_once
 from ...components.types import Batch
 from ..distributed.gradients import parameter_groups
 from ..task import Task
@@ -402,7 +403,7 @@ def simulate(
     collects = gc.isenabled()
     gc.disable()  # what dies when must not depend on what ran before
     try:
-        with _as_if_there(fake, kind), ledger, _Pretend(fake, kind):
+        with _as_if_there(fake, kind), ledger, _Pretend(fake, kind), counted_once(ledger):
             before = [torch.empty_like(p) for p in trainable]  # gradients of the step before
             for gradient in before:
                 ledger.is_gradient(gradient)

@@ -13,6 +13,7 @@ import pytest
 import torch
 from torch import nn
 from voxzoo.components.errors import UserError
+from voxzoo.components.layers import relative_attention
 from voxzoo.components.layers.transformer import FeedForward
 from voxzoo.components.types import Batch, Loss
 from voxzoo.configs import check
@@ -21,7 +22,7 @@ from voxzoo.configs.compose import compose
 from voxzoo.tasks.commands.cli import main
 from voxzoo.tasks.distributed.gradients import parameter_groups
 from voxzoo.tasks.planning.plan import GB, Rehearsal, Setting, plan_run
-from voxzoo.tasks.planning.simulation import Ledger, make_fake, simulate, simulate_optimizer
+from voxzoo.tasks.planning.simulation import Footprint, Ledger, make_fake, simulate, simulate_optimizer
 
 GPU = ["trainer=gpu", "trainer.precision=32-true"]
 
@@ -163,6 +164,26 @@ def test_a_ledger_counts_what_is_alive():
         del view
     assert ledger.live == 0
     assert ledger.most == 2 * 256000
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.1])
+def test_blocks_that_are_alike_are_counted_not_run(rehearse, monkeypatch: pytest.MonkeyPatch, dropout: float):
+    """Attention on a CPU goes block by block; two thousand of them take minutes on fake tensors."""
+    monkeypatch.setattr(relative_attention, "_SCORES", 1000)
+    real, ran = relative_attention._Block.weights, []
+    monkeypatch.setattr(relative_attention._Block, "weights", lambda *args: ran.append(args[0]) or real(*args))
+
+    def footprint() -> Footprint:
+        words = ["speech_encoder.position=relative_key", f"speech_encoder.attention_dropout={dropout}"]
+        rehearsal = rehearse(*words)
+        short = rehearsal._sizes(0.7 * rehearsal.longest.seconds, 1.0)
+        return rehearsal.footprint([*[rehearsal.longest] * 2, short])[0]
+
+    counted, few = footprint(), len(ran)
+    ran.clear()
+    monkeypatch.setattr(relative_attention, "each", lambda blocks, kind: blocks)
+    assert counted == footprint()
+    assert few < 0.5 * len(ran)
 
 
 def test_adamw_on_a_gpu_takes_a_copy_for_its_step():
