@@ -58,7 +58,7 @@ def start(words: Sequence[str], environment: Mapping[str, str], *, alone: bool =
     if _can_fork(environment):
         return Forked(words, environment, alone=alone)
     return subprocess.Popen(
-        [sys.executable, "-m", _COMMAND, *words],
+        _command(words),
         stdin=subprocess.DEVNULL if alone else None,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT if alone else None,
@@ -66,6 +66,10 @@ def start(words: Sequence[str], environment: Mapping[str, str], *, alone: bool =
         env=dict(environment),
         start_new_session=alone,
     )
+
+
+def _command(words: Sequence[str]) -> list[str]:
+    return [sys.executable, "-m", _COMMAND, *words]
 
 
 # What is read from the environment once, when torch is imported.
@@ -150,6 +154,8 @@ def _become(words: list[str], environment: Mapping[str, str], out: int, mask: An
         for name in os.environ.keys() - environment.keys():
             del os.environ[name]
         os.environ.update(environment)
+        if _has_lost_its_gpu():
+            os.execve(sys.executable, _command(words), dict(environment))
         # Lightning starts the further processes of a run by these.
         sys.argv = [sys.argv[0], *words]
         sys.modules["__main__"].__spec__ = importlib.util.find_spec(_COMMAND)
@@ -165,6 +171,12 @@ def _become(words: list[str], environment: Mapping[str, str], out: int, mask: An
             atexit._run_exitfuncs()
         finally:
             os._exit(code & 0xFF)
+
+
+def _has_lost_its_gpu() -> bool:
+    """Whether something before the fork, such as counting GPUs, has begun CUDA, which then cannot be used behind it."""
+    torch: Any = sys.modules.get("torch")
+    return torch is not None and getattr(torch._C, "_cuda_isInBadFork", lambda: False)()
 
 
 def _own_signals(mask: Any) -> None:

@@ -24,11 +24,12 @@ def main(words):
     {body}
 
 forked.is_command(main)
+{before}
 reader, writer = os.pipe()
 signal.signal(signal.SIGTERM, lambda *_: print("the parent's handler"))
 signal.signal(signal.SIGINT, signal.SIG_IGN)
 print("parent", end="")  # not flushed: must not be said twice
-process = forked.start(["train", "a=1"], {{"GIVEN": "1", "PATH": os.environ["PATH"]}}, alone={alone})
+process = forked.start({words}, {{"GIVEN": "1", "PATH": os.environ["PATH"]}}, alone={alone})
 os.close(writer)
 assert os.read(reader, 1) == b"", "the child holds a pipe of the parent open"
 {meanwhile}
@@ -41,9 +42,9 @@ sys.stdout.write("\\n" + json.dumps([type(process).__name__, said, process.wait(
 def call() -> Callable[..., list[Any]]:
     """What the forked process says and its exit status, for a body of `main`."""
 
-    def call(body: str, meanwhile: str = "", alone: bool = True) -> list[Any]:
+    def call(body: str, meanwhile: str = "", alone: bool = True, before: str = "", words=("train", "a=1")) -> list[Any]:
         lines = "\n    ".join(body.splitlines())
-        script = SCRIPT.format(body=lines, meanwhile=meanwhile, alone=alone)
+        script = SCRIPT.format(body=lines, meanwhile=meanwhile, alone=alone, before=before, words=[*words])
         environment = {
             name: value for name, value in os.environ.items() if not name.startswith(("OMP_", "MKL_", "OPEN"))
         }
@@ -100,6 +101,17 @@ def test_how_it_ends(call: Callable[..., list[Any]], body: str, code: int, said:
     _, found, status, *_ = call(body)
     assert status == code
     assert said in found
+
+
+def test_where_the_gpu_is_lost_by_the_fork_it_becomes_a_fresh_process(call: Callable[..., list[Any]]):
+    lost = (
+        "from types import SimpleNamespace as torch\n"
+        "no = torch(is_initialized=lambda: False)\n"
+        "sys.modules['torch'] = torch(cuda=no, distributed=no, _C=torch(_cuda_isInBadFork=lambda: True))"
+    )
+    kind, said, code, *_ = call("return 3", before=lost, words=["--version"])
+    assert (kind, code) == ("Forked", 0)
+    assert said.startswith("voxzoo ")
 
 
 def test_signals_reach_it(call: Callable[..., list[Any]]):
