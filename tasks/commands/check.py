@@ -49,14 +49,16 @@ def _gigabytes(text: str) -> float:
 def run(args: argparse.Namespace) -> dict:
     from ...configs.check import require_valid
     from ...configs.compose import active_stages, compose, to_yaml
-    from ..planning.plan import plan_run
+
+    config = compose(args.overrides, stage=args.stage, config_dirs=args.config_dir)
+    stages = active_stages(config)
+    configs = {s: compose(args.overrides, stage=s, config_dirs=args.config_dir) for s in stages} or {"run": config}
+
+    from ..planning.plan import plan_run  # a wrong choice does not wait for torch
     from ..planning.shapes import trace
     from ..processes.console import quiet_libraries
 
     quiet_libraries()
-    config = compose(args.overrides, stage=args.stage, config_dirs=args.config_dir)
-    stages = active_stages(config)
-    configs = {s: compose(args.overrides, stage=s, config_dirs=args.config_dir) for s in stages} or {"run": config}
     tables: dict[str, list[Row]] = {}
     for name, stage in configs.items():
         require_valid(stage)
