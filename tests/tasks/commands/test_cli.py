@@ -590,13 +590,35 @@ def test_no_verb_is_a_bad_call(call):
     assert call("fly").code == 2
 
 
-@pytest.mark.parametrize("words", [[], ["train"], ["evaluate"], ["translate"]])
-def test_help_does_not_wait_for_torch(words: list[str]):
+def test_neither_help_nor_a_bad_call_waits_for_torch():
+    """All of them in one process: none may import it."""
+    calls = [
+        ([], 2), (["--help"], 0), (["--version"], 0), (["fly"], 2), (["check", "--memory", "none"], 2),
+        *(([verb, "--help"], 0) for verb in VERBS), *(([verb, "--no-such-flag"], 2) for verb in VERBS),
+        *((["data", verb, "--help"], 0) for verb in ("validate", "prepare")),
+        *((["units", verb, "--help"], 0) for verb in ("fit", "extract", "resynthesise")),
+    ]  # fmt: skip
     script = (
         "import sys\nfrom voxzoo.tasks.commands.cli import main\n"
-        f"try:\n    main({[*words, '--help']!r})\nexcept SystemExit:\n    pass\n"
+        f"for words, code in {calls!r}:\n"
+        "    try:\n        found = main(words)\n    except SystemExit as end:\n        found = end.code\n"
+        "    assert found == code, (words, found)\n"
+        "    slow = {'torch', 'lightning', 'rich', 'omegaconf'} & sys.modules.keys()\n"
+        "    assert not slow, (words, slow)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("usage: voxzoo") == 2 + len(VERBS) + 5
+    assert done.stderr.count("error: ") == 2 + len(VERBS)
+
+
+def test_a_wrong_choice_does_not_wait_for_torch():
+    script = (
+        "import sys\nfrom voxzoo.configs.compose import compose\nfrom voxzoo.tasks.commands.cli import main\n"
+        "compose(['experiment=quickstart'], stage='units')\n"
+        "assert main(['check', 'adaptor=stak']) == 1\n"
         "assert 'torch' not in sys.modules and 'lightning' not in sys.modules, 'slow'"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert "usage: voxzoo" in done.stdout
+    assert "did you mean 'stack'?" in done.stderr
