@@ -29,11 +29,11 @@ _BASE = ("process", "CUDA context")  # what a plan has beside what a step makes 
 def measure(overrides: Sequence[str], stage: str | None) -> dict[str, Any]:
     """Plan a stage and train it for three steps on its largest batch; bytes of both peaks."""
     import torch
-    from voxzoo.components.layers.blocks import set_up_blocks
+    from voxzoo.components.layers.blocks import RECOMPUTE, set_up_blocks
     from voxzoo.configs.build import build
     from voxzoo.configs.compose import compose
     from voxzoo.tasks.distributed.gradients import gradient_norm, parameter_groups
-    from voxzoo.tasks.planning.plan import RECOMPUTE, Rehearsal
+    from voxzoo.tasks.planning.rehearsal import Rehearsal
 
     config = compose(list(overrides), stage=stage)
     rehearsal = Rehearsal(config)

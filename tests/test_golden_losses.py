@@ -8,7 +8,7 @@ the files alone; one that is meant to change some writes them anew, and its line
 The numbers are those of float32 on one thread of a CPU with AVX-512. Kernels of other processors differ in the last
 bits, and training amplifies that: a ReLU that one sees a hair above 0 and another below changes all that follows, and
 Adam divides what is only rounding by itself. So activations are smooth here, Adam's epsilon is large and some steps are
-small; dropout is as it is. Then the files hold also where ATen, oneDNN and MKL are kept to AVX2, or below it
+small; dropout is as it is. Then the files hold also where ATen, oneDNN and MKL are kept to AVX2
 (ATEN_CPU_CAPABILITY=avx2 or default, ONEDNN_MAX_CPU_ISA, MKL_CBWR).
 """
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:  # torch loads only for a check, not for --help
     from rich.console import Console
 
-    from ..planning.plan import Plan
+    from ..planning.figures import Plan
     from ..planning.shapes import Row
 
 HELP = "check a config, build it without weights, show what flows through its parts, and plan its memory"
@@ -157,7 +157,7 @@ def _lines(plan: Plan) -> Iterator[str]:
         alone = "utterance exceeds" if data.oversized == 1 else "utterances exceed"
         yield f"{data.oversized:,} {alone} the budget of a batch alone: each is a batch of its own"
     if plan.memory is None:
-        from ..planning.plan import memory_here
+        from ..planning.setting import memory_here
 
         here = memory_here(plan.device)
         kind = "the GPU here" if plan.device == "cuda" else "this machine"
