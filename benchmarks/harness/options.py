@@ -93,7 +93,9 @@ def arguments(description: str) -> argparse.ArgumentParser:
 
 
 def options_of(args: argparse.Namespace) -> Options:
-    """Parsed arguments as options."""
+    """Parsed arguments as options. Raises SystemExit where they contradict each other."""
+    if args.save and args.quick:
+        raise SystemExit("--save: a --quick run says nothing of speed and is not kept; leave one of the two out")
     return Options(
         args.threads,
         args.rounds,

@@ -135,6 +135,11 @@ def test_pages_hold_the_table_of_the_history(file):
     assert page.replaced(text, page.render(history.read(history.FILE))) == text
 
 
+def test_a_quick_run_is_not_kept():
+    with pytest.raises(SystemExit, match="says nothing of speed"):
+        main(["hubert", "--quick", "--save"])
+
+
 def test_the_instructions_are_set_for_another_process(monkeypatch):
     from benchmarks.harness import machine
 
