@@ -131,8 +131,15 @@ def encoder_case(name: str, both: Models, options: Options, features: Tensor, **
     if len(features) == 1:
         beside |= compiled(encoder, run_with, options)
     return Case(
-        name, run_with(encoder), run_ours, _seconds(features), tolerance=tolerance, others=beside, others_aim=1.3, **aims
-    )  # fmt: skip
+        name,
+        run_with(encoder),
+        run_ours,
+        _seconds(features),
+        tolerance=tolerance,
+        others=beside,
+        others_aim=1.3,
+        **aims,
+    )
 
 
 def beam_case(name: str, both: Models, options: Options, features: Tensor, tokens: int, **aims: Any) -> Case:
