@@ -233,3 +233,22 @@ class Texts(Sequence[str]):
 
 
 _ROWS = 65536
+
+
+class TextWriter:
+    """Collects the content and the ends of `Texts`; in `folder`, if one is given."""
+
+    def __init__(self, folder: Path | None) -> None:
+        self._content = Spill(np.uint8, folder)
+        self._sizes: list[np.ndarray] = []
+
+    def add(self, texts: Sequence[str]) -> None:
+        content = [text.encode("utf-8", "surrogatepass") for text in texts]
+        self._content.add(b"".join(content))
+        self._sizes.append(np.fromiter(map(len, content), np.int64, len(content)))
+
+    def arrays(self) -> dict[str, np.ndarray | Spill]:
+        """The content as "" and the ends as ".ends"."""
+        ends = np.cumsum(np.concatenate([np.empty(0, np.int64), *self._sizes]))
+        small = self._content.num_bytes < 2**32
+        return {"": self._content, ".ends": ends.astype(np.uint32) if small else ends}

@@ -5,13 +5,12 @@ Letters: W world size.
 
 from __future__ import annotations
 
-import json
 import logging
 import math
 import signal
 import zlib
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -34,6 +33,7 @@ from .rows import Rows, open_rows
 from .selection import Items, Limits, Selection, measure_files, select
 from .spoken_phrases import SpokenPhrases
 from .token_counts import count_tokens
+from .units import read_units
 
 _log = logging.getLogger(__name__)
 _SHOWN = 5
@@ -160,7 +160,7 @@ class SpeechTranslationData(LightningDataModule):
             named = {"train": train, "valid": valid, **(test or {})}
             self._paths = {split: path for split, path in named.items() if path}
         self._rows: dict[str, Rows] = {}
-        self._units: dict[str, np.ndarray] | None = None
+        self._units: Mapping[str, np.ndarray] | None = None
         self._seconds: dict[str, float] = {}
         self._measured: dict[tuple[str, str], np.ndarray] = {}
 
@@ -406,22 +406,14 @@ class SpeechTranslationData(LightningDataModule):
             self._seconds[path] = audio_seconds(path)
         return self._seconds[path]
 
-    def _read_units(self) -> dict[str, np.ndarray]:
+    def _read_units(self) -> Mapping[str, np.ndarray]:
         if self._units is None:
             if self.units_path is None:
                 raise UserError("the task reads units: set data.units to what `voxzoo units extract` wrote")
             path = Path(self.units_path)
             if not path.is_file():
                 raise UserError(f"data.units={self.units_path}: no such file; `voxzoo units extract` writes it")
-            units: dict[str, np.ndarray] = {}
-            with path.open(encoding="utf-8") as lines:
-                for number, line in enumerate(lines, 1):
-                    try:
-                        row = json.loads(line)
-                        units[row["id"]] = np.asarray(row["units"], np.int32)
-                    except (ValueError, KeyError, TypeError):
-                        raise UserError(f'{path}, line {number}: expected {{"id": ..., "units": [...]}}') from None
-            self._units = units
+            self._units = read_units(path, self.cache_dir)
         return self._units
 
     # Position

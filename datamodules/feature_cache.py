@@ -203,7 +203,7 @@ class FeatureCache:
             return 0
         moved = 0
         try:
-            with (self.folder / "join.lock").open("a") as alone:
+            with (self.folder / "fingerprint.txt").open("a") as alone:
                 if not _lock(alone):
                     return 0
                 ended = [path for path in sorted(self.folder.glob("*.index")) if self._has_ended(path)]

@@ -6,11 +6,7 @@ process that trains on it. They are made anew when the manifest changes. Letters
 
 from __future__ import annotations
 
-import hashlib
 import math
-import os
-import time
-import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import islice
@@ -19,15 +15,13 @@ from typing import Any, overload
 
 import numpy as np
 
-from .array_file import Arrays, Spill, Texts, kept
+from .array_file import Arrays, Spill, Texts, TextWriter
+from .derived import arrays_of
 from .manifest import KEYS, PATHS, Scan, Utterance, manifest_rows, read_manifest, scan_manifest
 
-WORTH_KEEPING = 1 << 20
-"""Bytes of a manifest from which on its columns are kept on disk: smaller ones are read in the time that takes."""
-_FORMAT = 1
+_VERSION = 1
 _BLOCK = 8192  # rows that are turned into columns at a time
 _TABLE = 1 << 16  # labels that are kept as text, once read
-_SETTLED = 2_000_000_000  # ns: a file that is younger may change again without a new time
 _TEXTS = ("id", "audio", "src_text", "tgt_text", "tgt_audio")
 _LABELS = ("src_lang", "tgt_lang", "speaker", "split")
 _FOLDERS = tuple(f"{key}_folder" for key in PATHS)
@@ -203,38 +197,8 @@ def open_rows(path: str | Path, cache: str | Path | None = None) -> Rows:
         UserError: as `read_manifest`.
     """
     path = Path(path)
-    if cache is not None and path.is_file() and path.stat().st_size >= WORTH_KEEPING:
-        name = hashlib.sha256(os.path.realpath(path).encode("utf-8", "surrogateescape")).hexdigest()[:16]
-        folder = Path(cache) / "manifests"
-        try:
-            file = folder / f"{path.stem[:40]}-{name}.rows"
-            return Rows(kept(file, lambda arrays: _is_of(arrays, path), lambda: _columns(path, folder)), path.parent)
-        except OSError as error:
-            warnings.warn(f"{folder}: {error}; the rows of {path} are kept in memory instead", stacklevel=2)
-    about, columns = _columns(path, None)
-    arrays = {name: column.array() if isinstance(column, Spill) else column for name, column in columns.items()}
-    return Rows(Arrays(about, arrays), path.parent)
-
-
-def _is_of(arrays: Arrays, path: Path) -> bool:
-    """Whether columns were made of the manifest as it is."""
-    about = arrays.about
-    if about.get("format") != _FORMAT:
-        return False
-    state = _state(path)
-    if state == about["state"] and about["settled"]:
-        return True
-    return state[0] == about["state"][0] and _digest(path) == about["digest"]
-
-
-def _state(path: Path) -> list[int]:
-    about = path.stat()
-    return [about.st_size, about.st_mtime_ns, about.st_ctime_ns]
-
-
-def _digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
+    arrays = arrays_of(path, cache, "rows", _VERSION, lambda folder: _columns(path, folder))
+    return Rows(arrays, path.parent)
 
 
 def _columns(path: Path, folder: Path | None) -> tuple[dict[str, Any], Mapping[str, np.ndarray | Spill]]:
@@ -245,16 +209,8 @@ def _columns(path: Path, folder: Path | None) -> tuple[dict[str, Any], Mapping[s
     """
     if path.suffix not in (".jsonl", ".tsv") or not path.is_file():
         scan_manifest(path)  # says what is wrong
-    state, now = _state(path), time.time_ns()
-    about = {
-        "format": _FORMAT,
-        "manifest": str(path),
-        "state": state,
-        "settled": now - max(state[1:]) > _SETTLED,
-        "digest": _digest(path) if folder is not None else "",
-    }
     scan = Scan()
-    texts = {name: _TextColumn(folder) for name in _TEXTS}
+    texts = {name: TextWriter(folder) for name in _TEXTS}
     labels = {name: _LabelColumn() for name in (*_LABELS, *_FOLDERS)}
     durations: list[np.ndarray] = []
     names: list[np.ndarray] = []
@@ -280,7 +236,7 @@ def _columns(path: Path, folder: Path | None) -> tuple[dict[str, Any], Mapping[s
     arrays: dict[str, np.ndarray | Spill] = {"duration": np.concatenate(durations)}
     for name, column in (*texts.items(), *labels.items()):
         arrays.update({name + behind: array for behind, array in column.arrays().items()})
-    return {**about, "extra": dict(scan.extra)}, arrays
+    return {"extra": dict(scan.extra)}, arrays
 
 
 def _parted(path: str) -> tuple[str, str]:
@@ -289,22 +245,6 @@ def _parted(path: str) -> tuple[str, str]:
         path = str(PurePath(path))
     cut = path.rfind("/") + 1
     return (path[:cut], path[cut:]) if cut < len(path) else ("", path)
-
-
-class _TextColumn:
-    def __init__(self, folder: Path | None) -> None:
-        self._content = Spill(np.uint8, folder)
-        self._sizes: list[np.ndarray] = []
-
-    def add(self, texts: Sequence[str]) -> None:
-        content = [text.encode("utf-8", "surrogatepass") for text in texts]
-        self._content.add(b"".join(content))
-        self._sizes.append(np.fromiter(map(len, content), np.int64, len(content)))
-
-    def arrays(self) -> dict[str, np.ndarray | Spill]:
-        ends = np.cumsum(np.concatenate(self._sizes)) if self._sizes else np.empty(0, np.int64)
-        small = self._content.num_bytes < 2**32
-        return {"": self._content, ".ends": ends.astype(np.uint32) if small else ends}
 
 
 class _LabelColumn:
@@ -317,7 +257,7 @@ class _LabelColumn:
         self._codes.append(np.array([table.setdefault(text, len(table)) for text in texts], np.int32))
 
     def arrays(self) -> dict[str, np.ndarray | Spill]:
-        table = _TextColumn(None)
+        table = TextWriter(None)
         table.add([*self._table])
         written = table.arrays()
         return {"": np.concatenate(self._codes), ".table": written[""], ".table.ends": written[".ends"]}

@@ -17,6 +17,7 @@ from .audio import AudioError, audio_seconds
 from .collator import FROM_SPEECH
 from .manifest import Utterance
 from .rows import Rows
+from .units import Units
 
 
 class Items(Sequence[Utterance]):
@@ -254,6 +255,8 @@ def _drop_by_length(
 
 def _lengths(rows: Rows, units: Mapping[str, np.ndarray]) -> np.ndarray:
     """(N,) units of each row, -1 where there are none."""
+    if isinstance(units, Units):
+        return units.lengths(rows.texts("id"))
     found = (units.get(name) for name in rows.texts("id"))
     return np.fromiter((-1 if one is None else len(one) for one in found), np.int64, len(rows))
 

@@ -17,7 +17,7 @@ import soundfile
 from voxzoo.components import SentencePieceTokenizer
 from voxzoo.components.errors import UserError
 from voxzoo.components.tokenizer import train_sentencepiece
-from voxzoo.datamodules import SpeechTranslationData, Utterance, array_file, read_manifest, rows
+from voxzoo.datamodules import SpeechTranslationData, Utterance, array_file, derived, read_manifest, rows
 from voxzoo.datamodules.audio import AudioError, audio_seconds
 from voxzoo.datamodules.collator import FROM_SPEECH, TASKS
 from voxzoo.datamodules.rows import open_rows
@@ -30,7 +30,7 @@ PATHS = ["w1.wav", "w2.wav", "./sub//w1.wav", "sub/../w2.wav", "é/ñ.wav", ".",
 
 @pytest.fixture(autouse=True)
 def small_ones_are_kept_too(monkeypatch):
-    monkeypatch.setattr(rows, "WORTH_KEEPING", 0)
+    monkeypatch.setattr(derived, "WORTH_KEEPING", 0)
 
 
 @pytest.fixture(scope="module")
@@ -168,9 +168,9 @@ def test_a_changed_manifest_is_read_again_and_one_that_is_touched_is_not(tmp_pat
 
 def test_an_old_manifest_is_known_by_its_state_alone(tmp_path, made, monkeypatch):
     path = write(tmp_path / "m.jsonl", row("a"))
-    monkeypatch.setattr(rows, "_SETTLED", -1)
+    monkeypatch.setattr(derived, "_SETTLED", -1)
     open_rows(path, tmp_path)
-    monkeypatch.setattr(rows, "_digest", lambda path: pytest.fail("read again"))
+    monkeypatch.setattr(derived, "_digest", lambda path: pytest.fail("read again"))
     assert list(open_rows(path, tmp_path)) == [row("a")]
     assert made() == 1
 
@@ -204,7 +204,7 @@ def test_a_killed_build_leaves_nothing_half(tmp_path, monkeypatch, made):
     process.start()
     process.join()
     monkeypatch.undo()
-    monkeypatch.setattr(rows, "WORTH_KEEPING", 0)
+    monkeypatch.setattr(derived, "WORTH_KEEPING", 0)
     assert process.exitcode == 9
     cache = tmp_path / "manifests"
     assert len(list(cache.glob(".*.part"))) == 1
