@@ -16,6 +16,8 @@ from torch import Tensor
 from ..roles import DecoderState
 from ..types import Padded
 
+_CACHED = 2**18  # elements of logits that fit a core's cache with what is made of them
+
 
 class IncrementalDecoder(Protocol):
     """What search needs of a decoder; `TextSeq2Seq` and `TransformerDecoder` have it."""
@@ -178,6 +180,16 @@ def generate(
     return merged
 
 
+def log_normaliser(logits: Tensor) -> Tensor:
+    """(R, V) logits -> (R, 1) logsumexp, the same to the last bit as in one call.
+
+    On a CPU a few rows at a time: what a large vocabulary makes on the way then stays in the cache. Never one row alone
+    of several: a sum of one row is cut up among threads, and rounds otherwise.
+    """
+    blocks = -(-len(logits) // 4) if logits.device.type == "cpu" and logits.numel() > _CACHED else 1
+    return torch.cat([block.logsumexp(dim=-1, keepdim=True) for block in logits.tensor_split(max(blocks, 1))])
+
+
 class _Search:
     """The loop over one batch. Rows of a running sample stand together, best beam first."""
 
@@ -270,7 +282,7 @@ class _Search:
         logits = self.model.project(states).float()
         if logits.shape[-1] < 2:
             raise ValueError(f"search needs a vocabulary of at least 2; got {logits.shape[-1]}")
-        normaliser = logits.logsumexp(dim=-1, keepdim=True)
+        normaliser = log_normaliser(logits)
         logits[:, self.blocked] = -torch.inf
         if not generated and len(self.blocked_first):
             logits[:, self.blocked_first] = -torch.inf

@@ -8,6 +8,7 @@ import torch
 from decoders import EOS, HistoryDecoder, memory_of
 from voxzoo.components import TransformerSeq2Seq
 from voxzoo.components.search import SearchOptions, generate
+from voxzoo.components.search.generate import log_normaliser
 from voxzoo.components.types import Padded
 
 PAD, UNK, BOS = 0, 1, 2
@@ -307,3 +308,16 @@ def test_everything_blocked_is_said(method):
         generate(HistoryDecoder(9), memory_of(1), torch.tensor([[EOS]]), SearchOptions(suppress=(EOS,)), EOS, PAD, UNK)
     with pytest.raises(ValueError, match="prefix"):
         generate(HistoryDecoder(9), memory_of(1, 2), torch.tensor([[EOS]]), SearchOptions(), EOS, PAD, UNK)
+
+
+@pytest.mark.parametrize("rows", [0, 1, 2, 5, 9, 40])
+@pytest.mark.parametrize("vocab_size", [7, 70_001])
+def test_the_normaliser_is_the_same_to_the_last_bit_however_many_rows(rows, vocab_size):
+    logits = torch.randn(rows, vocab_size, generator=torch.Generator().manual_seed(rows))
+    before = torch.get_num_threads()
+    try:
+        for threads in (1, 2):
+            torch.set_num_threads(threads)
+            assert torch.equal(log_normaliser(logits), logits.logsumexp(dim=-1, keepdim=True))
+    finally:
+        torch.set_num_threads(before)
