@@ -146,8 +146,16 @@ LETTERS = "aab cd e.F,'-)1 "
 HAN = "".join(map(chr, range(0x4E00, 0x4E00 + 5000)))  # six of these do not fit in one number
 
 
-@pytest.mark.parametrize(("alphabet", "longest"), [(LETTERS, 90), (HAN, 40), (HAN + " ", 3), ("a", 12)])
-@pytest.mark.parametrize("metric", [Bleu(), Bleu("zho", lowercase=True), Chrf(), Chrf(2, lowercase=True)], ids=str)
+@pytest.mark.parametrize(
+    ("alphabet", "longest"),
+    [(LETTERS, 90), (HAN, 40), (HAN + " ", 3), ("a", 12)],
+    ids=["letters", "han", "spaced-han", "a"],
+)
+@pytest.mark.parametrize(
+    "metric",
+    [Bleu(), Bleu("zho", lowercase=True), Chrf(), Chrf(2, lowercase=True)],
+    ids=["bleu", "bleu-zho", "chrf", "chrf-2"],
+)
 @pytest.mark.parametrize("characters", [300, ngrams.SLICE_CHARACTERS])
 def test_counts_are_those_of_sacrebleu(alphabet, longest, metric, characters, monkeypatch):
     monkeypatch.setattr(ngrams, "SLICE_CHARACTERS", characters)
