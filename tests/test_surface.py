@@ -116,7 +116,7 @@ def answers(root: Path) -> Iterator[str]:
         call("units", "fit", manifest, "--out", root / "units", "--set", "unit_extractor=tiny"),
         call("units", "extract", root / "units", manifest, "--out", root / "units.jsonl"),
         call("train", *parts, "task=fit_units", "name=fitted"),
-        call("check", *whole, "--memory", "1"),
+        call("check", *whole, "--memory", "64"),
         call("parts"),
         call("train", *whole),
     ]
