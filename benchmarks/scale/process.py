@@ -79,7 +79,7 @@ def main() -> None:
     said = work() or {}
     cpu = cpu_seconds() - cpu
     kept = private() - peak.before
-    print(json.dumps({"cpu": cpu, "peak": peak.stop(), "kept": kept, **said}))
+    print(json.dumps({"cpu": cpu, "peak": max(peak.stop(), kept), "kept": kept, **said}))
 
 
 def command(words: list[str], folder: Path, **environment: str) -> dict[str, float]:
