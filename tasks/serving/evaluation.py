@@ -23,7 +23,7 @@ from ..scoring.listening import Listener, note_audio
 from ..scoring.recogniser import Recogniser
 from ..scoring.speech import write_wav, write_whole
 from .choices import EVALUATED
-from .translator import Item, Translator, joined, search_options
+from .translator import Item, Translator, joined, require_positive, search_options
 
 
 def evaluate_run(
@@ -53,9 +53,7 @@ def evaluate_run(
     Raises:
         UserError: as `load_run` and `evaluate`; a number below 1.
     """
-    for name, value in {"limit": limit, "batch-size": batch_size, "beam": beam, "segment": segment}.items():
-        if value is not None and value < 1:
-            raise UserError(f"--{name} {value}: expected at least 1")
+    require_positive(limit=limit, batch_size=batch_size, beam=beam, segment=segment)
     quiet_libraries()
     run = load_run(path, device=device, pack=True, precision=precision)
     folder = Path(path) if Path(path).is_dir() else run.folder

@@ -88,9 +88,7 @@ def translate(
     Raises:
         UserError: as `load_run` and `Translator`; a number below 1, or nothing to translate.
     """
-    for name, value in {"batch-size": batch_size, "beam": beam, "segment": segment}.items():
-        if value is not None and value < 1:
-            raise UserError(f"--{name} {value}: expected at least 1")
+    require_positive(batch_size=batch_size, beam=beam, segment=segment)
     quiet_libraries()
     task = load_run(path, device=device, pack=True, precision=precision).task
     translator = Translator(task, mode, to, source, batch_size, beam, segment, out)
@@ -103,6 +101,13 @@ def translate(
             yield {"id": item.id, "input": item.name, "error": item.error}
         else:
             yield translator.result(item)
+
+
+def require_positive(**flags: float | None) -> None:
+    """Raises UserError: a flag of a command, by its name in Python, that is given and below 1."""
+    for name, value in flags.items():
+        if value is not None and value < 1:
+            raise UserError(f"--{name.replace('_', '-')} {value}: expected at least 1")
 
 
 def read_inputs(inputs: Sequence[str], text: bool, out: Path | None) -> Iterator[Item]:
