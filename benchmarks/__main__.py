@@ -1,8 +1,8 @@
 """All paths: `python -m benchmarks` prints the table; `--save` appends the run to the history, `--out FILE` writes
 everything as JSON.
 
-`python -m benchmarks history` says what moved since the runs before, `table` renders the README's table from the
-history, `scale` measures what grows with the size of data and models, and `plan` compares the memory that `voxzoo
+`python -m benchmarks history` says what moved since the runs before, `table` renders the table of its page from
+the history, `scale` measures what grows with the size of data and models, and `plan` compares the memory that `voxzoo
 check` plans with a measured peak.
 """
 

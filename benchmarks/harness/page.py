@@ -1,7 +1,7 @@
-"""The table of the README and of the benchmarks' page, out of the history: no number in it is typed.
+"""The table of benchmarks/README.md, out of the history: no number in it is typed.
 
     python -m benchmarks table            # prints it
-    python -m benchmarks table --write    # puts it between the marks in README.md and benchmarks/README.md
+    python -m benchmarks table --write    # puts it between the marks in benchmarks/README.md
 
 Columns of both kinds of processor come from runs of one machine, with and without `--isa avx2`.
 """
@@ -19,7 +19,7 @@ from .case import PEER
 from .history import FILE, Key, clock_of_line, kinds, read
 
 ROOT = Path(__file__).parents[2]
-PAGES = (ROOT / "README.md", ROOT / "benchmarks" / "README.md")
+PAGE = ROOT / "benchmarks" / "README.md"
 BEGIN, END = "<!-- benchmarks table: written by `python -m benchmarks table --write` -->", "<!-- end of the table -->"
 
 
@@ -119,17 +119,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     """`python -m benchmarks table`."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--file", type=Path, default=FILE, help="default: the kept file of the repository")
-    parser.add_argument("--write", action="store_true", help="into the pages instead of printing")
+    parser.add_argument("--write", action="store_true", help="into the page instead of printing")
     args = parser.parse_args(argv)
     table = render(read(args.file))
     if not args.write:
         print(table)
         return 0
-    for page in PAGES:
-        try:
-            page.write_text(replaced(page.read_text(encoding="utf-8"), table), encoding="utf-8")
-        except ValueError as error:
-            print(f"{page}: {error}", file=sys.stderr)
-            return 1
-        print(page.relative_to(ROOT))
+    try:
+        PAGE.write_text(replaced(PAGE.read_text(encoding="utf-8"), table), encoding="utf-8")
+    except ValueError as error:
+        print(f"{PAGE}: {error}", file=sys.stderr)
+        return 1
+    print(PAGE.relative_to(ROOT))
     return 0

@@ -1,4 +1,4 @@
-"""`python -m voxzoo.components.converters` prints where implementations differ, as the table of the README."""
+"""`python -m voxzoo.components.converters` prints the table of components/README.md: where implementations differ."""
 
 from .compat import markdown
 

@@ -1,6 +1,6 @@
 """Where transformers, the original code and voxzoo differ over the same weights, one switch a row.
 
-`python -m voxzoo.components.converters` prints the table of the README.
+`python -m voxzoo.components.converters` prints the table of components/README.md.
 """
 
 from __future__ import annotations
@@ -331,7 +331,7 @@ def apply_compat(nodes: Nodes, compat: Compat) -> Nodes:
 
 
 def markdown() -> str:
-    """The table for the README."""
+    """The table for components/README.md."""
     lines = ["| switch | new models | transformers | original (fairseq2) | what it is |", "|---|---|---|---|---|"]
     for row in TABLE:
         name = f"`{row.name}`" if row.key else row.name

@@ -128,10 +128,9 @@ def test_the_table_stands_between_the_marks_of_a_page():
         page.replaced("nothing here", "new")
 
 
-@pytest.mark.parametrize("file", page.PAGES, ids=lambda path: str(path.relative_to(ROOT)))
-def test_pages_hold_the_table_of_the_history(file):
-    """No number in them is typed: `python -m benchmarks table --write`."""
-    text = file.read_text(encoding="utf-8")
+def test_the_page_holds_the_table_of_the_history():
+    """No number in it is typed: `python -m benchmarks table --write`."""
+    text = page.PAGE.read_text(encoding="utf-8")
     assert page.replaced(text, page.render(history.read(history.FILE))) == text
 
 

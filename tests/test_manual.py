@@ -1,4 +1,4 @@
-"""What the README shows is run."""
+"""What the pages of the manual show is run."""
 
 import ast
 import re
@@ -16,13 +16,40 @@ from voxzoo.tasks import load_run
 from voxzoo.tasks.commands.cli import main
 from voxzoo.tasks.planning.shapes import trace
 
-README = (Path(__file__).resolve().parent.parent / "README.md").read_text()
+ROOT = Path(__file__).resolve().parent.parent
+README = (ROOT / "README.md").read_text()
+PAGES = {
+    str(path.relative_to(ROOT)): path.read_text(encoding="utf-8")
+    for path in sorted([ROOT / "README.md", *ROOT.glob("*/README.md"), *ROOT.glob("configs/*/README.md")])
+}
 
 
 def block(words: str, kind: str = "python") -> str:
-    """The one code block with these words in it."""
-    (found,) = [text for text in re.findall(rf"```{kind}\n(.*?)```", README, re.DOTALL) if words in text]
+    """The one code block with these words in it, of all pages."""
+    manual = "\n".join(PAGES.values())
+    (found,) = [text for text in re.findall(rf"```{kind}\n(.*?)```", manual, re.DOTALL) if words in text]
     return found
+
+
+def test_the_first_page_is_short():
+    assert README.count("\n") <= 150
+
+
+def anchors(page: str) -> set[str]:
+    """Of its headings, as GitHub makes them."""
+    titles = re.findall(r"^#+ (.*)$", re.sub(r"^```.*?^```", "", page, flags=re.DOTALL | re.MULTILINE), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_links_lead_to_what_exists(name: str):
+    links = re.findall(r"\]\(([^)\s]+)\)", PAGES[name])
+    for link in links:
+        if not re.match(r"https?:", link):
+            file, _, anchor = link.partition("#")
+            path = (ROOT / name).parent.joinpath(file).resolve() if file else ROOT / name
+            assert path.exists(), link
+            assert not anchor or anchor in anchors(path.read_text(encoding="utf-8")), link
 
 
 TINY = [
@@ -82,7 +109,7 @@ def test_the_shown_faults_are_what_check_says(capsys: pytest.CaptureFixture):
 
 
 def test_every_override_in_the_parts_table_exists():
-    section = README.partition("## Parts")[2].partition("##")[0]
+    section = PAGES["components/README.md"].partition("##")[0]
     role = ""
     for row in re.findall(r"^\|([^|]*)\|([^|]*)\|", section, re.MULTILINE):
         role = row[0].strip("` ") if row[0].strip() else role
@@ -91,12 +118,12 @@ def test_every_override_in_the_parts_table_exists():
 
 
 def test_the_table_of_switches_is_the_one_the_code_has():
-    assert markdown() in README
+    assert markdown() in PAGES["components/README.md"]
 
 
 @pytest.fixture
 def published(tmp_path: Path) -> Path:
-    """A small w2v-BERT, NLLB and Whisper under the names that the README uses."""
+    """A small w2v-BERT, NLLB and Whisper under the names that the manual uses."""
     transformers = pytest.importorskip("transformers")
     sizes = {"hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 20}
     transformers.Wav2Vec2BertModel(transformers.Wav2Vec2BertConfig(**sizes)).save_pretrained(tmp_path / "w2v-bert-2.0")
@@ -139,7 +166,7 @@ def test_published_models_from_python(published: Path, monkeypatch: pytest.Monke
 
 
 def test_every_trap_has_a_test():
-    section = README.partition("### What other training code lets happen")[2].partition("\n\nLicence")[0]
+    section = PAGES["tests/README.md"].partition("## What other training code lets happen")[2]
     rows = [row for row in section.splitlines() if row.startswith("| ")][1:]
     assert len(rows) == 23
     for row in rows:
