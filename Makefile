@@ -9,20 +9,29 @@ BIN := $(VENV)/bin
 RUNS ?= runs
 LOCKED := $(filter Linux,$(shell uname -s))
 
-LOCK := uv pip compile pyproject.toml --python-version 3.11 --python-platform linux --generate-hashes --no-header \
-	--no-annotate --no-emit-index-url --no-emit-find-links --quiet --extra demo --extra eval
+INDEX = $$($(BIN)/python -m pip config get global.index-url 2>/dev/null)
+UV = UV_DEFAULT_INDEX=$${UV_DEFAULT_INDEX:-$(INDEX)} $(BIN)/uv pip install --quiet --python $(BIN)/python
+
+COMPILE := uv pip compile --python-version 3.11 --python-platform linux --generate-hashes --no-header --no-annotate \
+	--no-emit-index-url --no-emit-find-links --quiet -c constraints.txt
+LOCK := $(COMPILE) pyproject.toml --extra demo --extra eval
 
 .PHONY: locks setup setup-dev demo test test-slow test-all lint type
 
 setup: $(VENV)/.demo
 setup-dev: $(VENV)/.dev
 
-$(VENV)/.demo $(VENV)/.dev: $(VENV)/.%: requirements-%.lock pyproject.toml
+# uv takes a quarter of the time of pip; where it cannot reach an index that pip knows from its own settings, pip does it.
+# Python compiles what it imports by itself, unless it was told to write no bytecode: then each process would do it again.
+$(VENV)/.demo $(VENV)/.dev: $(VENV)/.%: requirements-%.lock requirements-uv.lock pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 ifeq ($(LOCKED),Linux)
-	$(BIN)/python -m pip install --quiet --no-compile --require-hashes -r requirements-$*.lock
-	-$(BIN)/python -m compileall -qq -j 0 $(VENV)/lib  # on all cores; pip takes one
-	$(BIN)/python -m pip install --quiet --no-deps -e .
+	$(BIN)/python -m pip install --quiet --no-compile --require-hashes -r requirements-uv.lock
+	@echo uv pip install -r requirements-$*.lock
+	@$(UV) --require-hashes -r requirements-$*.lock || \
+		$(BIN)/python -m pip install --quiet --no-compile --require-hashes -r requirements-$*.lock
+	$(if $(PYTHONDONTWRITEBYTECODE),-$(BIN)/python -m compileall -qq -j 0 $(VENV)/lib)
+	@$(UV) --no-deps -e . || $(BIN)/python -m pip install --quiet --no-deps -e .
 else
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[demo,eval,dev]'
 endif
@@ -50,5 +59,6 @@ type: setup-dev
 
 # Versions as in constraints.txt; they resolve alike for Python 3.11, 3.12 and 3.13.
 locks:
-	$(LOCK) -c constraints.txt -o requirements-demo.lock
-	$(LOCK) -c constraints.txt -o requirements-dev.lock --extra dev
+	$(LOCK) -o requirements-demo.lock
+	$(LOCK) -o requirements-dev.lock --extra dev
+	echo uv | $(COMPILE) - -o requirements-uv.lock
