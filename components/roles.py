@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 from lightning import LightningModule
 from torch import Tensor, nn
@@ -20,6 +20,9 @@ class Part(LightningModule, ABC):
     """Base of all roles. Class attributes describe the part for `voxzoo parts`."""
 
     paper: str = ""
+    stacks: ClassVar[tuple[str, ...] | None] = None
+    """Names of its lists of layers, which are computed again, compiled and cut into shards one by one; (): it has none.
+    None: `layers`, else every list of blocks of one class (`layers.blocks`)."""
 
     def log(self, *args: Any, **kwargs: Any):
         raise RuntimeError(f"{type(self).__name__} is a part: return losses and let the task log them")
@@ -280,6 +283,9 @@ class UnitVocoder(Part):
 
 class Discriminator(Part):
     """Tells speech from samples of a vocoder; trained against it."""
+
+    stacks = ()
+    """Its weights stand still in one of its passes, which layers that are computed again would not know."""
 
     @abstractmethod
     def forward(self, speech: Padded) -> Judgement:

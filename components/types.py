@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, replace
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -108,19 +108,14 @@ class Padded(_Movable):
 
 
 @dataclass(frozen=True)
-class Loss(_Movable):
-    """A summed loss and what it was summed over, so that ranks and accumulation steps add up and divide once.
-
-    Attributes:
-        total: () float32, the sum over tokens (or frames), with gradient.
-        count: () float32 or int64, the number of tokens (or frames).
-    """
+class _Sum(_Movable):
+    """A sum and what it was summed over, so that ranks and accumulation steps add up and divide once."""
 
     total: Tensor
     count: Tensor
 
-    def __add__(self, other: Loss) -> Loss:
-        return Loss(self.total + other.total, self.count + other.count)
+    def __add__(self, other: Self) -> Self:
+        return replace(self, total=self.total + other.total, count=self.count + other.count)
 
     @property
     def mean(self) -> Tensor:
@@ -128,9 +123,29 @@ class Loss(_Movable):
         return self.total / self.count.to(self.total).clamp(min=1)
 
     @classmethod
-    def zero(cls, device: torch.device | str = "cpu") -> Loss:
+    def zero(cls, device: torch.device | str = "cpu") -> Self:
         """Nothing counted: keeps the key set equal on every rank."""
         return cls(torch.zeros((), device=device), torch.zeros((), device=device))
+
+
+@dataclass(frozen=True)
+class Loss(_Sum):
+    """A summed loss and what it was summed over. It is trained on, and is part of `train/loss` and `valid/loss`.
+
+    Attributes:
+        total: () float32, the sum over tokens (or frames), with gradient.
+        count: () float32 or int64, the number of tokens (or frames).
+    """
+
+
+@dataclass(frozen=True)
+class Statistic(_Sum):
+    """What is counted and logged beside the losses, such as an accuracy: never trained on, never part of `valid/loss`.
+
+    Attributes:
+        total: () float32, the sum over tokens (or frames); no gradient is taken of it.
+        count: () float32 or int64, the number of tokens (or frames).
+    """
 
 
 @dataclass(frozen=True)
@@ -259,6 +274,6 @@ def _register(cls: type, static: tuple[str, ...] = ()) -> None:
     )
 
 
-for _cls in (Padded, Loss, Adapted, UnitOutput):
+for _cls in (Padded, Loss, Statistic, Adapted, UnitOutput):
     _register(_cls)
 _register(Batch, static=("ids", "task", "src_lang", "tgt_lang", "references"))

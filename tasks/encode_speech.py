@@ -7,7 +7,7 @@ from typing import Any
 from ..components.errors import UserError
 from ..components.roles import Adaptor, Frontend, SpeechEncoder
 from ..components.search import SearchOptions
-from ..components.types import Batch, Loss, Padded, Prediction
+from ..components.types import Batch, Loss, Padded, Prediction, Statistic
 from .task import Task
 
 
@@ -36,7 +36,7 @@ class EncodeSpeech(Task):
         states = self.speech_encoder(speech)
         return states if self.adaptor is None else self.adaptor(states).states
 
-    def measure(self, batch: Batch) -> tuple[dict[str, Loss], dict[str, Loss]]:
+    def measure(self, batch: Batch) -> tuple[dict[str, Loss], dict[str, Statistic]]:
         assert batch.speech is not None
         self.encode(batch.speech)
         return {}, {}

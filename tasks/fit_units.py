@@ -9,7 +9,7 @@ import torch
 
 from ..components.roles import UnitExtractor
 from ..components.search import SearchOptions
-from ..components.types import Batch, Loss, Prediction
+from ..components.types import Batch, Loss, Prediction, Statistic
 from .checkpoints.files import write_atomically
 from .distributed.devices import pick_device
 from .task import Task
@@ -59,7 +59,7 @@ class FitUnits(Task):
         write_atomically(folder / "checkpoints" / "last.ckpt", lambda file: torch.save(content, file))
         return {"task": "FitUnits", "units": str(folder / "units.jsonl"), "fit": fitted, "extract": extracted}
 
-    def measure(self, batch: Batch) -> tuple[dict[str, Loss], dict[str, Loss]]:
+    def measure(self, batch: Batch) -> tuple[dict[str, Loss], dict[str, Statistic]]:
         raise RuntimeError("units are fitted by clustering, not by gradient steps")
 
     def predict(

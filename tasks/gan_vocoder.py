@@ -16,7 +16,7 @@ from torch.optim import Optimizer
 from ..components.errors import UserError
 from ..components.losses.adversarial import discriminator_loss, feature_matching_loss, generator_loss, mean_score
 from ..components.roles import Discriminator, UnitExtractor, UnitVocoder
-from ..components.types import Batch, Loss, Reconstruction
+from ..components.types import Batch, Loss, Reconstruction, Statistic
 from ..configs.targets import class_of
 from .distributed.gradients import parameter_groups
 from .distributed.precision import precision_name
@@ -105,7 +105,7 @@ class GanVocoder(UnitVocoderTask):
                 faults.append((f"freeze.{role}", "GanVocoder trains both; task=unit_vocoder trains a vocoder alone"))
         return faults
 
-    def measure(self, batch: Batch) -> tuple[dict[str, Loss], dict[str, Loss]]:
+    def measure(self, batch: Batch) -> tuple[dict[str, Loss], dict[str, Statistic]]:
         """Losses of both networks, and as statistics the mean scores of speech and of the vocoder's samples. Each loss
         has a gradient for its own network alone."""
         made = self._reconstruct(batch)
@@ -116,7 +116,7 @@ class GanVocoder(UnitVocoderTask):
         units, speech = self.pairs(batch)
         return self.vocoder.reconstruct(units, speech, **self.told(batch, units.device))
 
-    def _judge(self, made: Reconstruction) -> tuple[dict[str, Loss], dict[str, Loss]]:
+    def _judge(self, made: Reconstruction) -> tuple[dict[str, Loss], dict[str, Statistic]]:
         """The discriminator's loss, and mean scores."""
         real = self.discriminator(made.target)
         ours = self.discriminator(made.samples.with_data(made.samples.data.detach()))
@@ -194,7 +194,7 @@ class GanVocoder(UnitVocoderTask):
         for schedule in schedules if isinstance(schedules, list) else [schedules]:
             schedule.step()
 
-    def _note(self, batch: Batch, values: Mapping[str, Loss], made: Reconstruction) -> None:
+    def _note(self, batch: Batch, values: Mapping[str, Loss | Statistic], made: Reconstruction) -> None:
         """Add a batch to what the step divides by and what is logged."""
         count = made.frames.sum().to(made.samples.device).float()
         self._count = count if self._count is None else self._count + count
@@ -262,7 +262,7 @@ class GanVocoder(UnitVocoderTask):
         return metrics
 
     def _weighted_mean(self, means: Mapping[str, float]) -> float:
-        opponent = ("adversarial", "feature_matching", "discriminator", "score_real", "score_made")
+        opponent = ("adversarial", "feature_matching", "discriminator")
         return super()._weighted_mean({name: mean for name, mean in means.items() if name not in opponent})
 
 

@@ -27,7 +27,7 @@ from ..components.roles import (
     UnitVocoder,
 )
 from ..components.search import Hypothesis, SearchOptions
-from ..components.types import Batch, Loss, Padded, Prediction
+from ..components.types import Batch, Loss, Padded, Prediction, Statistic
 from .speech_to_text import SpeechToText
 from .text import prefixes, text_predictions, translate_text
 from .voices import require_languages, require_voices, resynthesise, told_to_t2u, told_to_vocoder
@@ -140,7 +140,7 @@ class SpeechToSpeechUnitY(SpeechToText):
     def first_pass_frozen(self) -> bool:
         return self.frozen.issuperset(SpeechToText.roles)
 
-    def measure(self, batch: Batch) -> tuple[dict[str, Loss], dict[str, Loss]]:
+    def measure(self, batch: Batch) -> tuple[dict[str, Loss], dict[str, Statistic]]:
         if self.speech_encoder is None:
             raise UserError(
                 "this model reads text alone: the second pass is trained from speech, give a speech_encoder"
@@ -148,7 +148,7 @@ class SpeechToSpeechUnitY(SpeechToText):
         assert batch.target is not None
         assert batch.units is not None
         losses: dict[str, Loss] = {}
-        statistics: dict[str, Loss] = {}
+        statistics: dict[str, Statistic] = {}
         keep = self.t2u_eos == "keep"
         with torch.no_grad() if self.first_pass_frozen else nullcontext():
             encoded, adapted, states = self.text_pass(batch, with_eos=keep)

@@ -14,7 +14,7 @@ from torch import nn
 from ..components.losses.ctc import ctc_loss
 from ..components.roles import Adaptor, Frontend, SpeechEncoder, TextSeq2Seq, Tokenizer
 from ..components.search import SearchOptions
-from ..components.types import Adapted, Batch, Loss, Padded, Prediction
+from ..components.types import Adapted, Batch, Loss, Padded, Prediction, Statistic
 from .task import Task
 from .text import decoder_input, match_vocabulary, text_loss, text_predictions, translate_text
 
@@ -80,7 +80,7 @@ class SpeechToText(Task):
         for module in text_seq2seq.encoder_only():
             module.requires_grad_(False)  # no loss reaches it, and DDP would wait for its gradients
 
-    def measure(self, batch: Batch) -> tuple[dict[str, Loss], dict[str, Loss]]:
+    def measure(self, batch: Batch) -> tuple[dict[str, Loss], dict[str, Statistic]]:
         return self.text_losses(batch, *self.text_pass(batch))
 
     def text_pass(self, batch: Batch, with_eos: bool = False) -> tuple[Padded, Adapted, Padded]:
@@ -95,7 +95,7 @@ class SpeechToText(Task):
 
     def text_losses(
         self, batch: Batch, encoded: Padded, adapted: Adapted, states: Padded
-    ) -> tuple[dict[str, Loss], dict[str, Loss]]:
+    ) -> tuple[dict[str, Loss], dict[str, Statistic]]:
         """Losses and statistics of what `text_pass` gave."""
         assert batch.target is not None
         assert self.tokenizer is not None

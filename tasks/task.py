@@ -24,7 +24,7 @@ from ..components.errors import UserError, few
 from ..components.layers.lora import hold_statistics
 from ..components.roles import Frontend, Tokenizer
 from ..components.search import SearchOptions
-from ..components.types import Batch, Loss, Prediction
+from ..components.types import Batch, Loss, Prediction, Statistic
 from ..configs.targets import class_of
 from ..datamodules.collator import FROM_SPEECH, TASKS
 from .checkpoints.files import misfit
@@ -71,10 +71,10 @@ class Task(LightningModule, ABC):
         self._make_optimizer: Callable[..., torch.optim.Optimizer] | None = None
         self._make_schedule: Callable[..., Any] | None = None
         self._count: Tensor | None = None
-        self._window: dict[str, Loss] = {}
+        self._window: dict[str, Loss | Statistic] = {}
         self._window_seconds: Tensor | float = 0.0
         self._window_started = 0.0
-        self._totals: dict[str, Loss] = {}
+        self._totals: dict[str, Loss | Statistic] = {}
         self._grad_norm: Tensor | float = 0.0
         self._window_ids: list[str] = []  # of the utterances that the coming step is made of, on this rank
         self.skipped_steps = 0  # steps left out because their gradient was not finite, in the whole run
@@ -84,8 +84,9 @@ class Task(LightningModule, ABC):
     # What a task defines
 
     @abstractmethod
-    def measure(self, batch: Batch) -> tuple[dict[str, Loss], dict[str, Loss]]:
-        """Losses and statistics (accuracies) of a batch; keys never depend on the batch."""
+    def measure(self, batch: Batch) -> tuple[dict[str, Loss], dict[str, Statistic]]:
+        """Losses and statistics (accuracies) of a batch; keys never depend on the batch. All losses, and they alone,
+        are trained on and make up `train/loss` and `valid/loss`."""
 
     @abstractmethod
     def predict(
@@ -95,7 +96,30 @@ class Task(LightningModule, ABC):
 
     def losses(self, batch: Batch) -> dict[str, Loss]:
         """The summed losses of a batch, the same keys on every rank at every step."""
-        return self.measure(batch)[0]
+        return self.measured(batch)[0]
+
+    def measured(self, batch: Batch) -> tuple[dict[str, Loss], dict[str, Statistic]]:
+        """`measure`, in which nothing stands where it does not belong.
+
+        Raises:
+            UserError: a statistic among the losses, a loss among the statistics, or one name for both.
+        """
+        losses, statistics = self.measure(batch)
+        for place, values, kind, other in (
+            ("losses (its first map)", losses, Loss, "Statistic, return it in the second map"),
+            ("statistics (its second map)", statistics, Statistic, "Loss, return it in the first map"),
+        ):
+            for name, value in values.items():
+                if not isinstance(value, kind):
+                    found = type(value).__name__
+                    advice = f"; to have a {other}" if found in ("Loss", "Statistic") else ""
+                    raise UserError(
+                        f"{type(self).__name__}.measure: {name!r} is a {found} among its {place}, which take a "
+                        f"{kind.__name__}(total, count) each{advice}"
+                    )
+        for name in losses.keys() & statistics.keys():
+            raise UserError(f"{type(self).__name__}.measure: {name!r} is a loss and a statistic; name one otherwise")
+        return losses, statistics
 
     @classmethod
     def faults(cls, config: DictConfig) -> list[tuple[str, str]]:
@@ -211,7 +235,7 @@ class Task(LightningModule, ABC):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         norms = RunningStatistics(self) if self.trainer.world_size > 1 else None
-        losses, statistics = self.measure(batch)
+        losses, statistics = self.measured(batch)
         if norms is not None:
             norms.merge(self.all_gather)  # pyright: ignore[reportArgumentType]
         primary = next(iter(losses.values()))
@@ -294,7 +318,7 @@ class Task(LightningModule, ABC):
         means = self._means(self._window)
         (seconds,) = self._over_ranks([torch.as_tensor(self._window_seconds, device=self.device)])
         metrics = {f"train/{name}": mean for name, mean in means.items()}
-        metrics["train/loss"] = self._weighted_mean(means)
+        metrics["train/loss"] = self._weighted_mean(_losses_among(means, self._window))
         metrics["train/lr"] = self.trainer.optimizers[0].param_groups[0]["lr"]
         metrics["train/grad_norm"] = float(self._grad_norm)
         metrics["train/skipped_steps"] = float(self.skipped_steps)
@@ -303,11 +327,11 @@ class Task(LightningModule, ABC):
         self.latest = metrics
         return metrics
 
-    def _means(self, losses: Mapping[str, Loss]) -> dict[str, float]:
+    def _means(self, sums: Mapping[str, Loss | Statistic]) -> dict[str, float]:
         """Sums over the ranks, divided once."""
-        names = sorted(losses)
-        sums = self._over_ranks([*(losses[n].total for n in names), *(losses[n].count for n in names)])
-        return {n: total / max(count, 1.0) for n, total, count in zip(names, sums, sums[len(names) :])}
+        names = sorted(sums)
+        over = self._over_ranks([*(sums[n].total for n in names), *(sums[n].count for n in names)])
+        return {n: total / max(count, 1.0) for n, total, count in zip(names, over, over[len(names) :])}
 
     def _over_ranks(self, values: list[Tensor]) -> list[float]:
         """Each () tensor summed over the ranks."""
@@ -317,7 +341,8 @@ class Task(LightningModule, ABC):
         return sums.tolist()
 
     def _weighted_mean(self, means: Mapping[str, float]) -> float:
-        return sum(self.loss_weights.get(n, 1.0) * mean for n, mean in means.items() if not n.startswith("accuracy"))
+        """Of the means of losses."""
+        return sum(self.loss_weights.get(name, 1.0) * mean for name, mean in means.items())
 
     # Validation: sums over batches and ranks, divided once
 
@@ -325,7 +350,7 @@ class Task(LightningModule, ABC):
         self._totals = {}
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        losses, statistics = self.measure(batch)
+        losses, statistics = self.measured(batch)
         _add(self._totals, {**losses, **statistics})
 
     def on_validation_epoch_end(self) -> None:
@@ -333,7 +358,7 @@ class Task(LightningModule, ABC):
             return
         means = self._means(self._totals)
         metrics = {f"valid/{n}": m for n, m in means.items()}
-        metrics["valid/loss"] = self._weighted_mean(means)
+        metrics["valid/loss"] = self._weighted_mean(_losses_among(means, self._totals))
         # Lightning draws curves over `step` where it is given; its own count is one less than that of training.
         self.log_dict({**metrics, "step": float(self.trainer.global_step)}, rank_zero_only=False)
         self._window_started = 0.0  # the time validation took is not training time
@@ -403,8 +428,12 @@ class Task(LightningModule, ABC):
         return mode
 
 
-def _add(sums: dict[str, Loss], values: Mapping[str, Loss]) -> None:
+def _add(sums: dict[str, Loss | Statistic], values: Mapping[str, Loss | Statistic]) -> None:
     """Add detached values to running sums."""
     for name, value in values.items():
-        kept = Loss(value.total.detach().float(), value.count.detach().float())
+        kept: Any = type(value)(value.total.detach().float(), value.count.detach().float())
         sums[name] = sums[name] + kept if name in sums else kept
+
+
+def _losses_among(means: Mapping[str, float], sums: Mapping[str, Loss | Statistic]) -> dict[str, float]:
+    return {name: mean for name, mean in means.items() if isinstance(sums[name], Loss)}

@@ -8,7 +8,7 @@ from torch import Tensor
 from ..components.losses.cross_entropy import token_loss
 from ..components.roles import TextSeq2Seq, Tokenizer
 from ..components.search import Hypothesis, SearchOptions, generate
-from ..components.types import Batch, Loss, Padded, Prediction
+from ..components.types import Batch, Loss, Padded, Prediction, Statistic
 
 
 def text_predictions(batch: Batch, mode: str, hypotheses: list[Hypothesis], tokenizer: Tokenizer) -> list[Prediction]:
@@ -31,7 +31,7 @@ def text_loss(
     label_smoothing: float,
     loss_on_lang_token: bool,
     prefix_length: int = 2,
-) -> tuple[Loss, Loss]:
+) -> tuple[Loss, Statistic]:
     """Label-smoothed cross entropy and accuracy of (B, S-1, D) states against (B, S) targets."""
     mask = states.mask.clone()
     if not loss_on_lang_token:

@@ -8,7 +8,7 @@ import torch
 
 from ..components.roles import TextSeq2Seq, Tokenizer
 from ..components.search import SearchOptions
-from ..components.types import Batch, Loss, Prediction
+from ..components.types import Batch, Loss, Prediction, Statistic
 from .task import Task
 from .text import decoder_input, match_vocabulary, text_loss, text_predictions, translate_text
 
@@ -46,7 +46,7 @@ class TextToText(Task):
         self.loss_on_lang_token = loss_on_lang_token
         self.search = search or SearchOptions()
 
-    def measure(self, batch: Batch) -> tuple[dict[str, Loss], dict[str, Loss]]:
+    def measure(self, batch: Batch) -> tuple[dict[str, Loss], dict[str, Statistic]]:
         assert batch.source is not None
         assert batch.target is not None
         assert self.tokenizer is not None

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..components.roles import UnitExtractor, UnitVocoder
 from ..components.search import SearchOptions
-from ..components.types import Batch, Loss, Padded, Prediction
+from ..components.types import Batch, Loss, Padded, Prediction, Statistic
 from .task import Task
 from .voices import require_voices, resynthesise, told_to_vocoder
 
@@ -54,7 +54,7 @@ class UnitVocoderTask(Task):
         if unit_extractor is not None:
             self.freeze_parts(["unit_extractor"])
 
-    def measure(self, batch: Batch) -> tuple[dict[str, Loss], dict[str, Loss]]:
+    def measure(self, batch: Batch) -> tuple[dict[str, Loss], dict[str, Statistic]]:
         units, speech = self.pairs(batch)
         return self.vocoder.losses(units, speech, **self.told(batch, units.device)), {}
 

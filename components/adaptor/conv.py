@@ -32,6 +32,7 @@ class ConvAdaptor(Adaptor):
     """
 
     paper = "Li et al. 2021, arXiv 2010.12829"
+    stacks = ()
 
     def __init__(
         self,

@@ -16,6 +16,8 @@ class NoAdaptor(Adaptor):
         output_dim: width of the decoder.
     """
 
+    stacks = ()
+
     def __init__(self, input_dim: int, output_dim: int) -> None:
         super().__init__()
         self.input_dim = input_dim

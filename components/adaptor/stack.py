@@ -23,6 +23,7 @@ class StackAdaptor(Adaptor):
     """
 
     paper = "SLAM-ASR, arXiv 2402.08846"
+    stacks = ()
 
     def __init__(self, input_dim: int, output_dim: int, stack: int = 8) -> None:
         super().__init__()

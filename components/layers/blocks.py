@@ -17,15 +17,64 @@ from torch.utils.checkpoint import checkpoint
 from ..errors import UserError
 
 STACKS = ("layers", "attentions")
-"""What parts call their stacks."""
+"""What the zoo's parts call their stacks."""
 RECOMPUTE = "activation_checkpointing"
 
 
-def blocks(module: nn.Module, stacks: Sequence[str] = STACKS) -> Iterator[nn.Module]:
-    """The layers of all stacks of these names in a module, each once, in the order of its modules."""
+def blocks(part: nn.Module) -> Iterator[nn.Module]:
+    """The layers of the stacks of a part, each once, in the order of its modules.
+
+    Stacks are the lists that the part names by its attribute `stacks`; else those called as in `STACKS`; else every
+    `ModuleList` or `Sequential` of blocks of one class, whatever its name.
+    """
+    names = getattr(part, "stacks", None)
+    found = list(named_blocks(part, STACKS if names is None else names))
+    if not found and names is None:
+        found = [block for stack in _alike(part) for block in stack]
+    yield from dict.fromkeys(found)
+
+
+def named_blocks(module: nn.Module, names: Sequence[str]) -> Iterator[nn.Module]:
+    """The layers of all lists of these names in a module."""
     for name, stack in module.named_modules():
-        if isinstance(stack, nn.ModuleList) and name.rpartition(".")[2] in stacks:
+        if isinstance(stack, nn.ModuleList | nn.Sequential) and name.rpartition(".")[2] in names:
             yield from stack
+
+
+def _alike(module: nn.Module) -> Iterator[Iterable[nn.Module]]:
+    """The outermost lists of blocks of one class."""
+    if isinstance(module, nn.ModuleList | nn.Sequential):
+        entries = list(module)
+        if entries and len({type(entry) for entry in entries}) == 1 and all(map(_is_block, entries)):
+            yield entries
+            return
+    for child in module.children():
+        yield from _alike(child)
+
+
+def _is_block(module: nn.Module) -> bool:
+    """A single convolution or projection of torch is none: its output is as large as what would not be kept."""
+    plain = next(module.children(), None) is None and type(module).__module__.startswith("torch.")
+    return not plain and next(module.parameters(), None) is not None
+
+
+def unfound_blocks(parts: Mapping[str, nn.Module], config: Mapping[str, Any], cut: bool = False) -> Iterator[str]:
+    """A line for each part that learns and of which nothing can be computed again, compiled or cut by itself, though
+    that is asked for and the part does not say that it has no stack (`stacks = ()`).
+
+    Args:
+        parts, config: as for `set_up_blocks`.
+        cut: whether the strategy cuts layers into shards one by one.
+    """
+    again = _recomputed_roles(config, parts)
+    for role, part in parts.items():
+        asked = [RECOMPUTE] * (role in again) + ["compile"] * bool(config.get("compile")) + ["shards"] * cut
+        learns = any(parameter.requires_grad for parameter in part.parameters())
+        if asked and learns and getattr(part, "stacks", None) is None and next(blocks(part), None) is None:
+            yield (
+                f"{', '.join(asked)}: {role} ({type(part).__name__}) has no stack of layers, a ModuleList or "
+                "Sequential of blocks of one class: it is taken as a whole. Name its lists by `stacks`"
+            )
 
 
 def recompute_blocks(module: nn.Module) -> int:

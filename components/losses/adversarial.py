@@ -12,7 +12,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..types import Judgement, Loss, Padded
+from ..types import Judgement, Loss, Padded, Statistic
 
 
 def discriminator_loss(real: Judgement, made: Judgement, frames: Tensor) -> Loss:
@@ -46,10 +46,10 @@ def feature_matching_loss(real: Judgement, made: Judgement, frames: Tensor) -> L
     return _weigh(rows, frames)
 
 
-def mean_score(judged: Judgement, frames: Tensor) -> Loss:
+def mean_score(judged: Judgement, frames: Tensor) -> Statistic:
     """The mean of all scores, per frame: 1 where all is taken for real, 0 where nothing is."""
     total = _weigh([_mean(one, one.data.float()) for one in judged.scores], frames)
-    return Loss(total.total / len(judged.scores), total.count)
+    return Statistic(total.total / len(judged.scores), total.count)
 
 
 def _mean(scores: Padded, values: Tensor) -> Tensor:

@@ -15,7 +15,7 @@ from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
 from ..layers.precision import autocast_dtype, without_autocast
-from ..types import Loss, Padded
+from ..types import Loss, Padded, Statistic
 
 _CHUNK_LOGITS = 2**27
 """Logits of a chunk unless the caller says otherwise: 512 MiB in float32, 524 rows of 256k words."""
@@ -33,7 +33,7 @@ def token_loss(
     smoothing: Literal["fairseq", "torch"] = "fairseq",
     chunk_rows: int | None = None,
     weight: Tensor | None = None,
-) -> tuple[Loss, Loss]:
+) -> tuple[Loss, Statistic]:
     """Label-smoothed cross entropy of decoder states.
 
     With q = -log p(label) and u = -sum over the vocabulary of log p, s the smoothing and V the vocabulary size:
@@ -82,7 +82,7 @@ def token_loss(
         total, correct = _ProjectedCrossEntropy.apply(
             rows, weight, targets, label_smoothing, smoothing == "fairseq", chunk_rows
         )
-        return Loss(total, count), Loss(correct, count)
+        return Loss(total, count), Statistic(correct, count)
     if chunk_rows is None:
         chunk_rows = max(_CHUNK_LOGITS // project(rows[:0]).shape[-1], 1)
 
@@ -101,7 +101,7 @@ def token_loss(
         ]
         total = torch.stack([part[0] for part in parts]).sum()
         correct = torch.stack([part[1] for part in parts]).sum()
-    return Loss(total, count), Loss(correct, count)
+    return Loss(total, count), Statistic(correct, count)
 
 
 class _SmoothedCrossEntropy(torch.autograd.Function):

@@ -61,6 +61,7 @@ class CodeHiFiGAN(UnitVocoder):
 
     learns_samples = True
     paper = "SeamlessM4T, arXiv 2308.11596, section 4.4; HiFi-GAN, arXiv 2010.05646"
+    stacks = ()
 
     def __init__(
         self,

@@ -45,6 +45,7 @@ class GriffinLimVocoder(UnitVocoder):
     """
 
     paper = "arXiv 2107.05604, section 3.3; Perraudin et al. 2013"
+    stacks = ()
 
     def __init__(
         self,

@@ -44,6 +44,7 @@ class ISTFTVocoder(UnitVocoder):
 
     learns_samples = True
     paper = "arXiv 2306.00814, section 3"
+    stacks = ()
 
     def __init__(
         self,

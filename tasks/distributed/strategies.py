@@ -36,7 +36,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor, zeros
 from torch.optim import Optimizer
 
 from ...components.errors import UserError
-from ...components.layers.blocks import blocks
+from ...components.layers.blocks import STACKS, blocks, named_blocks
 from ...components.layers.transformer import DecoderLayer
 from ...configs.targets import class_of
 from ..checkpoints.files import in_memory, misfit, read_checkpoint
@@ -340,7 +340,12 @@ def _empty_like(parameter: torch.Tensor, shape: torch.Size, dtype: torch.dtype, 
 
 def units(task: nn.Module) -> Iterator[nn.Module]:
     """The layers of all parts; what is in none of them is one unit with the task itself."""
-    return blocks(task, ("layers",))
+    found = list(named_blocks(task, ("layers",)))
+    parts: Any = getattr(task, "parts", dict)
+    for part in parts().values():
+        if next(named_blocks(part, STACKS), None) is None:  # of one's own, by other names
+            found += blocks(part)
+    yield from dict.fromkeys(found)
 
 
 def shard(task: LightningModule, mesh: DeviceMesh, reshard_after_forward: bool = True) -> None:

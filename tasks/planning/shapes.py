@@ -80,7 +80,7 @@ def trace(config: DictConfig, serving: bool = True) -> list[Row]:
             _watch(role, part, rows[role])
         batch = fake_batch(task, build(config.frontend, allowed=allowed))
         try:
-            task.measure(batch)
+            task.measured(batch)
             if serving:
                 _serve(task, batch, rows)
         except UserError:

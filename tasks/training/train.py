@@ -16,6 +16,7 @@ from lightning.pytorch.accelerators import CPUAccelerator
 from omegaconf import DictConfig, OmegaConf
 
 from ...components.errors import UserError
+from ...components.layers.blocks import unfound_blocks
 from ...components.tokenizer import train_sentencepiece
 from ...configs.build import build
 from ...configs.check import require_valid
@@ -232,6 +233,8 @@ def build_for_training(config: DictConfig, folder: Path, *, empty: bool = True) 
     for line in lora_lines(task):
         say(f"lora {line}")
     set_up(task, config)
+    for line in unfound_blocks(task.parts(), config, cut=loads_by_shards(config)):  # pyright: ignore[reportArgumentType]
+        say(line)
     if fresh and not config.checkpoint.copy_frozen:
         task.references = published_references(task, config)
         for name, reference in task.references.items():
