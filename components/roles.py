@@ -7,7 +7,7 @@ Letters: B batch, T frames, S subwords, U units, N samples, F features, D model 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, ClassVar
 
 from lightning import LightningModule
@@ -23,6 +23,8 @@ class Part(LightningModule, ABC):
     stacks: ClassVar[tuple[str, ...] | None] = None
     """Names of its lists of layers, which are computed again, compiled and cut into shards one by one; (): it has none.
     None: `layers`, else every list of blocks of one class (`layers.blocks`)."""
+    exempt: Mapping[str, str] = {}
+    """Check of `components.contract` -> why this part need not pass it; `learns NAME` for one parameter."""
 
     def log(self, *args: Any, **kwargs: Any):
         raise RuntimeError(f"{type(self).__name__} is a part: return losses and let the task log them")
@@ -131,6 +133,8 @@ class Adaptor(Part):
 
     input_dim: int
     output_dim: int
+    length_is_bound: bool = False
+    """Whether the length of what comes out depends on content: `output_lengths` is an upper bound then."""
 
     @abstractmethod
     def forward(self, states: Padded, text: Padded | None = None) -> Adapted:
@@ -138,7 +142,7 @@ class Adaptor(Part):
 
     @abstractmethod
     def output_lengths(self, lengths: Tensor) -> Tensor:
-        """(B,) int64 -> (B,) int64, exact; an upper bound where the length depends on content (CTC-shrink)."""
+        """(B,) int64 -> (B,) int64, exact, but with `length_is_bound`."""
 
 
 class DecoderState(ABC):

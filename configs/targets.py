@@ -5,7 +5,9 @@ from __future__ import annotations
 import difflib
 import importlib
 import os
+import sys
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 ALLOWED = ("voxzoo.", "torch.nn.", "torch.optim.", "torchaudio.transforms.", "lightning.")
@@ -35,6 +37,8 @@ def locate(path: str, allowed: tuple[str, ...] = ALLOWED) -> Any:
         raise PermissionError(f"{path!r} is outside {', '.join(prefix.rstrip('.') for prefix in ALLOWED)}; {advice}")
     trusted = path.startswith(tuple(prefix for prefix in allowed if prefix not in ALLOWED))
     module_path, _, name = path.rpartition(".")
+    if trusted and (Path.cwd() / package).is_dir() and os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())  # a package that is trusted by name may lie in the folder of the run
     if not trusted and (path.startswith(_REFUSED) or any(part.startswith("_") for part in path.split("."))):
         raise PermissionError(f"{path!r} is not meant for configs; {advice}")
     try:

@@ -96,7 +96,7 @@ def answers(root: Path) -> Iterator[str]:
             out.seek(0)
             answer = json.loads(out.read())
         assert answer["status"] == "ok", answer
-        verb = " ".join(map(str, words[: 2 if words[0] in ("data", "units") else 1]))
+        verb = " ".join(map(str, words[: 2 if words[0] in ("data", "units") or words[1:2] == ("check",) else 1]))
         return verb, answer
 
     cache = [f"cache_dir={root / 'cache'}", f"root={root}"]
@@ -118,6 +118,7 @@ def answers(root: Path) -> Iterator[str]:
         call("train", *parts, "task=fit_units", "name=fitted"),
         call("check", *whole, "--memory", "64"),
         call("parts"),
+        call("parts", "check", "adaptor=tiny"),
         call("train", *whole),
     ]
     run = root / "run"

@@ -27,6 +27,7 @@ class CTCShrinkAdaptor(Adaptor):
 
     paper = "CTC compression, arXiv 2102.01578"
     stacks = ()
+    length_is_bound = True
 
     def __init__(
         self, input_dim: int, output_dim: int, vocab_size: int, blank_id: int = 0, loss_weight: float = 1.0

@@ -112,6 +112,8 @@ class ConformerEncoder(SpeechEncoder):
         self.input_projection = nn.Linear(input_dim, dim)
         self.input_dropout = Dropout(input_dropout)
         self.mask_embedding = mask_vector(dim, mask_embedding, mask_time_prob)
+        if not mask_time_prob:
+            self.exempt = {"learns mask_embedding": "nothing is masked (mask_time_prob=0)"}
         self.masking = SpanMasking(
             mask_time_prob, mask_time_length, mask_time_min, mask_feature_prob, mask_feature_length, mask_feature_min
         )

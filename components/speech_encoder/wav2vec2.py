@@ -147,6 +147,8 @@ class Wav2Vec2Encoder(SpeechEncoder):
         nn.init.zeros_(self.input_projection.bias)
         self.input_dropout = Dropout(input_dropout)
         self.mask_embedding = mask_vector(dim, mask_embedding, mask_time_prob)
+        if not mask_time_prob:
+            self.exempt = {"learns mask_embedding": "nothing is masked (mask_time_prob=0)"}
         self.masking = SpanMasking(
             mask_time_prob, mask_time_length, mask_time_min, mask_feature_prob, mask_feature_length, mask_feature_min
         )

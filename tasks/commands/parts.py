@@ -3,27 +3,76 @@
 from __future__ import annotations
 
 import argparse
+import difflib
 import inspect
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from ... import components
+from ...components.errors import UserError
 
-HELP = "list the zoo: every part by role, its choices in YAML, parameters and paper"
-EXAMPLE = "voxzoo parts adaptor"
+HELP = "list the zoo: every part by role, its choices in YAML, parameters and paper; or check parts, also your own"
+EXAMPLE = "voxzoo parts adaptor\n  voxzoo parts check --config-dir my_configs adaptor=mine allow=[my_zoo]"
 _WITH = "# with: "
+_WORDS = ("check",)
+"""First words that are no role: what each does is a function here, its engine elsewhere."""
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("role", nargs="?", choices=sorted(components.parts()), help="one role alone")
+    # Named as those of the other verbs, so that words may stand behind options.
+    parser.add_argument(
+        "overrides",
+        nargs="*",
+        metavar="ROLE | check ROLE=CHOICE...",
+        help="one role alone; or `check` and what to check: choices of roles and settings, as for `voxzoo train`",
+    )
+    parser.add_argument(
+        "--config-dir", action="append", default=[], metavar="DIR", help="a folder of your own YAML groups"
+    )
 
 
 def run(args: argparse.Namespace) -> dict:
+    first, *rest = args.overrides or [None]
+    if first == "check":
+        return _check(args, rest)
+    known = sorted(components.parts())
+    if rest or (first is not None and first not in known):
+        near = difflib.get_close_matches(str(first), [*known, *_WORDS], n=1)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        raise UserError(f"{' '.join(args.overrides)}: expected a role or check{hint} Roles: {', '.join(known)}")
+    return _list(args, [first] if first else list(components.parts()))
+
+
+def _check(args: argparse.Namespace, overrides: list[str]) -> dict:
+    from ...configs.contract import check_choices
+    from ..processes.console import quiet_libraries
+
+    quiet_libraries()
+    found = check_choices(overrides, args.config_dir)
+    if not args.json:
+        for role, (cls, outcomes) in found.items():
+            broken = sum(outcome.fault is not None for outcome in outcomes)
+            asked = sum(outcome.note is None for outcome in outcomes)
+            print(f"{role} {cls.__name__}: {asked} checks, {broken or 'none'} broken")
+            for outcome in outcomes:
+                if outcome.fault or outcome.note:
+                    print(f"  {outcome.name}: {outcome.fault or 'not asked: ' + str(outcome.note)}")
+    sound = not any(outcome.fault for _, outcomes in found.values() for outcome in outcomes)
+    return {
+        "status": "ok" if sound else "broken",
+        "parts": {
+            role: {"class": cls.__name__, "checks": [asdict(outcome) for outcome in outcomes]}
+            for role, (cls, outcomes) in found.items()
+        },
+    }
+
+
+def _list(args: argparse.Namespace, roles: list[str]) -> dict:
     from ...configs.compose import CONFIG_DIR
     from ..processes.console import quiet_libraries
 
     quiet_libraries()
-    roles = [args.role] if args.role else list(components.parts())
     found = {role: [_describe(role, path) for path in sorted((CONFIG_DIR / role).glob("*.yaml"))] for role in roles}
     if not args.json:
         from rich import box
