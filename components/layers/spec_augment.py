@@ -11,7 +11,9 @@ from ..types import Padded
 
 class SpecAugment(nn.Module):
     """Time and frequency masks (Park et al. 2019, arXiv 1904.08779, section 2), filled with 0, the mean of standardised
-    features. Training only; every row draws its own masks, from torch's global generator, without a device sync.
+    features, and before them voices of other sizes: vocal tract length perturbation (Jaitly and Hinton 2013, ICML
+    workshop on deep learning for audio) by a stretch of the frequency axis. Training only; every row draws its own,
+    from torch's global generator, without a device sync.
 
     Args:
         time_masks: masks over time per utterance.
@@ -20,6 +22,9 @@ class SpecAugment(nn.Module):
         freq_masks: masks over frequency per utterance.
         freq_width: widest mask in bins; widths are uniform over 0..freq_width.
         stack: frames per step of the front end: a band is masked in all of them.
+        freq_warp: most by which the bins of an utterance are stretched about the lowest one: by a factor from
+            1 / (1 + freq_warp) to 1 + freq_warp, its logarithm uniform. Values between bins are interpolated; beyond
+            the highest one its value goes on.
     """
 
     def __init__(
@@ -30,9 +35,11 @@ class SpecAugment(nn.Module):
         freq_masks: int = 2,
         freq_width: int = 15,
         stack: int = 1,
+        freq_warp: float = 0.0,
     ) -> None:
         super().__init__()
         at_least(0, time_masks=time_masks, time_width=time_width, freq_masks=freq_masks, freq_width=freq_width)
+        at_least(0, freq_warp=freq_warp)
         share(time_fraction=time_fraction)
         at_least(1, stack=stack)
         self.time_masks = time_masks
@@ -41,9 +48,10 @@ class SpecAugment(nn.Module):
         self.freq_masks = freq_masks
         self.freq_width = freq_width
         self.stack = stack
+        self.freq_warp = freq_warp
 
     def forward(self, features: Padded) -> Padded:
-        """(B, T, F) -> (B, T, F), masked; unchanged outside training."""
+        """(B, T, F) -> (B, T, F), warped and masked; unchanged outside training."""
         if not self.training:
             return features
         data = features.data
@@ -52,6 +60,8 @@ class SpecAugment(nn.Module):
                 f"features of width {data.shape[-1]} are not {self.stack} stacked frames; set stack to the front end's"
             )
         lengths = features.lengths.to(data.device)
+        if self.freq_warp:
+            data = self._warp(data)
         if self.time_masks and self.time_width:
             widest = (lengths * self.time_fraction).long().clamp(max=self.time_width)
             spans = _spans(lengths, widest, self.time_masks, data.shape[1])
@@ -62,6 +72,17 @@ class SpecAugment(nn.Module):
             spans = _spans(size, size.clamp(max=self.freq_width), self.freq_masks, bins)
             data = data.masked_fill(spans.repeat(1, self.stack)[:, None], 0)
         return features.with_data(data)
+
+    def _warp(self, data: Tensor) -> Tensor:
+        """(B, T, F) -> (B, T, F), the bins of each row stretched by a factor of its own."""
+        frames = data.unflatten(-1, (self.stack, -1)).flatten(1, 2)
+        bins = frames.shape[-1]
+        factor = (1 + self.freq_warp) ** (2 * torch.rand(len(data), 1, 1, device=data.device) - 1)
+        place = (torch.arange(bins, device=data.device) / factor).clamp(max=bins - 1)
+        below = place.long()
+        above = (below + 1).clamp(max=bins - 1)
+        low, high = (frames.gather(2, index.expand_as(frames)) for index in (below, above))
+        return low.lerp(high, (place - below).to(data.dtype)).reshape(data.shape)
 
 
 class SpanMasking(nn.Module):

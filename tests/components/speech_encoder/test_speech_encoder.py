@@ -182,6 +182,22 @@ def test_spec_augment_masks_inside_the_length() -> None:
     assert part(batch) is batch
 
 
+def test_spec_augment_stretches_the_bins_of_each_row() -> None:
+    torch.manual_seed(0)
+    bins = torch.arange(8.0)
+    batch = Padded(bins.repeat(300, 5, 3), torch.full((300,), 5))  # each bin holds its own number
+    part = SpecAugment(time_masks=0, freq_masks=0, stack=3, freq_warp=0.5)
+    frames = part(batch).data.unflatten(2, (3, 8)).flatten(1, 2)
+    assert torch.equal(frames, frames[:, :1].expand_as(frames)), "a row has one factor"
+    factor = 1 / frames[:, :1, 1:2].clamp(min=1e-3)  # where the second bin comes from, 1 / factor, is no edge
+    torch.testing.assert_close(frames, (bins / factor).clamp(max=7).expand_as(frames))
+    assert 1 / 1.5 - 1e-5 <= factor.min() < 0.7
+    assert 1.43 < factor.max() <= 1.5 + 1e-5
+    assert abs(float(factor.log().mean())) < 0.05
+    part.eval()
+    assert part(batch) is batch
+
+
 @pytest.mark.parametrize("position", ["relative_key", "relative", "none"])
 def test_on_the_meta_device(position: str) -> None:
     with torch.device("meta"):
