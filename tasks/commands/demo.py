@@ -69,7 +69,10 @@ def demo(root: Path, overrides: list[str], num_spoken: int) -> int:
     from ..serving.translator import translate
     from ..training.train import train
 
-    words = ["experiment=quickstart", f"root={root}", f"stage_jobs={jobs}", *overrides]
+    words = ["experiment=quickstart", f"root={root}", f"stage_jobs={jobs}"]
+    if jobs > 1:  # the last stage has nothing beside it: two processes, each with half of a step's utterances
+        words += [f"stages.second_pass.set.trainer.{key}" for key in ("devices=2", "accumulate_grad_batches=1")]
+    words += overrides
     trained = shown(started, f"train {' '.join(words)}", train, words)
     if shared:  # the recogniser, which has threads of its own, takes all cores
         del os.environ["OMP_NUM_THREADS"]

@@ -55,8 +55,9 @@ def test_the_demo_says_what_it_will_do_and_what_came_of_it(
     assert main(["--root", str(tmp_path), "--spoken", "50", "seed=2"]) == 0
     inputs = [f"{n}.wav" for n in range(5)]
     text = {"task": "s2tt", "out": run / "evaluation" / "text"}
+    two = [f"stages.second_pass.set.trainer.{key}" for key in ("devices=2", "accumulate_grad_batches=1")]
     assert calls == [
-        ("train", ["experiment=quickstart", f"root={tmp_path}", "stage_jobs=2", "seed=2"], "1"),
+        ("train", ["experiment=quickstart", f"root={tmp_path}", "stage_jobs=2", *two, "seed=2"], "1"),
         ("evaluate", run, "test_seen", text),
         ("evaluate", run, "test_unseen", text),
         ("evaluate", run, "test_unseen", {"task": "s2st", "limit": 50}),
