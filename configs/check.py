@@ -10,7 +10,7 @@ import functools
 import inspect
 import types
 import typing
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Union, get_args, get_origin
 
@@ -21,12 +21,16 @@ from ..components.errors import UserError
 from .build import build
 from .compose import compose
 from .pretrained import KEY
+from .signatures import parameters_of
 from .targets import allow_list, locate
 
 _LORA = "voxzoo.components.layers.lora.LoRA"  # the schema of `lora.ROLE`
 
 # Keys of the root config that are built: the rest are settings of the run.
 BUILT = ("task", "data", "optim", "schedule", "trainer", "logger", "callbacks")
+
+# Arguments of a data module that code gives.
+_GIVEN = ("tokenizer", "frontend")
 
 # Settings of the run that no signature describes.
 _SETTINGS: dict[str, Any] = {
@@ -94,7 +98,7 @@ def check(config: DictConfig) -> list[Fault]:
             walker.add(f"checkpoint.{key}", f"unknown key{_near(str(key), names)}")
     for key in BUILT:
         if key in config:
-            walker.visit(key, walker.raw(config, key), None)
+            walker.visit(key, walker.raw(config, key), _roles().get(key))
     walker.lora(config.get("lora"))
     for role in _roles():  # a part no task uses is still checked, so that a typo in it is not silent
         if role in config:
@@ -221,8 +225,9 @@ class _Walker:
             return
         for role, node in (roles or {}).items():
             path = f"lora.{role}"
-            if role not in _roles():
-                self.add(path, f"there is no such role{_near(str(role), list(_roles()))}")
+            known = [name for name in _roles() if name != "data"]
+            if role not in known:
+                self.add(path, f"there is no such role{_near(str(role), known)}")
             elif isinstance(node, DictConfig):
                 settings = OmegaConf.merge({"_target_": _LORA}, node)
                 settings._set_parent(roles)
@@ -255,13 +260,23 @@ class _Walker:
         if path in self.seen:
             return
         self.seen.add(path)
-        parameters = inspect.signature(found).parameters
-        hints = _hints(found)
+        left_out = sorted(getattr(found, "__abstractmethods__", ())) if wanted else []
+        if left_out:
+            self.add(path, f"{found.__name__} lacks {', '.join(left_out)}, which every {wanted[0].__name__} has")
+        parameters, hints = parameters_of(found)
+        if path == "data":
+            for key in _GIVEN:
+                if not any(name == key or one.kind is one.VAR_KEYWORD for name, one in parameters.items()):
+                    self.add(
+                        path,
+                        f"{found.__name__} takes no {key!r}, which it is given: add `{key}=None` to its"
+                        " constructor, or take `**options` and hand them to `UtteranceData`",
+                    )
         partial = bool(node.get("_partial_"))
         accepts_any = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
         for key in node:
             key = str(key)
-            if key.startswith("_") or (key == KEY and path in _roles()):
+            if key.startswith("_") or (key == KEY and path in _roles() and path != "data"):
                 continue
             inner_path = f"{path}.{key}"
             if key not in parameters:
@@ -301,14 +316,6 @@ def _near(word: str, choices: Sequence[str]) -> str:
     if near:
         return f"; did you mean {near[0]!r}?"
     return f"; there are: {', '.join(choices)}" if choices else ""
-
-
-def _hints(found: Callable) -> dict[str, Any]:
-    function = found.__init__ if isinstance(found, type) else found
-    try:
-        return typing.get_type_hints(function)
-    except (NameError, TypeError):  # a library's annotations may not resolve at run time; then only names are checked
-        return {}
 
 
 def _optional(hint: Any) -> bool:

@@ -8,11 +8,13 @@ from __future__ import annotations
 from ..components.lazy import on_first_use
 
 _WHERE = {
+    "AudioFiles": "audio",
     "BatchSampler": "batching",
     "Collator": "collator",
     "SpeechTranslationData": "datamodule",
     "SpokenPhrases": "spoken_phrases",
     "Utterance": "manifest",
+    "UtteranceData": "utterances",
     "load_audio": "audio",
     "read_manifest": "manifest",
     "write_manifest": "manifest",

@@ -184,6 +184,19 @@ def audio_seconds(path: str | Path) -> float:
     return about.frames / about.samplerate
 
 
+class AudioFiles:
+    """What reads the audio that rows name: files. A class of one's own reads other things (members of an archive, rows
+    of a table); it runs in data workers and is picklable."""
+
+    def load(self, audio: str, sample_rate: int) -> Tensor:
+        """(N,) float32 samples in -1..1 at `sample_rate`. Raises AudioError where they cannot be read."""
+        return load_audio(audio, sample_rate)
+
+    def seconds(self, audio: str) -> float:
+        """Exact seconds, without reading the samples where that is possible. Raises AudioError."""
+        return audio_seconds(audio)
+
+
 def resample(waveform: Tensor, rate: int, new_rate: int) -> Tensor:
     """(N,) at `rate` -> (ceil(N * new_rate / rate),) at `new_rate`."""
     return waveform if rate == new_rate else _resampler(rate, new_rate)(waveform)

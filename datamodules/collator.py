@@ -14,7 +14,7 @@ from torch import Tensor
 from ..components.errors import UserError
 from ..components.roles import Frontend, Tokenizer
 from ..components.types import Batch, Padded
-from .audio import SAMPLE_RATE, change_speed, load_audio
+from .audio import SAMPLE_RATE, AudioFiles, change_speed
 from .feature_cache import FeatureCache
 from .manifest import Utterance
 
@@ -33,6 +33,7 @@ class Collator:
         units: utterance id -> target units, one per frame.
         speakers: label -> index.
         cache: where features are kept, or None.
+        audio: reads what utterances name as their audio.
 
     Raises:
         UserError: a need that is no field of `Batch`, or one that lacks its frontend or tokenizer.
@@ -47,6 +48,7 @@ class Collator:
         units: Mapping[str, Sequence[int] | np.ndarray] | None = None,
         speakers: Mapping[str, int] | None = None,
         cache: FeatureCache | None = None,
+        audio: AudioFiles = AudioFiles(),  # noqa: B008 - has no state
     ) -> None:
         self.needs = frozenset(needs)
         unknown = self.needs - FIELDS
@@ -62,7 +64,7 @@ class Collator:
                 "the task reads units, but the data has none: set data.units to what `voxzoo units extract` wrote"
             )
         self.frontend, self.tokenizer = frontend, tokenizer
-        self.units, self.speakers, self.cache = units, speakers, cache
+        self.units, self.speakers, self.cache, self.audio = units, speakers, cache, audio
 
     def __call__(self, utterances: list[Utterance]) -> Batch:
         """Utterances of one task -> `Batch`. `speech` stays None where no utterance has audio.
@@ -138,7 +140,7 @@ class Collator:
     def _waveform(self, utterance: Utterance, path: str | None, sample_rate: int = SAMPLE_RATE) -> Tensor:
         if path is None:
             raise UserError(f"utterance {utterance.id}: has no audio, but others of its batch have")
-        return load_audio(path, sample_rate)
+        return self.audio.load(path, sample_rate)
 
     def _ids(self, rows: list[list[int]]) -> Padded:
         return Padded.from_list([torch.tensor(row, dtype=torch.int64) for row in rows], value=self._tokenizer.pad_id)

@@ -1,74 +1,26 @@
-"""`SpeechTranslationData`: manifests (or a built-in corpus) to batches.
-
-Letters: W world size.
-"""
+"""`SpeechTranslationData`: manifests (or a built-in corpus) to batches."""
 
 from __future__ import annotations
 
-import logging
 import math
-import signal
-import zlib
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
-from lightning import LightningDataModule
-from lightning.fabric.utilities.rank_zero import rank_zero_only
-from torch.utils.data import Dataset
-
 from ..components.errors import UserError
 from ..components.roles import Frontend, Tokenizer
-from .audio import audio_seconds
-from .batching import BatchSampler, Item
-from .collator import TASKS, Collator
-from .feature_cache import CacheDtype, FeatureCache
-from .loader import ResumableLoader
+from .feature_cache import CacheDtype
 from .manifest import Utterance
+from .resume import say
 from .rows import Rows, open_rows
-from .selection import Items, Limits, Selection, measure_files, select
 from .spoken_phrases import SpokenPhrases
-from .token_counts import count_tokens
-from .units import read_units
+from .utterances import UtteranceData
 
-_log = logging.getLogger(__name__)
 _SHOWN = 5
-_LANGUAGES = ("src_lang", "tgt_lang")
 
 
-def _outlive_signals(worker: int) -> None:
-    """A worker ends with the process that reads from it, not by a signal to all of their group: that process finishes
-    its step first."""
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
-        signal.signal(number, signal.SIG_IGN)
-
-
-class _Utterances(Dataset[Utterance]):
-    """(epoch, index) -> utterance, with the speed that this epoch plays it at."""
-
-    def __init__(self, items: Sequence[Utterance], speeds: Sequence[float], seed: int) -> None:
-        self.items, self.speeds, self.seed = items, speeds, seed
-
-    def __len__(self) -> int:
-        return len(self.items)
-
-    def __getitem__(self, item: Item) -> Utterance:
-        epoch, index = item
-        utterance = self.items[index]
-        if not self.speeds or utterance.audio is None:
-            return utterance
-        draw = zlib.crc32(f"{self.seed} {epoch} {utterance.id}".encode())
-        return replace(utterance, speed=self.speeds[draw % len(self.speeds)])
-
-
-_NEEDS = frozenset({"speech", "target"})
-
-
-class SpeechTranslationData(LightningDataModule):
+class SpeechTranslationData(UtteranceData):
     """Batches for every task of the zoo, the same on 1 or W processes and after a restart.
 
     Args:
@@ -92,11 +44,6 @@ class SpeechTranslationData(LightningDataModule):
             manifests each time.
         cache_dtype: float16 halves the feature cache; features are rounded to it, also when they are fresh.
         seed: of the order of batches and of the speeds.
-
-    Attributes:
-        needs: names of the `Batch` fields that the task reads; a trainer's task says them itself.
-        longest_seconds: longest speech that the task takes, None for any; a trainer's task says it itself.
-        dropped: split -> reason -> ids, of the loaders made so far.
 
     Raises:
         UserError: contradictory settings; later, data that cannot be used.
@@ -125,386 +72,75 @@ class SpeechTranslationData(LightningDataModule):
         cache_dtype: CacheDtype = "float32",
         seed: int = 1,
     ) -> None:
-        super().__init__()
         tests = [path for path in (test or {}).values() if path]
         given = [name for name, value in (("train", train), ("valid", valid), ("test", tests)) if value]
         if corpus is not None and given:
             raise UserError(f"data.corpus brings its own splits: leave out {', '.join(given)}, or set corpus to null")
         if corpus is None and not given:
             raise UserError("there is no data: set data.train, data.valid and data.test to manifests, or data.corpus")
-        chosen = {"s2tt": True} if tasks is None else dict(tasks)
-        unknown = [name for name in chosen if name not in TASKS]
-        if unknown or not any(chosen.values()):
-            raise UserError(f"data.tasks={chosen}: expected some of {', '.join(TASKS)} to be true")
-        wrong = [factor for factor in speed_perturb if not 0.5 <= factor <= 2]
-        if wrong:
-            raise UserError(f"data.speed_perturb={list(speed_perturb)}: expected factors from 0.5 to 2")
-        if max_seconds is not None and max_seconds <= min_seconds:
-            raise UserError(f"data.max_seconds={max_seconds}: expected more than min_seconds={min_seconds}")
-        if batch_seconds is None and batch_tokens is None and batch_size is None:
-            raise UserError("data needs a budget: set batch_seconds, batch_tokens or batch_size")
-        self.corpus, self.frontend, self.tokenizer = corpus, frontend, tokenizer
-        self.units_path = units
-        self.tasks = tuple(name for name in TASKS if chosen.get(name))
-        self.budget = {"batch_seconds": batch_seconds, "batch_tokens": batch_tokens, "batch_size": batch_size}
-        self.min_seconds, self.max_seconds, self.max_tokens = min_seconds, max_seconds, max_tokens
-        self.speed_perturb = tuple(float(factor) for factor in speed_perturb)
-        self.num_workers, self.seed = num_workers, seed
-        self.cache_dir = cache_dir
-        self.cache_dtype: CacheDtype = cache_dtype
-        self.needs: frozenset[str] = _NEEDS
-        self.longest_seconds: float | None = None
-        self.dropped: dict[str, dict[str, list[str]]] = {}
+        super().__init__(
+            frontend=frontend,
+            tokenizer=tokenizer,
+            units=units,
+            tasks=tasks,
+            batch_seconds=batch_seconds,
+            batch_tokens=batch_tokens,
+            batch_size=batch_size,
+            min_seconds=min_seconds,
+            max_seconds=max_seconds,
+            max_tokens=max_tokens,
+            speed_perturb=speed_perturb,
+            num_workers=num_workers,
+            cache_dir=cache_dir,
+            cache_dtype=cache_dtype,
+            seed=seed,
+        )
+        self.corpus = corpus
         self._paths: dict[str, str] = {}
         if corpus is None:
             named = {"train": train, "valid": valid, **(test or {})}
             self._paths = {split: path for split, path in named.items() if path}
-        self._rows: dict[str, Rows] = {}
-        self._units: Mapping[str, np.ndarray] | None = None
-        self._seconds: dict[str, float] = {}
-        self._measured: dict[tuple[str, str], np.ndarray] = {}
-
-    # Reading
 
     def prepare_data(self) -> None:
         """Make the built-in corpus, if there is one."""
         if self.corpus is not None:
             self.corpus.prepare()
 
-    def setup(self, stage: str) -> None:
-        """Ask the trainer's task what it reads, where nobody has said it."""
-        task = self.trainer.lightning_module if self.trainer is not None else None
-        if self.needs is _NEEDS:
-            self.needs = getattr(task, "needs", _NEEDS)
-        if self.longest_seconds is None:
-            self.longest_seconds = getattr(task, "longest_seconds", None)
+    def unprepared(self) -> str | None:
+        """That the built-in corpus is not made yet, where it is not."""
+        if self.corpus is not None and not self.corpus.is_prepared:
+            return "the built-in corpus is not made yet (`voxzoo train` makes it)"
+        return None
+
+    def source(self) -> str:
+        """The manifest of the training data, or the folder of the corpus."""
+        return str(self.corpus.folder) if self.corpus is not None else self._paths["train"]
 
     def splits(self) -> tuple[str, ...]:
         """Names that `rows`, `texts` and `loader` take; also `test`, for the first test set."""
         return self.corpus.splits if self.corpus is not None else tuple(self._paths)
 
-    def rows(self, split: str) -> Rows:
-        """The manifest of a split, as written. Raises UserError for an unknown split or a faulty manifest."""
-        split = self._resolve(split)
-        if split not in self._rows:
-            if self.corpus is not None:
-                self.corpus.prepare()
-                path: str | Path = self.corpus.manifests()[split]
-            else:
-                path = self._paths[split]
-            rows = open_rows(path, self.cache_dir)
-            if rows.extra:
-                keys = ", ".join(f"{key!r} ({count})" for key, count in rows.extra.most_common(_SHOWN))
-                _say(f"{path}: ignored {len(rows.extra)} unknown key{'s' if len(rows.extra) > 1 else ''}: {keys}")
-            own = rows.of_split(split)
-            if own:  # one manifest for several splits
-                if len(own) < len(rows):
-                    _say(f"{path}: {len(own)} of {len(rows)} rows are of the split {split}")
-                rows = own
-            self._rows[split] = rows
-        return self._rows[split]
-
-    def _resolve(self, split: str) -> str:
-        names = self.splits()
-        if split not in names and split == "test":
-            tests = [name for name in names if name not in ("train", "valid")]
-            if tests:
-                return tests[0]
-        if split not in names:
-            raise UserError(f"split {split!r}: this data has {', '.join(names)}")
-        return split
-
-    def languages(self) -> tuple[str, ...]:
-        """All language codes of all splits, sorted."""
-        found = {name for split in self.splits() for key in _LANGUAGES for name in self.rows(split).labels(key)}
-        return tuple(sorted(found - {""}))
-
-    def texts(self, split: str = "train") -> Iterator[str]:
-        """Source and target texts of a split, for training a tokenizer."""
-        rows = self.rows(split)
-        for pair in zip(rows.texts("src_text"), rows.texts("tgt_text")):
-            yield from filter(None, pair)
+    def read(self, split: str) -> Rows:
+        """The manifest of a split, as written. Raises UserError for a faulty manifest."""
+        if self.corpus is not None:
+            self.corpus.prepare()
+            path: str | Path = self.corpus.manifests()[split]
+        else:
+            path = self._paths[split]
+        rows = open_rows(path, self.cache_dir)
+        if rows.extra:
+            keys = ", ".join(f"{key!r} ({count})" for key, count in rows.extra.most_common(_SHOWN))
+            say(f"{path}: ignored {len(rows.extra)} unknown key{'s' if len(rows.extra) > 1 else ''}: {keys}")
+        own = rows.of_split(split)
+        if own:  # one manifest for several splits
+            if len(own) < len(rows):
+                say(f"{path}: {len(own)} of {len(rows)} rows are of the split {split}")
+            rows = own
+        return rows
 
     def statistics(self) -> dict[str, dict[str, Any]]:
         """Split -> utterances, hours, shortest and longest (seconds), words a side, languages, speakers."""
         return {split: describe(self.rows(split)) for split in self.splits()}
-
-    # Loaders
-
-    def train_dataloader(self) -> ResumableLoader:
-        """Shuffled batches; goes on where the trainer's restored progress stands."""
-        self._refuse_foreign_sampler()
-        return self._loader("train", training=True)
-
-    def val_dataloader(self) -> ResumableLoader | list[Any]:
-        """Every validation utterance once, over all ranks."""
-        self._refuse_foreign_sampler()
-        return self._loader("valid", training=False) if "valid" in self.splits() else []
-
-    def test_dataloader(self) -> list[ResumableLoader]:
-        """One loader for each test split, in the order of `splits`."""
-        self._refuse_foreign_sampler()
-        return [self.loader(split) for split in self.splits() if split not in ("train", "valid")]
-
-    def loader(
-        self,
-        split: str,
-        *,
-        tasks: Iterable[str] | None = None,
-        needs: Iterable[str] | None = None,
-        batch_seconds: float | None = None,
-        batch_tokens: int | None = None,
-        batch_size: int | None = None,
-    ) -> ResumableLoader:
-        """Every utterance of a split once over all ranks, longest first, also those without a reference.
-
-        Args:
-            split: a name of `splits`, or `test`.
-            tasks: in place of the data module's.
-            needs: `Batch` fields, in place of the data module's.
-            batch_seconds, batch_tokens, batch_size: in place of the data module's budget, if any is given.
-        """
-        budget = {"batch_seconds": batch_seconds, "batch_tokens": batch_tokens, "batch_size": batch_size}
-        return self._loader(
-            self._resolve(split),
-            training=False,
-            keep_all=True,
-            tasks=self.tasks if tasks is None else tuple(tasks),
-            needs=self.needs if needs is None else frozenset(needs),
-            budget=budget if any(value is not None for value in budget.values()) else None,
-        )
-
-    def collator(self, needs: Iterable[str] | None = None) -> Collator:
-        """What makes a batch of utterances, with this module's frontend, tokenizer, units, speakers and cache."""
-        needs = self.needs if needs is None else frozenset(needs)
-        cache = None
-        if self.cache_dir is not None and self.frontend is not None and "speech" in needs:
-            cache = FeatureCache(Path(self.cache_dir) / "features", self.frontend.fingerprint, self.cache_dtype)
-            cache.join()
-        return Collator(
-            self.frontend,
-            self.tokenizer,
-            needs,
-            units=self._read_units() if "units" in needs else None,
-            speakers=self.speakers() if "speaker" in needs else None,
-            cache=cache,
-        )
-
-    def speakers(self) -> dict[str, int]:
-        """Speaker label -> index, over the training data, sorted."""
-        return {name: place for place, name in enumerate(sorted(self.rows("train").labels("speaker") - {""}))}
-
-    def _loader(
-        self,
-        split: str,
-        *,
-        training: bool,
-        keep_all: bool = False,
-        tasks: tuple[str, ...] | None = None,
-        needs: frozenset[str] | None = None,
-        budget: dict[str, Any] | None = None,
-    ) -> ResumableLoader:
-        needs = self.needs if needs is None else needs
-        items, speeds, sampler = self._sampler(split, training, keep_all, tasks, needs, budget)
-        if sampler.oversized:
-            over = items.ids(sampler.oversized)
-            _say(
-                f"{split}: {_count(over)} alone exceed the budget of a batch; each is a batch of its own: {_few(over)}"
-            )
-        loader = ResumableLoader(
-            _Utterances(items, speeds, self.seed),
-            sampler=sampler,
-            position=self._position if training else None,
-            options={
-                "collate_fn": self.collator(needs),
-                "num_workers": self.num_workers,
-                "persistent_workers": self.num_workers > 0,
-                "worker_init_fn": _outlive_signals,
-                "pin_memory": torch.cuda.is_available(),
-            },
-        )
-        if training:
-            loader.restored = lambda state: self._restored(state, sampler)
-            loader.begun = lambda: self._begun(sampler)
-        return loader
-
-    def plan(self, needs: Iterable[str], world_size: int = 1) -> tuple[Items, list[list[int]], list[int]]:
-        """What training would read: its utterances with their seconds, the batches of the first epoch over all ranks,
-        as indices, and those that exceed a budget alone. Reads the manifest and headers of audio, no audio."""
-        items, _, sampler = self._sampler("train", True, False, None, frozenset(needs), None, world_size)
-        return items, sampler.plan(0), sampler.oversized
-
-    def _sampler(
-        self,
-        split: str,
-        training: bool,
-        keep_all: bool,
-        tasks: tuple[str, ...] | None,
-        needs: frozenset[str],
-        budget: dict[str, Any] | None,
-        world_size: int | None = None,
-    ) -> tuple[Items, Sequence[float], BatchSampler]:
-        """Utterances, the speeds they are played at, and which of them form batches."""
-        budget = budget or self.budget
-        chosen = self._select(split, keep_all, tasks or self.tasks, needs, budget)
-        speeds = self.speed_perturb if training else ()
-        sampler = BatchSampler(
-            seconds=chosen.seconds / min(speeds) if speeds else chosen.seconds,
-            tokens=chosen.tokens,
-            groups=chosen.items.groups(),
-            shuffle=training,
-            seed=self.seed,
-            world_size=world_size,
-            name=split,
-            **budget,
-        )
-        return chosen.items, speeds, sampler
-
-    def _select(
-        self, split: str, keep_all: bool, tasks: tuple[str, ...], needs: frozenset[str], budget: dict[str, Any]
-    ) -> Selection:
-        """Utterances with their task, seconds and tokens, without those that cannot be used."""
-        counted = budget["batch_tokens"] is not None or (self.max_tokens is not None and not keep_all)
-        tokenizer = self.tokenizer if counted else None
-        if counted and tokenizer is None:
-            raise UserError("batch_tokens and max_tokens count tokens: give the data a tokenizer")
-        units = self._read_units() if "units" in needs else {}
-        slowest = min(self.speed_perturb, default=1.0) if split == "train" else 1.0
-        rows = self.rows(split)
-        chosen = select(
-            rows,
-            tasks,
-            needs,
-            limits=None
-            if keep_all
-            else Limits(self.min_seconds, self.max_seconds, self.longest_seconds, slowest, self.max_tokens),
-            units=units,
-            count=None if tokenizer is None else lambda key, places: count_tokens(rows, key, places, tokenizer),
-            measure=lambda key, places: self._measure_rows(rows, split, key, places),
-        )
-        self.dropped[split] = chosen.dropped
-        total = len(rows) * len(tasks)
-        for reason, ids in chosen.dropped.items():
-            _say(f"{split}: dropped {len(ids)} of {total}, {reason}: {_few(ids)}")
-        if not len(chosen.items):
-            reasons = "; ".join(f"{len(ids)} {reason}" for reason, ids in chosen.dropped.items())
-            raise UserError(f"{split}: none of {total} utterances can be used: {reasons}")
-        return chosen
-
-    def _measure_rows(self, rows: Rows, split: str, key: str, places: np.ndarray) -> tuple[np.ndarray, dict[int, str]]:
-        """As `measure_files`; a file that could be read is not read again."""
-        known = self._measured.setdefault((split, key), np.full(len(rows), np.nan))
-        new = places[np.isnan(known[places])]
-        seconds, wrong = measure_files(rows, key, new)
-        good = ~np.isin(new, list(wrong))
-        known[new[good]] = seconds[good]
-        return np.nan_to_num(known[places]), wrong
-
-    def _measure(self, path: str | None) -> float:
-        assert path is not None
-        if path not in self._seconds:
-            self._seconds[path] = audio_seconds(path)
-        return self._seconds[path]
-
-    def _read_units(self) -> Mapping[str, np.ndarray]:
-        if self._units is None:
-            if self.units_path is None:
-                raise UserError("the task reads units: set data.units to what `voxzoo units extract` wrote")
-            path = Path(self.units_path)
-            if not path.is_file():
-                raise UserError(f"data.units={self.units_path}: no such file; `voxzoo units extract` writes it")
-            self._units = read_units(path, self.cache_dir)
-        return self._units
-
-    # Position
-
-    def _position(self) -> tuple[int, int] | None:
-        """(epoch, batches done in it) by the trainer's count; None outside of `fit`."""
-        trainer = self.trainer
-        if trainer is None or trainer.state.fn != "fit":
-            return None
-        loop = trainer.fit_loop
-        epoch = int(vars(loop.epoch_progress.current)["processed"]) - (not _in_epoch(loop))
-        return epoch, loop.epoch_loop.batch_progress.current.ready
-
-    def _restored(self, state: dict[str, Any], sampler: BatchSampler) -> None:
-        """Put the restored progress in order before training goes on.
-
-        After a change of the world size (or of the batches in a step) the rest of this epoch is dealt anew: every
-        utterance is taken once. A checkpoint of an epoch's end begins the next epoch: Lightning (2.6) would take one
-        batch more of the finished epoch, or skip the next one, when validation is counted in steps.
-        """
-        trainer = self.trainer
-        if trainer is None:
-            return
-        loop = trainer.fit_loop
-        progress = loop.epoch_loop.batch_progress
-        batch: dict[str, int] = vars(progress.current)
-        old, new = int(state.get("world_size", sampler.world_size)), sampler.world_size
-        running = _in_epoch(loop)
-        epoch = int(vars(loop.epoch_progress.current)["processed"]) - (not running)
-        done, step = batch["processed"], trainer.accumulate_grad_batches
-        sampler.load_state_dict(state)
-        ended = progress.is_last_batch or not running
-        if ended:
-            sampler.seek(epoch + 1, 0, old)
-        elif old != new or done % step:
-            begin = math.ceil(done * old / (new * step)) * step  # a step begins with the first batch of the new deal
-            left, over = sampler.take_over(epoch, old, done, begin)
-            late = f"; {over} utterance{'' if over == 1 else 's'} too few to go round, taken in the next epoch"
-            _say(
-                f"resuming on {_processes(new)} a run of {_processes(old)} at batch {done} of the epoch: the rest of it"
-                f" is dealt anew, {left} batch{'' if left == 1 else 'es'} to each{late if over else ''}"
-            )
-            for name in batch:
-                batch[name] += begin - done
-            ended = left == 0
-            if ended:
-                sampler.seek(epoch + 1, 0)
-        if ended:
-            if vars(progress.total)["completed"] < vars(progress.total)["processed"]:
-                vars(progress.total)["completed"] = vars(progress.total)["processed"]
-                loop.epoch_loop._batches_that_stepped += 1
-            progress.reset_on_run()
-            for count in (vars(loop.epoch_progress.total), vars(loop.epoch_progress.current)):
-                count.update(dict.fromkeys(count, count["processed"] + running))
-        self._follow_length()
-
-    def _follow_length(self) -> None:
-        """Let the trainer ask the sampler how long an epoch is: one that was taken over is not as long as others."""
-        assert self.trainer is not None
-        loader = self.trainer.fit_loop._combined_loader
-        if loader is not None and self.trainer.limit_train_batches == 1.0:
-            loader.limits = None
-
-    def _begun(self, sampler: BatchSampler) -> None:
-        trainer = self.trainer
-        if trainer is None or trainer.state.fn != "fit":
-            return
-        loop = trainer.fit_loop
-        if loop._combined_loader is None or loop._combined_loader.limits is not None:
-            return
-        loop.max_batches = len(sampler)
-        if isinstance(trainer.val_check_interval, float):
-            trainer.val_check_batch = max(1, int(loop.max_batches * trainer.val_check_interval))
-
-    def _refuse_foreign_sampler(self) -> None:
-        trainer = self.trainer
-        if trainer is not None and trainer.world_size > 1 and trainer._accelerator_connector.use_distributed_sampler:
-            raise UserError(
-                "trainer.use_distributed_sampler=true would deal the batches a second time; set it to false"
-                " (the data module deals them to the processes)"
-            )
-
-
-def _in_epoch(loop: Any) -> bool:
-    """Whether Lightning's fit loop is between the beginning and the end of an epoch."""
-    count = vars(loop.epoch_progress.total)
-    return count["started"] > count["processed"]
-
-
-def _processes(count: int) -> str:
-    return f"{count} process{'' if count == 1 else 'es'}"
 
 
 def describe(rows: Iterable[Utterance]) -> dict[str, Any]:
@@ -531,16 +167,3 @@ def describe(rows: Iterable[Utterance]) -> dict[str, Any]:
         "languages": dict(sorted(pairs.items())),
         "speakers": len(speakers),
     }
-
-
-def _few(ids: list[str]) -> str:
-    return ", ".join(ids[:_SHOWN]) + (f" and {len(ids) - _SHOWN} more" if len(ids) > _SHOWN else "")
-
-
-def _count(ids: list[str]) -> str:
-    return f"{len(ids)} utterance{'s' if len(ids) > 1 else ''}"
-
-
-@rank_zero_only
-def _say(line: str) -> None:
-    _log.warning(line)

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path, PurePath
 from typing import Any, overload
 
 import numpy as np
 
+from ..components.errors import UserError
 from .array_file import Arrays, Spill, Texts, TextWriter
 from .derived import arrays_of
 from .manifest import KEYS, PATHS, Scan, Utterance, manifest_rows, read_manifest, scan_manifest
@@ -210,14 +211,81 @@ def _columns(path: Path, folder: Path | None) -> tuple[dict[str, Any], Mapping[s
     if path.suffix not in (".jsonl", ".tsv") or not path.is_file():
         scan_manifest(path)  # says what is wrong
     scan = Scan()
+    rows = (values for _, values, _ in manifest_rows(path, scan))
+
+    def blocks() -> Iterator[list[dict[str, Any]]]:
+        while not scan.faults and (block := list(islice(rows, _BLOCK))):
+            if scan.faults:
+                return
+            yield block
+
+    arrays, unique = _gather(blocks(), folder)
+    if scan.faults or not unique:
+        read_manifest(path)  # says what is wrong
+    return {"extra": dict(scan.extra)}, arrays
+
+
+def rows_of(utterances: Iterable[Utterance], name: str) -> Rows:
+    """Utterances as columns, in order; audio is named as they name it.
+
+    Args:
+        utterances: each with an id of its own, `src_lang`, `audio` or `src_text`, and `tgt_lang` where it has
+            `tgt_text`.
+        name: of what they are, for messages.
+
+    Raises:
+        UserError: there are none, or one lacks something.
+    """
+    rows = (_values(utterance, name) for utterance in utterances)
+
+    def blocks() -> Iterator[list[dict[str, Any]]]:
+        while block := list(islice(rows, _BLOCK)):
+            yield block
+
+    arrays, unique = _gather(blocks(), None)
+    if not len(arrays["duration"]):  # pyright: ignore[reportArgumentType]
+        raise UserError(f"{name}: there are no utterances")
+    made = {key: one.array() if isinstance(one, Spill) else one for key, one in arrays.items()}
+    found = Rows(Arrays({"extra": {}}, made), Path())
+    if not unique:
+        counts = Counter(found.texts("id"))
+        twice = next((one for one, count in counts.items() if count > 1), None)
+        if twice is not None:
+            raise UserError(f"{name}: the id {twice!r} is used {counts[twice]} times; ids must be unique in a split")
+    return found
+
+
+def _values(utterance: Utterance, name: str) -> dict[str, Any]:
+    """What an utterance says, as a row of a manifest does."""
+    values = {key: value for key in KEYS if (value := getattr(utterance, key)) not in (None, "")}
+    for key in PATHS:
+        if isinstance(values.get(key), PurePath):
+            values[key] = str(values[key])
+    wrong = next((key for key, value in values.items() if key != "duration" and not isinstance(value, str)), None)
+    if wrong is not None:
+        raise UserError(f"{name}: utterance {values.get('id')!r}: {wrong}={values[wrong]!r}: expected text")
+    for key in ("src_text", "tgt_text"):
+        if key in values:
+            values[key] = values[key].strip()
+    missing = [key for key in ("id", "src_lang") if not values.get(key)]
+    if not values.get("audio") and not values.get("src_text"):
+        missing.append("audio (or src_text)")
+    if values.get("tgt_text") and not values.get("tgt_lang"):
+        missing.append("tgt_lang")
+    if missing:
+        raise UserError(f"{name}: utterance {values.get('id', '')!r} has no {', '.join(missing)}")
+    if not 0 < values.get("duration", 1) < math.inf:
+        seconds = values["duration"]
+        raise UserError(f"{name}: utterance {values['id']!r}: duration={seconds!r}: expected seconds above 0")
+    return values
+
+
+def _gather(blocks: Iterable[list[dict[str, Any]]], folder: Path | None) -> tuple[dict[str, np.ndarray | Spill], bool]:
+    """Columns of rows, and whether there are some and no two ids have one hash."""
     texts = {name: TextWriter(folder) for name in _TEXTS}
     labels = {name: _LabelColumn() for name in (*_LABELS, *_FOLDERS)}
-    durations: list[np.ndarray] = []
-    names: list[np.ndarray] = []
-    rows = (values for _, values, _ in manifest_rows(path, scan))
-    while not scan.faults and (block := list(islice(rows, _BLOCK))):
-        if scan.faults:
-            break
+    durations, names = [np.empty(0, np.float64)], [np.empty(0, np.int64)]
+    for block in blocks:
         ids = [values["id"] for values in block]
         names.append(np.fromiter(map(hash, ids), np.int64, len(ids)))
         durations.append(np.array([values.get("duration", math.nan) for values in block], np.float64))
@@ -230,13 +298,11 @@ def _columns(path: Path, folder: Path | None) -> tuple[dict[str, Any], Mapping[s
             parts = [_parted(values.get(key, "")) for values in block]
             labels[f"{key}_folder"].add([before for before, _ in parts])
             texts[key].add([name for _, name in parts])
-    hashes = np.sort(np.concatenate(names)) if names else np.empty(0, np.int64)
-    if scan.faults or not len(hashes) or (hashes[1:] == hashes[:-1]).any():
-        read_manifest(path)  # says what is wrong
+    hashes = np.sort(np.concatenate(names))
     arrays: dict[str, np.ndarray | Spill] = {"duration": np.concatenate(durations)}
     for name, column in (*texts.items(), *labels.items()):
         arrays.update({name + behind: array for behind, array in column.arrays().items()})
-    return {"extra": dict(scan.extra)}, arrays
+    return arrays, len(hashes) > 0 and not (hashes[1:] == hashes[:-1]).any()
 
 
 def _parted(path: str) -> tuple[str, str]:
@@ -250,7 +316,7 @@ def _parted(path: str) -> tuple[str, str]:
 class _LabelColumn:
     def __init__(self) -> None:
         self._table: dict[str, int] = {}
-        self._codes: list[np.ndarray] = []
+        self._codes = [np.empty(0, np.int32)]
 
     def add(self, texts: Sequence[str]) -> None:
         table = self._table

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .audio import AudioError, audio_seconds
+from .audio import AudioError, AudioFiles
 from .collator import FROM_SPEECH
 from .manifest import Utterance
 from .rows import Rows
@@ -222,7 +222,7 @@ def as_task(row: Utterance, task: str) -> Utterance:
     return replace(row, task=task, audio=None, duration=None)
 
 
-def measure_files(rows: Rows, key: str, places: np.ndarray) -> tuple[np.ndarray, dict[int, str]]:
+def measure_files(rows: Rows, key: str, places: np.ndarray, audio: AudioFiles) -> tuple[np.ndarray, dict[int, str]]:
     """Seconds of the files of some rows, from their headers, and what is wrong with the file of a row; each file is
     read once."""
     hashes = np.fromiter(map(hash, rows.paths(key, places)), np.int64, len(places))
@@ -230,7 +230,7 @@ def measure_files(rows: Rows, key: str, places: np.ndarray) -> tuple[np.ndarray,
     seconds, wrong = np.zeros(len(first)), {}
     for number, path in enumerate(rows.paths(key, places[first])):
         try:
-            seconds[number] = audio_seconds(path or "")
+            seconds[number] = audio.seconds(path or "")
         except AudioError as error:
             wrong[number] = str(error)
     bad = np.flatnonzero(np.isin(which, list(wrong))) if wrong else ()

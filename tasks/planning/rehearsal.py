@@ -22,6 +22,7 @@ from ...components.roles import Tokenizer
 from ...components.types import Batch, Padded
 from ...configs.build import build
 from ...configs.targets import allow_list
+from ...datamodules.selection import Items
 from ..distributed.strategies import units
 from ..runs.assembly import assemble, set_up
 from ..task import Task
@@ -87,8 +88,9 @@ class Rehearsal:
             data = build(config.data, allowed=self.allowed, tokenizer=self.tokenizer, frontend=None)
         except UserError:
             return self._assume(length, "no manifest is given (data.train)")
-        if data.corpus is not None and not data.corpus.is_prepared:
-            return self._assume(length, "the built-in corpus is not made yet (`voxzoo train` makes it)")
+        unprepared = data.unprepared()
+        if unprepared is not None:
+            return self._assume(length, unprepared)
         if data.units_path is None or not Path(data.units_path).is_file():
             needs -= {"units"}  # a stage that has not run makes them; they have the length of the speech
         data.longest_seconds = self.task.longest_seconds
@@ -96,21 +98,19 @@ class Rehearsal:
             items, batches, oversized = data.plan(needs, self.setting.devices)
         except (UserError, OSError) as error:
             return self._assume(length, f"the training data cannot be read: {error}")
-        slowest = min(data.speed_perturb, default=1.0)
-        units = data._read_units() if "units" in needs else {}
+        units = data.read_units() if "units" in needs else {}
 
         def sizes(index: int) -> Sizes:
             item = items[index]
-            spoken = data._measure(item.tgt_audio) if "target_speech" in needs and item.tgt_audio else 0.0
-            seconds = min((item.duration or 0.0) / slowest, taken)
+            spoken = data.target_seconds(item) if "target_speech" in needs else 0.0
+            seconds = min((item.duration or 0.0) / data.slowest, taken)
             return self._sizes(seconds, spoken or seconds, item, units.get(item.id))
 
         def padded(batch: Sequence[int], of: Callable[[int], float]) -> float:
             return max(of(i) for i in batch) * len(batch)
 
-        # By columns: an utterance is made of a row each time it is touched.
-        seconds = np.nan_to_num(items.durations()).tolist().__getitem__
-        letters = items.characters().tolist().__getitem__
+        lengths, characters = _columns(items)
+        seconds, letters = lengths.__getitem__, characters.__getitem__
         most = [
             max(batches, key=lambda batch: (padded(batch, seconds), padded(batch, letters))),
             max(batches, key=lambda batch: (padded(batch, letters), padded(batch, seconds))),
@@ -121,7 +121,7 @@ class Rehearsal:
         if "target" in needs and self.tokenizer is not None:
             tokens = sum(len(self.tokenizer.encode(item.tgt_text)) + 1 for item in items)
         return Data(
-            f"{data.corpus.folder if data.corpus is not None else data._paths['train']}",
+            data.source(),
             utterances=len(items),
             hours=math.fsum(seconds(i) for i in range(len(items))) / 3600,
             target_tokens=tokens,
@@ -368,6 +368,13 @@ class Rehearsal:
         if key != "batch_size" and data.get("batch_size") and count > data.batch_size:
             found["batch_size"] = count
         return found
+
+
+def _columns(items: Sequence[Any]) -> tuple[list[float], list[int]]:
+    """Seconds of the source speech, 0 for text, and characters of the longer side, of each utterance."""
+    if isinstance(items, Items):  # by columns: an utterance is made of a row each time it is touched
+        return np.nan_to_num(items.durations()).tolist(), items.characters().tolist()
+    return [item.duration or 0.0 for item in items], [max(len(item.src_text), len(item.tgt_text)) for item in items]
 
 
 def learning_bytes(module: nn.Module) -> int:

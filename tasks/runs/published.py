@@ -11,9 +11,9 @@ from typing import Any, Literal
 import torch
 from omegaconf import DictConfig, OmegaConf
 
+from ...components import parts
 from ...components.converters import PublishedModel, to_transformers
 from ...components.errors import UserError
-from ...components.roles import ROLES
 from ...configs.check import require_valid
 from ...configs.compose import CONFIG_DIR, compose, to_yaml
 from ...configs.targets import allow_list
@@ -88,7 +88,7 @@ def run_config(model: PublishedModel, folder: Path) -> DictConfig:
     config = compose([f"task={choice}", "data=manifest"])
     OmegaConf.set_struct(config, False)
     config.name, config.root = folder.name, str(folder.parent)
-    for role in ROLES:
+    for role in parts():
         config[role] = nodes.get(role, {"_target_": None})
     config.task = OmegaConf.merge(config.task, task)
     config.model_type = model.model_type

@@ -159,7 +159,7 @@ def choose_rows(
             f"the data asks for {', '.join(asked)}, but this run can do "
             + (", ".join(sorted(model.modes)) or "no task, it is a part alone")
         )
-    items = data.loader(split, tasks=tuple(wanted), needs=model.serving_needs(), batch_size=1).dataset.items
+    items = data.utterances(split, tasks=tuple(wanted), needs=model.serving_needs())
     first = {row.id for row in data.rows(split)[:limit]}
     rows = [replace(item, task=wanted[item.task]) for item in items if item.id in first]
     dropped = [

@@ -18,7 +18,7 @@ from voxzoo.components import SentencePieceTokenizer
 from voxzoo.components.errors import UserError
 from voxzoo.components.tokenizer import train_sentencepiece
 from voxzoo.datamodules import SpeechTranslationData, Utterance, array_file, derived, read_manifest, rows
-from voxzoo.datamodules.audio import AudioError, audio_seconds
+from voxzoo.datamodules.audio import AudioError, AudioFiles, audio_seconds
 from voxzoo.datamodules.collator import FROM_SPEECH, TASKS
 from voxzoo.datamodules.rows import open_rows
 from voxzoo.datamodules.selection import Limits, as_task, measure_files, select
@@ -317,7 +317,7 @@ def test_what_is_chosen_is_what_is_judged_one_by_one(folder, seed):
 
     chosen = select(
         found, tasks, needs, limits=limits, units=units, count=characters if count else None,
-        measure=lambda key, places: measure_files(found, key, places),
+        measure=lambda key, places: measure_files(found, key, places, AudioFiles()),
     )  # fmt: skip
     items, seconds, tokens, dropped = [], [], [], {}
     for one in found:
@@ -350,7 +350,7 @@ def test_a_file_of_several_rows_is_measured_once_and_not_again(folder, monkeypat
     )
     read = []
     monkeypatch.setattr(
-        "voxzoo.datamodules.selection.audio_seconds", lambda path: read.append(Path(path).name) or audio_seconds(path)
+        "voxzoo.datamodules.audio.audio_seconds", lambda path: read.append(Path(path).name) or audio_seconds(path)
     )
     data = make(path, tasks={"s2tt": True})
     for _ in range(2):

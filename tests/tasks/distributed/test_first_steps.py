@@ -18,7 +18,7 @@ pytest.importorskip("espeakng_loader")
 PACKAGE = '''
 from torch.nn import functional
 from voxzoo.components.layers import activations
-from voxzoo.datamodules import SpeechTranslationData, datamodule
+from voxzoo.datamodules import SpeechTranslationData
 from voxzoo.datamodules.batching import BatchSampler
 
 activations.ACTIVATIONS["relu"] = functional.gelu
@@ -47,12 +47,8 @@ class _Pairs(BatchSampler):
 class Joined(SpeechTranslationData):
     """The same with batches of twice the size."""
 
-    def _loader(self, split, **settings):
-        datamodule.BatchSampler = _Pairs if split == "train" else BatchSampler
-        try:
-            return super()._loader(split, **settings)
-        finally:
-            datamodule.BatchSampler = BatchSampler
+    def batch_sampler(self, **settings):
+        return (_Pairs if settings["name"] == "train" else BatchSampler)(**settings)
 '''
 TWO = ["trainer.devices=2", "trainer.accelerator=cpu", "trainer.precision=32-true", "trainer.max_epochs=-1"]
 HOW = {

@@ -1,0 +1,420 @@
+"""`UtteranceData`: rows to batches, planned, cached and resumed. The base of data modules that say their rows.
+
+Letters: W world size.
+"""
+
+from __future__ import annotations
+
+import signal
+import zlib
+from abc import abstractmethod
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.data import Dataset
+
+from ..components.errors import UserError
+from ..components.roles import DataModule, Frontend, Tokenizer
+from .audio import AudioFiles
+from .batching import BatchSampler, Item
+from .collator import TASKS, Collator
+from .feature_cache import CacheDtype, FeatureCache
+from .loader import ResumableLoader
+from .manifest import Utterance
+from .resume import follow_epoch, position, restore, say
+from .rows import Rows, rows_of
+from .selection import Items, Limits, Selection, measure_files, select
+from .token_counts import count_tokens
+from .units import read_units
+
+_SHOWN = 5
+_LANGUAGES = ("src_lang", "tgt_lang")
+
+
+def _outlive_signals(worker: int) -> None:
+    """A worker ends with the process that reads from it, not by a signal to all of their group: that process finishes
+    its step first."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+        signal.signal(number, signal.SIG_IGN)
+
+
+class _Utterances(Dataset[Utterance]):
+    """(epoch, index) -> utterance, with the speed that this epoch plays it at."""
+
+    def __init__(self, items: Sequence[Utterance], speeds: Sequence[float], seed: int) -> None:
+        self.items, self.speeds, self.seed = items, speeds, seed
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def __getitem__(self, item: Item) -> Utterance:
+        epoch, index = item
+        utterance = self.items[index]
+        if not self.speeds or utterance.audio is None:
+            return utterance
+        draw = zlib.crc32(f"{self.seed} {epoch} {utterance.id}".encode())
+        return replace(utterance, speed=self.speeds[draw % len(self.speeds)])
+
+
+_NEEDS = frozenset({"speech", "target"})
+
+
+class UtteranceData(DataModule):
+    """Batches of utterances for every task of the zoo, the same on 1 or W processes and after a restart.
+
+    A class of one's own says its rows, by `splits` and `read`; it hands what it does not use itself to this constructor
+    (`**options`). All else follows: batches under budgets, dealt to ranks, the feature cache, workers, exact resume,
+    and what `voxzoo check` plans.
+
+    Args:
+        frontend: waveform to features; needed by tasks that read speech.
+        tokenizer: needed by tasks that read or write text; may be set after the texts were read to train it.
+        units: JSON lines of {"id", "units": [...]}: target units, one per frame, joined by id.
+        tasks: which of s2tt, asr, t2tt, s2st, t2st each row becomes; a batch holds one of them. `asr` takes the source
+            text and language as target.
+        batch_seconds: most padded seconds of audio in a batch.
+        batch_tokens: most padded target tokens in a batch (the longer side for text input).
+        batch_size: most utterances in a batch.
+        min_seconds, max_seconds: shorter and longer training and validation audio is dropped, and said.
+        max_tokens: longer target texts are dropped from training and validation, and said.
+        speed_perturb: factors, one of which is drawn for each (seed, epoch, id) in training; [] is none. Batches are
+            planned for the slowest.
+        num_workers: processes that read data; 0 reads in the training process.
+        cache_dir: folder of the feature cache, and of the columns of large manifests; None computes features and reads
+            manifests each time.
+        cache_dtype: float16 halves the feature cache; features are rounded to it, also when they are fresh.
+        seed: of the order of batches and of the speeds.
+
+    Attributes:
+        needs: names of the `Batch` fields that the task reads; a trainer's task says them itself.
+        longest_seconds: longest speech that the task takes, None for any; a trainer's task says it itself.
+        dropped: split -> reason -> ids, of the loaders made so far.
+        audio: reads what rows name as their audio; files, unless a class says otherwise. Picklable.
+
+    Raises:
+        UserError: contradictory settings; later, data that cannot be used.
+    """
+
+    audio: AudioFiles = AudioFiles()
+
+    def __init__(
+        self,
+        *,
+        frontend: Frontend | None = None,
+        tokenizer: Tokenizer | None = None,
+        units: str | None = None,
+        tasks: dict[str, bool] | None = None,
+        batch_seconds: float | None = None,
+        batch_tokens: int | None = None,
+        batch_size: int | None = None,
+        min_seconds: float = 0.1,
+        max_seconds: float | None = None,
+        max_tokens: int | None = None,
+        speed_perturb: Sequence[float] = (),
+        num_workers: int = 0,
+        cache_dir: str | None = None,
+        cache_dtype: CacheDtype = "float32",
+        seed: int = 1,
+    ) -> None:
+        super().__init__()
+        chosen = {"s2tt": True} if tasks is None else dict(tasks)
+        unknown = [name for name in chosen if name not in TASKS]
+        if unknown or not any(chosen.values()):
+            raise UserError(f"data.tasks={chosen}: expected some of {', '.join(TASKS)} to be true")
+        wrong = [factor for factor in speed_perturb if not 0.5 <= factor <= 2]
+        if wrong:
+            raise UserError(f"data.speed_perturb={list(speed_perturb)}: expected factors from 0.5 to 2")
+        if max_seconds is not None and max_seconds <= min_seconds:
+            raise UserError(f"data.max_seconds={max_seconds}: expected more than min_seconds={min_seconds}")
+        if batch_seconds is None and batch_tokens is None and batch_size is None:
+            raise UserError("data needs a budget: set batch_seconds, batch_tokens or batch_size")
+        self.frontend, self.tokenizer = frontend, tokenizer
+        self.units_path = units
+        self.tasks = tuple(name for name in TASKS if chosen.get(name))
+        self.budget = {"batch_seconds": batch_seconds, "batch_tokens": batch_tokens, "batch_size": batch_size}
+        self.min_seconds, self.max_seconds, self.max_tokens = min_seconds, max_seconds, max_tokens
+        self.speed_perturb = tuple(float(factor) for factor in speed_perturb)
+        self.slowest = min(self.speed_perturb, default=1.0)
+        self.num_workers, self.seed = num_workers, seed
+        self.cache_dir = cache_dir
+        self.cache_dtype: CacheDtype = cache_dtype
+        self.needs = _NEEDS
+        self.longest_seconds = None
+        self.dropped = {}
+        self._rows: dict[str, Rows] = {}
+        self._units: Mapping[str, np.ndarray] | None = None
+        self._seconds: dict[str, float] = {}
+        self._measured: dict[tuple[str, str], np.ndarray] = {}
+
+    # Reading
+
+    @abstractmethod
+    def splits(self) -> tuple[str, ...]:
+        """Names of what there is: `train`, `valid`, and test sets in their order."""
+
+    @abstractmethod
+    def read(self, split: str) -> Iterable[Utterance]:
+        """The utterances of a split, in an order that is always the same, after `prepare_data`; asked for once. Ids are
+        unique in a split. `audio` is a path, or whatever the class's `audio` reads; where `duration` is not said, it is
+        read from the file's header."""
+
+    def setup(self, stage: str) -> None:
+        """Ask the trainer's task what it reads, where nobody has said it."""
+        task = self.trainer.lightning_module if self.trainer is not None else None
+        if self.needs is _NEEDS:
+            self.needs = getattr(task, "needs", _NEEDS)
+        if self.longest_seconds is None:
+            self.longest_seconds = getattr(task, "longest_seconds", None)
+
+    def rows(self, split: str) -> Rows:
+        """What `read` says, as columns; `test` is the first test set. Raises UserError for an unknown split or faulty
+        rows."""
+        split = self._resolve(split)
+        if split not in self._rows:
+            found = self.read(split)
+            self._rows[split] = found if isinstance(found, Rows) else rows_of(found, f"{type(self).__name__}: {split}")
+        return self._rows[split]
+
+    def _resolve(self, split: str) -> str:
+        names = self.splits()
+        if split not in names and split == "test":
+            tests = [name for name in names if name not in ("train", "valid")]
+            if tests:
+                return tests[0]
+        if split not in names:
+            raise UserError(f"split {split!r}: this data has {', '.join(names)}")
+        return split
+
+    def languages(self) -> tuple[str, ...]:
+        """All language codes of all splits, sorted."""
+        found = {name for split in self.splits() for key in _LANGUAGES for name in self.rows(split).labels(key)}
+        return tuple(sorted(found - {""}))
+
+    def texts(self, split: str = "train") -> Iterator[str]:
+        """Source and target texts of a split, for training a tokenizer."""
+        rows = self.rows(split)
+        for pair in zip(rows.texts("src_text"), rows.texts("tgt_text")):
+            yield from filter(None, pair)
+
+    # Loaders
+
+    def train_dataloader(self) -> ResumableLoader:
+        """Shuffled batches; goes on where the trainer's restored progress stands."""
+        self._refuse_foreign_sampler()
+        return self._loader("train", training=True)
+
+    def val_dataloader(self) -> ResumableLoader | list[Any]:
+        """Every validation utterance once, over all ranks."""
+        self._refuse_foreign_sampler()
+        return self._loader("valid", training=False) if "valid" in self.splits() else []
+
+    def test_dataloader(self) -> list[ResumableLoader]:
+        """One loader for each test split, in the order of `splits`."""
+        self._refuse_foreign_sampler()
+        return [self.loader(split) for split in self.splits() if split not in ("train", "valid")]
+
+    def loader(
+        self,
+        split: str,
+        *,
+        tasks: Iterable[str] | None = None,
+        needs: Iterable[str] | None = None,
+        batch_seconds: float | None = None,
+        batch_tokens: int | None = None,
+        batch_size: int | None = None,
+    ) -> ResumableLoader:
+        """Every utterance of a split once over all ranks, longest first, also those without a reference.
+
+        Args:
+            split: a name of `splits`, or `test`.
+            tasks: in place of the data module's.
+            needs: `Batch` fields, in place of the data module's.
+            batch_seconds, batch_tokens, batch_size: in place of the data module's budget, if any is given.
+        """
+        budget = {"batch_seconds": batch_seconds, "batch_tokens": batch_tokens, "batch_size": batch_size}
+        return self._loader(
+            self._resolve(split),
+            training=False,
+            keep_all=True,
+            tasks=self.tasks if tasks is None else tuple(tasks),
+            needs=self.needs if needs is None else frozenset(needs),
+            budget=budget if any(value is not None for value in budget.values()) else None,
+        )
+
+    def collator(self, needs: Iterable[str] | None = None) -> Collator:
+        """What makes a batch of utterances, with this module's frontend, tokenizer, units, speakers and cache."""
+        needs = self.needs if needs is None else frozenset(needs)
+        cache = None
+        if self.cache_dir is not None and self.frontend is not None and "speech" in needs:
+            cache = FeatureCache(Path(self.cache_dir) / "features", self.frontend.fingerprint, self.cache_dtype)
+            cache.join()
+        return Collator(
+            self.frontend,
+            self.tokenizer,
+            needs,
+            units=self.read_units() if "units" in needs else None,
+            speakers=self.speakers() if "speaker" in needs else None,
+            cache=cache,
+            audio=self.audio,
+        )
+
+    def speakers(self) -> dict[str, int]:
+        """Speaker label -> index, over the training data, sorted."""
+        return {name: place for place, name in enumerate(sorted(self.rows("train").labels("speaker") - {""}))}
+
+    def _loader(
+        self,
+        split: str,
+        *,
+        training: bool,
+        keep_all: bool = False,
+        tasks: tuple[str, ...] | None = None,
+        needs: frozenset[str] | None = None,
+        budget: dict[str, Any] | None = None,
+    ) -> ResumableLoader:
+        needs = self.needs if needs is None else needs
+        items, speeds, sampler = self._sampler(split, training, keep_all, tasks, needs, budget)
+        if sampler.oversized:
+            over = items.ids(sampler.oversized)
+            say(f"{split}: {_count(over)} alone exceed the budget of a batch; each is a batch of its own: {_few(over)}")
+        loader = ResumableLoader(
+            _Utterances(items, speeds, self.seed),
+            sampler=sampler,
+            position=(lambda: position(self.trainer)) if training else None,
+            options={
+                "collate_fn": self.collator(needs),
+                "num_workers": self.num_workers,
+                "persistent_workers": self.num_workers > 0,
+                "worker_init_fn": _outlive_signals,
+                "pin_memory": torch.cuda.is_available(),
+            },
+        )
+        if training:
+            loader.restored = lambda state: restore(self.trainer, state, sampler)
+            loader.begun = lambda: follow_epoch(self.trainer, sampler)
+        return loader
+
+    def plan(self, needs: Iterable[str], world_size: int = 1) -> tuple[Items, list[list[int]], list[int]]:
+        """What training would read: its utterances with their seconds, the batches of the first epoch over all ranks,
+        as indices, and those that exceed a budget alone. Reads the manifest and headers of audio, no audio."""
+        items, _, sampler = self._sampler("train", True, False, None, frozenset(needs), None, world_size)
+        return items, sampler.plan(0), sampler.oversized
+
+    def utterances(self, split: str, *, tasks: Iterable[str], needs: Iterable[str]) -> Items:
+        """What of a split can be served, also without a reference; `dropped` says the rest."""
+        unbounded = dict.fromkeys(self.budget)
+        return self._select(self._resolve(split), True, tuple(tasks), frozenset(needs), unbounded).items
+
+    def _sampler(
+        self,
+        split: str,
+        training: bool,
+        keep_all: bool,
+        tasks: tuple[str, ...] | None,
+        needs: frozenset[str],
+        budget: dict[str, Any] | None,
+        world_size: int | None = None,
+    ) -> tuple[Items, Sequence[float], BatchSampler]:
+        """Utterances, the speeds they are played at, and which of them form batches."""
+        budget = budget or self.budget
+        chosen = self._select(split, keep_all, tasks or self.tasks, needs, budget)
+        speeds = self.speed_perturb if training else ()
+        sampler = self.batch_sampler(
+            seconds=chosen.seconds / min(speeds) if speeds else chosen.seconds,
+            tokens=chosen.tokens,
+            groups=chosen.items.groups(),
+            shuffle=training,
+            seed=self.seed,
+            world_size=world_size,
+            name=split,
+            **budget,
+        )
+        return chosen.items, speeds, sampler
+
+    def batch_sampler(self, **settings: Any) -> BatchSampler:
+        """Which utterances form a batch, in which order; for a class that forms batches in a way of its own.
+
+        Args:
+            settings: for `BatchSampler`, with the lengths, tokens and groups of n utterances.
+        """
+        return BatchSampler(**settings)
+
+    def _select(
+        self, split: str, keep_all: bool, tasks: tuple[str, ...], needs: frozenset[str], budget: dict[str, Any]
+    ) -> Selection:
+        """Utterances with their task, seconds and tokens, without those that cannot be used."""
+        counted = budget["batch_tokens"] is not None or (self.max_tokens is not None and not keep_all)
+        tokenizer = self.tokenizer if counted else None
+        if counted and tokenizer is None:
+            raise UserError("batch_tokens and max_tokens count tokens: give the data a tokenizer")
+        units = self.read_units() if "units" in needs else {}
+        slowest = self.slowest if split == "train" else 1.0
+        rows = self.rows(split)
+        chosen = select(
+            rows,
+            tasks,
+            needs,
+            limits=None
+            if keep_all
+            else Limits(self.min_seconds, self.max_seconds, self.longest_seconds, slowest, self.max_tokens),
+            units=units,
+            count=None if tokenizer is None else lambda key, places: count_tokens(rows, key, places, tokenizer),
+            measure=lambda key, places: self._measure_rows(rows, split, key, places),
+        )
+        self.dropped[split] = chosen.dropped
+        total = len(rows) * len(tasks)
+        for reason, ids in chosen.dropped.items():
+            say(f"{split}: dropped {len(ids)} of {total}, {reason}: {_few(ids)}")
+        if not len(chosen.items):
+            reasons = "; ".join(f"{len(ids)} {reason}" for reason, ids in chosen.dropped.items())
+            raise UserError(f"{split}: none of {total} utterances can be used: {reasons}")
+        return chosen
+
+    def _measure_rows(self, rows: Rows, split: str, key: str, places: np.ndarray) -> tuple[np.ndarray, dict[int, str]]:
+        """As `measure_files`; a file that could be read is not read again."""
+        known = self._measured.setdefault((split, key), np.full(len(rows), np.nan))
+        new = places[np.isnan(known[places])]
+        seconds, wrong = measure_files(rows, key, new, self.audio)
+        good = ~np.isin(new, list(wrong))
+        known[new[good]] = seconds[good]
+        return np.nan_to_num(known[places]), wrong
+
+    def target_seconds(self, utterance: Utterance) -> float:
+        """Seconds of the target speech, from the header of its file; 0 where there is none."""
+        path = utterance.tgt_audio
+        if not path:
+            return 0.0
+        if path not in self._seconds:
+            self._seconds[path] = self.audio.seconds(path)
+        return self._seconds[path]
+
+    def read_units(self) -> Mapping[str, np.ndarray]:
+        """Utterance id -> (U,) int32. Raises UserError where there is no file of units."""
+        if self._units is None:
+            if self.units_path is None:
+                raise UserError("the task reads units: set data.units to what `voxzoo units extract` wrote")
+            path = Path(self.units_path)
+            if not path.is_file():
+                raise UserError(f"data.units={self.units_path}: no such file; `voxzoo units extract` writes it")
+            self._units = read_units(path, self.cache_dir)
+        return self._units
+
+    def _refuse_foreign_sampler(self) -> None:
+        trainer = self.trainer
+        if trainer is not None and trainer.world_size > 1 and trainer._accelerator_connector.use_distributed_sampler:
+            raise UserError(
+                "trainer.use_distributed_sampler=true would deal the batches a second time; set it to false"
+                " (the data module deals them to the processes)"
+            )
+
+
+def _few(ids: list[str]) -> str:
+    return ", ".join(ids[:_SHOWN]) + (f" and {len(ids) - _SHOWN} more" if len(ids) > _SHOWN else "")
+
+
+def _count(ids: list[str]) -> str:
+    return f"{len(ids)} utterance{'s' if len(ids) > 1 else ''}"
