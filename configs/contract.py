@@ -41,7 +41,9 @@ def check_choices(
     """
     from ..components.roles import ROLES
 
-    chosen = [key for key, _, _ in (override.partition("=") for override in overrides) if key in ROLES and key != "data"]
+    chosen = [
+        key for key, _, _ in (override.partition("=") for override in overrides) if key in ROLES and key != "data"
+    ]
     if not chosen:
         raise UserError(f"name what to check as ROLE=CHOICE, such as adaptor=conv; roles: {', '.join(ROLES)}")
     tiny = [f"{role}=tiny" for role in ROLES if role not in chosen]
