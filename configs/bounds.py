@@ -13,12 +13,16 @@ from typing import Any
 
 import torch
 from lightning.pytorch.accelerators import AcceleratorRegistry
+from lightning.pytorch.callbacks import Callback
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from ..components.errors import UserError
 from .build import build
+from .optimisation import told_as_users, try_optimizer, try_schedule
 from .targets import allow_list
+
+_SOME_STEPS = 1000  # of a run that is counted in epochs
 
 Found = Iterator[tuple[str, str]]
 """(key, what is wrong with its value) each."""
@@ -78,7 +82,7 @@ def faults_of_values(config: DictConfig, faulty: Callable[[str], bool]) -> Found
         value = _value(config, key)
         if _is_number(value) and (problem := bound.problem(value)):
             yield key, problem
-    made = {"data": _make_data, "checkpoint": _make_checkpoints, "optim": _make_optimizer, "schedule": _make_schedule}
+    made = {"data": _make_data, "checkpoint": _make_checkpoints}
     for key, problem in {
         "trainer.limit_train_batches": _counted(_value(config, "trainer.limit_train_batches"), "of the batches"),
         "trainer.val_check_interval": _interval(config),
@@ -94,6 +98,8 @@ def faults_of_values(config: DictConfig, faulty: Callable[[str], bool]) -> Found
     for root, make in made.items():
         if not faulty(root):
             yield from make(config)
+    yield from _make_steps(config, faulty)
+    yield from _make_callbacks(config, faulty)
 
 
 def _value(config: DictConfig, key: str, default: Any = None) -> Any:
@@ -208,24 +214,42 @@ def _make_checkpoints(config: DictConfig) -> Found:
     yield from _tried(lambda: build(node), config, "checkpoint")
 
 
-def _make_optimizer(config: DictConfig) -> Found:
-    node = config.get("optim")
-    if not isinstance(node, DictConfig) or not str(node.get("_target_")).startswith("torch."):
-        return
-    if _is_number(node.get("lr")) and BOUNDS["optim.lr"].problem(node.lr):
-        return
-    parameter = torch.nn.Parameter(torch.empty(2, 2, device="meta"))
-    yield from _tried(lambda: build(node)([parameter]), config, "optim")
+def _make_steps(config: DictConfig, faulty: Callable[[str], bool]) -> Found:
+    """What optimizer and schedule have against their values, and the schedule against the length of the run."""
+    optim, schedule, allowed = config.get("optim"), config.get("schedule"), allow_list(config)
+    optimizer: Any = torch.optim.SGD([torch.nn.Parameter(torch.ones(2)) for _ in range(2)], lr=0.1)
+    rate = _value(config, "optim.lr")
+    if not faulty("optim") and _names(optim) and not (_is_number(rate) and BOUNDS["optim.lr"].problem(rate)):
+        made = []
+        yield from _tried(lambda: made.append(try_optimizer(optim, allowed)), config, "optim")
+        optimizer = made[0] if made else None
+    steps, epochs = (_value(config, f"trainer.max_{unit}") for unit in ("steps", "epochs"))
+    total = steps if isinstance(steps, int) and steps > 0 else None if epochs == -1 else _SOME_STEPS
+    if optimizer is not None and not faulty("schedule") and _names(schedule):
+        yield from _tried(lambda: try_schedule(schedule, optimizer, total, allowed), config, "schedule")
 
 
-def _make_schedule(config: DictConfig) -> Found:
-    """What a schedule has against a run without an end."""
-    node = config.get("schedule")
-    limits = [_value(config, f"trainer.{key}") for key in ("max_steps", "max_epochs")]
-    if not isinstance(node, DictConfig) or not str(node.get("_target_")).startswith("voxzoo.") or limits != [-1, -1]:
-        return
-    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.empty(1, device="meta"))])
-    yield from _tried(lambda: build(node)(optimizer, total_steps=None), config, "schedule")
+def _make_callbacks(config: DictConfig, faulty: Callable[[str], bool]) -> Found:
+    """What callbacks have against their values."""
+    for name, node in (config.get("callbacks") or {}).items():
+        key = f"callbacks.{name}"
+        if faulty(key):
+            continue
+        if not _names(node):
+            yield key, "expected a map with _target_, the class of a Lightning callback"
+            continue
+        yield from _tried(lambda node=node: _try_callback(node, allow_list(config)), config, key)
+
+
+def _try_callback(node: DictConfig, allowed: tuple[str, ...]) -> None:
+    with told_as_users(node):
+        made = build(node, allowed=allowed)
+    if not isinstance(made, Callback):
+        raise UserError(f"{type(made).__name__} is not a lightning.pytorch.callbacks.Callback")
+
+
+def _names(node: Any) -> bool:
+    return isinstance(node, DictConfig) and isinstance(node.get("_target_"), str)
 
 
 def _tried(make: Callable[[], Any], config: DictConfig, root: str) -> Found:

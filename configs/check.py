@@ -20,6 +20,7 @@ from omegaconf.errors import OmegaConfBaseException
 from ..components.errors import UserError
 from .build import build
 from .compose import compose
+from .optimisation import FACTORIES
 from .pretrained import KEY
 from .signatures import parameters_of
 from .targets import allow_list, locate
@@ -272,7 +273,9 @@ class _Walker:
                         f"{found.__name__} takes no {key!r}, which it is given: add `{key}=None` to its"
                         " constructor, or take `**options` and hand them to `UtteranceData`",
                     )
-        partial = bool(node.get("_partial_"))
+        later = path in FACTORIES  # called with the parameters or the optimizer first, maybe with the run's length
+        partial = bool(node.get("_partial_")) and not later
+        given = ("self", *([*list(parameters)[:1], "total_steps"] if later else []))
         accepts_any = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
         for key in node:
             key = str(key)
@@ -298,7 +301,7 @@ class _Walker:
                     parameter.VAR_KEYWORD,
                     parameter.VAR_POSITIONAL,
                 )
-                if required and key not in node.keys() and key != "self":  # noqa: SIM118
+                if required and key not in node.keys() and key not in given:  # noqa: SIM118
                     self.add(f"{path}.{key}", f"{found.__name__} needs a value for this")
 
 

@@ -12,11 +12,13 @@ from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
+from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from ..components.errors import UserError
 from ..components.losses.adversarial import discriminator_loss, feature_matching_loss, generator_loss, mean_score
 from ..components.roles import Discriminator, UnitExtractor, UnitVocoder
 from ..components.types import Batch, Loss, Reconstruction, Statistic
+from ..configs.optimisation import make_schedule
 from ..configs.targets import class_of
 from .distributed.gradients import parameter_groups
 from .distributed.precision import precision_name
@@ -100,6 +102,9 @@ class GanVocoder(UnitVocoderTask):
         precision = precision_name(OmegaConf.select(config, "trainer.precision"))
         if precision in ("bf16-true", "16-true"):
             faults.append(("trainer.precision", f"{precision} rounds the networks; take bf16-mixed"))
+        schedule = class_of(config.get("schedule"), config)
+        if schedule is not None and issubclass(schedule, ReduceLROnPlateau):
+            faults.append(("schedule", "ReduceLROnPlateau steers one optimizer by validation; GanVocoder has two"))
         for role in ("vocoder", "discriminator"):
             if OmegaConf.select(config, f"freeze.{role}"):
                 faults.append((f"freeze.{role}", "GanVocoder trains both; task=unit_vocoder trains a vocoder alone"))
@@ -159,7 +164,7 @@ class GanVocoder(UnitVocoderTask):
         if self._make_schedule is None:
             return optimizers
         steps = self.total_steps()
-        schedules = [self._make_schedule(optimizer, total_steps=steps) for optimizer in optimizers]
+        schedules = [make_schedule(self._make_schedule, optimizer, steps) for optimizer in optimizers]
         return optimizers, [{"scheduler": schedule, "interval": "step"} for schedule in schedules]
 
     def training_step(self, batch: Batch, batch_idx: int) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]

@@ -5,6 +5,7 @@ Letters: B batch.
 
 from __future__ import annotations
 
+import sys
 import time
 from abc import ABC, abstractmethod
 from bisect import bisect_right
@@ -19,12 +20,14 @@ from lightning_utilities.core.rank_zero import rank_zero_warn
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
+from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from ..components.errors import UserError, few
 from ..components.layers.lora import hold_statistics
 from ..components.roles import Frontend, Tokenizer
 from ..components.search import SearchOptions
 from ..components.types import Batch, Loss, Prediction, Statistic
+from ..configs.optimisation import make_schedule
 from ..configs.targets import class_of
 from ..datamodules.collator import FROM_SPEECH, TASKS
 from .checkpoints.files import misfit
@@ -214,8 +217,26 @@ class Task(LightningModule, ABC):
         optimizer = self._make_optimizer(parameter_groups(self))
         if self._make_schedule is None:
             return optimizer
-        schedule = self._make_schedule(optimizer, total_steps=self.total_steps())
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+        schedule = make_schedule(self._make_schedule, optimizer, self.total_steps())
+        settings: dict[str, Any] = {"scheduler": schedule, "interval": "step"}
+        if isinstance(schedule, ReduceLROnPlateau):  # stepped by `_step_plateau`; Lightning would do so between, too
+            settings |= {"monitor": self._monitor, "frequency": sys.maxsize, "strict": False}
+        return {"optimizer": optimizer, "lr_scheduler": settings}
+
+    @property
+    def _monitor(self) -> str:
+        return str((self.config.get("checkpoint") or {}).get("monitor", "valid/loss"))
+
+    def _step_plateau(self, metrics: Mapping[str, float]) -> None:
+        """Give a schedule that waits for plateaus what validation found, before a checkpoint keeps its state."""
+        for one in [] if self.trainer.sanity_checking else self.trainer.lr_scheduler_configs:
+            if isinstance(one.scheduler, ReduceLROnPlateau):
+                if self._monitor not in metrics:
+                    known = ", ".join(metrics)
+                    raise UserError(
+                        f"checkpoint.monitor={self._monitor}, for the schedule: validation measures {known}"
+                    )
+                one.scheduler.step(metrics[self._monitor])
 
     def total_steps(self) -> int | None:
         """Steps of the whole run, for schedules; None where nothing ends it."""
@@ -359,6 +380,7 @@ class Task(LightningModule, ABC):
         means = self._means(self._totals)
         metrics = {f"valid/{n}": m for n, m in means.items()}
         metrics["valid/loss"] = self._weighted_mean(_losses_among(means, self._totals))
+        self._step_plateau(metrics)
         # Lightning draws curves over `step` where it is given; its own count is one less than that of training.
         self.log_dict({**metrics, "step": float(self.trainer.global_step)}, rank_zero_only=False)
         self._window_started = 0.0  # the time validation took is not training time

@@ -21,6 +21,7 @@ from ...components.layers.blocks import RECOMPUTE
 from ...components.roles import Tokenizer
 from ...components.types import Batch, Padded
 from ...configs.build import build
+from ...configs.optimisation import factory
 from ...configs.targets import allow_list
 from ...datamodules.selection import Items
 from ..distributed.strategies import units
@@ -73,7 +74,7 @@ class Rehearsal:
     def _optimizer(self, like: Rehearsal | None) -> OptimizerFootprint:
         """Of this task, or what it is of another by the bytes that learn."""
         if like is None:
-            optimizer = build(self.config.optim, allowed=self.allowed)
+            optimizer = factory(self.config.optim, self.allowed)
             return simulate_optimizer(optimizer, self.task, self.setting.kind)
         rate = learning_bytes(self.task) / learning_bytes(like.task)
         return OptimizerFootprint(int(like.optimizer.states * rate), int(like.optimizer.step * rate))

@@ -17,7 +17,9 @@ from ...components.errors import UserError
 from ...components.roles import Tokenizer
 from ...components.types import Adapted, Batch, Judgement, Loss, Padded, Reconstruction, UnitOutput
 from ...configs.build import build
+from ...configs.optimisation import factory, make_schedule
 from ...configs.targets import allow_list
+from ..distributed.gradients import parameter_groups
 from ..runs.assembly import assemble, set_up
 from ..task import Task
 from ..voices import made_up_languages, told_to_vocoder
@@ -34,6 +36,7 @@ _CALLS = {
 }
 _SECONDS = (5.0, 3.1)
 _SUBWORDS = (14, 9)
+_STEPS = 1000  # of a run that is counted in epochs
 
 
 @dataclass
@@ -87,12 +90,32 @@ def trace(config: DictConfig, serving: bool = True) -> list[Row]:
             raise
         except Exception as error:
             raise UserError(f"{type(task).__name__}: {_first_line(error)}") from error
+        _make_steps(task, config, allowed)
     owned = sum(p.numel() for part in task.parts().values() for p in part.parameters())
     rest = sum(p.numel() for p in task.parameters()) - owned
     if rest:
         learn = sum(p.numel() for p in task.parameters() if p.requires_grad) - sum(r.trainable for r in rows.values())
         rows["task"] = Row("(heads)", type(task).__name__, "", "", rest, learn)
     return list(rows.values())
+
+
+def _make_steps(task: Task, config: DictConfig, allowed: tuple[str, ...]) -> None:
+    """Optimizer and schedule over the parameters that learn: values for each group fit their number."""
+    if not any(parameter.requires_grad for parameter in task.parameters()):
+        return
+    key = "optim"
+    try:
+        optimizer = factory(config.optim, allowed)(parameter_groups(task))
+        key, make = "schedule", factory(config.schedule, allowed)
+        if make is not None:
+            limit = config.trainer.get("max_steps")
+            make_schedule(make, optimizer, limit if isinstance(limit, int) and limit > 0 else _STEPS)
+    except UserError:
+        raise
+    except (TypeError, ValueError, IndexError) as error:
+        raise UserError(f"{key}: {_first_line(error)}") from error
+    except RuntimeError:
+        return  # fused kernels are for parameters on a device
 
 
 def fake_batch(task: Task, frontend: Any) -> Batch:

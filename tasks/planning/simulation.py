@@ -411,7 +411,7 @@ def simulate(
                 for p, gradient in zip(trainable, before, strict=True):
                     p.grad = gradient
             with _autocast(kind, autocast):
-                losses = task.losses(batch)
+                losses, _ = task.measure(batch)
                 total = task.weighted(losses)
             del losses
             found.forward, found.casts = ledger.live, ledger.casts

@@ -12,7 +12,8 @@ from omegaconf import DictConfig, OmegaConf
 
 from ...components.errors import UserError
 from ...configs.compose import to_yaml
-from ...configs.targets import present_path
+from ...configs.optimisation import takes_length
+from ...configs.targets import allow_list, locate, present_path
 from ..checkpoints.files import write_atomically
 from ..training.schedules import OF_ANY_LENGTH
 
@@ -58,12 +59,24 @@ def settle_config(folder: Path, text: str) -> None:
 
 def _is_longer(old: Any, new: Any) -> bool:
     """Whether a run is asked for more steps or epochs, each of them as it would have been."""
-    schedule = str(OmegaConf.select(new, "schedule._target_")).rpartition(".")[2]
-    if schedule not in OF_ANY_LENGTH:
+    if not _of_any_length(new):
         return False
     pairs = [(OmegaConf.select(old, key), OmegaConf.select(new, key)) for key in _LENGTH]
     pairs = [tuple(math.inf if value in (None, -1) else value for value in pair) for pair in pairs]
     return any(before != after for before, after in pairs) and all(before <= after for before, after in pairs)
+
+
+def _of_any_length(config: Any) -> bool:
+    """Whether the schedule's rate at a step does not depend on how long the run is: of ours by name, else where it does
+    not ask for that."""
+    path = str(OmegaConf.select(config, "schedule._target_"))
+    if path.rpartition(".")[2] in OF_ANY_LENGTH:
+        return True
+    try:
+        within = OmegaConf.select(config, "schedule.schedulers")  # that may ask for it
+        return not within and not path.startswith("voxzoo.") and not takes_length(locate(path, allow_list(config)))
+    except (ImportError, PermissionError):
+        return False
 
 
 def _settled(config: Any, free: Sequence[str] = ()) -> list[str]:

@@ -21,6 +21,7 @@ from ...components.tokenizer import train_sentencepiece
 from ...configs.build import build
 from ...configs.check import require_valid
 from ...configs.compose import active_stages, compose, to_yaml
+from ...configs.optimisation import factory
 from ...configs.targets import allow_list, class_of
 from ..checkpoints.files import AtomicCheckpointIO, Checkpointer, write_atomically
 from ..checkpoints.mapped import mapped_parts, materialise
@@ -240,7 +241,7 @@ def build_for_training(config: DictConfig, folder: Path, *, empty: bool = True) 
         for name, reference in task.references.items():
             count, source = len(reference["tensors"]), reference["source"]
             say(f"checkpoints leave {count} frozen tensors of {name} to {source} (sha256 {reference['sha256'][:12]})")
-    task.attach_optimizer(build(config.optim, allowed=allowed), build(config.schedule, allowed=allowed))
+    task.attach_optimizer(factory(config.optim, allowed), factory(config.schedule, allowed))
     return task
 
 
