@@ -1,13 +1,17 @@
 """What the pages of the manual show is run."""
 
 import ast
+import json
 import re
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 import soundfile
+import tiny_models
 import torch
+from pages import PAGES, ROOT, Block, Shell, blocks, tiny
 from voxzoo.components.converters.compat import markdown
 from voxzoo.components.converters.published import load_part
 from voxzoo.components.errors import UserError
@@ -16,19 +20,12 @@ from voxzoo.tasks import load_run
 from voxzoo.tasks.commands.cli import main
 from voxzoo.tasks.planning.shapes import trace
 
-ROOT = Path(__file__).resolve().parent.parent
-README = (ROOT / "README.md").read_text()
-PAGES = {
-    str(path.relative_to(ROOT)): path.read_text(encoding="utf-8")
-    for path in sorted([ROOT / "README.md", *ROOT.glob("*/README.md"), *ROOT.glob("configs/*/README.md")])
-}
+README = PAGES["README.md"]
 
 
 def block(words: str, kind: str = "python") -> str:
-    """The one code block with these words in it, of all pages."""
-    manual = "\n".join(PAGES.values())
-    (found,) = [text for text in re.findall(rf"```{kind}\n(.*?)```", manual, re.DOTALL) if words in text]
-    return found
+    """The first code block with these words in it, of all pages."""
+    return next(each.text for page in PAGES for each in blocks(page) if each.language == kind and words in each.text)
 
 
 def test_the_first_page_is_short():
@@ -52,11 +49,97 @@ def test_links_lead_to_what_exists(name: str):
             assert not anchor or anchor in anchors(path.read_text(encoding="utf-8")), link
 
 
-TINY = [
-    *("data=tiny", "frontend=tiny", "speech_encoder=tiny", "adaptor=tiny", "text_seq2seq=tiny", "tokenizer=tiny"),
-    *("trainer.max_steps=2", "trainer.val_check_interval=2", "frontend.stack=2", "tokenizer.vocab_size=200"),
-    "data.batch_seconds=20",
-]
+def clip(path: Path, seconds: float = 1.0) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    soundfile.write(path, 0.3 * np.sin(2 * np.pi * 300 * np.arange(int(16000 * seconds)) / 16000), 16000)
+
+
+def manifests(folder: Path) -> None:
+    """Rows with the keys of the one that the page shows."""
+    row = json.loads(block('"src_text"', "json"))
+    for split, texts in zip(
+        ("train", "valid", "test"), (tiny_models.TEXTS[:-4], tiny_models.TEXTS[-4:-2], tiny_models.TEXTS[-2:])
+    ):
+        lines = []
+        for i, text in enumerate(texts):
+            changed = {"id": f"{split}{i}", "audio": f"clips/{split}{i}.wav", "duration": 1 + i % 5 / 10}
+            clip(folder / changed["audio"], changed["duration"])
+            lines.append(json.dumps({**row, **changed, "src_text": text, "tgt_text": text.swapcase()}))
+        (folder / f"{split}.jsonl").write_text("\n".join(lines) + "\n")
+
+
+def encoder(folder: Path) -> None:
+    transformers = pytest.importorskip("transformers")
+    sizes = {"hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 20}
+    transformers.Wav2Vec2BertModel(transformers.Wav2Vec2BertConfig(**sizes)).save_pretrained(folder / "w2v-bert-2.0")
+
+
+def whisper(folder: Path) -> None:
+    transformers = pytest.importorskip("transformers")
+    stacks = {f"{stack}_{key}": value for stack in ("encoder", "decoder") for key, value in
+              {"layers": 2, "attention_heads": 2, "ffn_dim": 20}.items()}  # fmt: skip
+    config = transformers.WhisperConfig(d_model=16, max_source_positions=1500, num_mel_bins=80, **stacks)
+    transformers.WhisperForConditionalGeneration(config).save_pretrained(folder / "whisper-base")
+
+
+# What pages take for given: words of a block, and what makes it.
+FILES = {
+    "w2v-bert-2.0/": encoder,
+    "whisper-base": whisper,
+    r"\btrain\.jsonl": manifests,
+    r"\bclip\.wav": lambda folder: clip(folder / "clip.wav"),
+    "seamless-m4t-v2-large/": lambda folder: tiny_models.seamless_m4t_v2(folder / "seamless-m4t-v2-large"),
+    "nllb-200-distilled-600M/": lambda folder: tiny_models.nllb(folder / "nllb-200-distilled-600M"),
+}
+
+
+@pytest.fixture
+def shell(voxzoo, shared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Shell, in the folder that is the current one too."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("VOXZOO_CACHE", str(shared / "corpora"))
+    environment = {"VOXZOO_CACHE": str(shared / "corpora")}
+
+    def quickstart(folder: Path) -> None:
+        if not (folder / "runs" / "quickstart").exists():
+            words = tiny(["experiment=quickstart", "t2u=none"])
+            assert voxzoo("train", *words, cwd=folder, env=environment).returncode == 0
+
+    return partial(Shell, tmp_path, voxzoo, {**FILES, "load_run": quickstart}, environment)
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_what_a_page_shows_is_run(page: str, shell):
+    """In order, in one folder: what stands in a block finds what the blocks before it made."""
+    session = shell(trains=False)
+    for each in blocks(page):
+        if each.mark != "not run":
+            session.run(each)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("page", [page for page in PAGES if any(each.mark == "test-all" for each in blocks(page))])
+def test_all_that_a_page_shows_is_run(page: str, shell):
+    session = shell(trains=True)
+    for each in blocks(page):
+        if each.mark != "not run":
+            session.run(each)
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_every_block_is_seen_and_says_why_it_is_not_run(page: str):
+    seen = list(blocks(page))
+    assert len(re.findall(r"^\s*(```|~~~)", PAGES[page], re.MULTILINE)) == 2 * len(seen)
+    assert len(re.findall(r"<!-- (?:not run|test-all)", PAGES[page])) == sum(bool(each.mark) for each in seen)
+    for each in seen:
+        assert not each.mark or len(each.reason.split()) > 2, str(each)
+
+
+@pytest.mark.parametrize("text", ["ls\n", "voxzoo check adaptor=nonesuch\n", "$ voxzoo check\nnever said\n"])
+def test_a_block_that_does_not_do_what_it_shows_fails(text: str, shell):
+    with pytest.raises(AssertionError) as error:
+        shell(trains=True).run(Block("README.md", 7, "", text, "", ""))
+    assert error.value.__notes__ == ["in README.md:7"]
 
 
 def test_parts_from_python():
@@ -66,29 +149,13 @@ def test_parts_from_python():
     assert names["adaptor"].input_dim == names["encoder"].output_dim
 
 
-@pytest.mark.slow
-def test_train_and_predict_from_python(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("VOXZOO_CACHE", str(tmp_path / "cache"))
-    training, prediction = block("import train"), block("load_run(")
-    quickstart = '["experiment=quickstart", "t2u=none"]'
-    assert quickstart in training
-    # The same lines on tiny parts.
-    exec(training.replace(quickstart, repr(["experiment=quickstart", "t2u=none", *TINY])), {})
-    time = np.arange(16000) / 16000
-    soundfile.write("clip.wav", 0.3 * np.sin(2 * np.pi * 300 * time), 16000)
-    names: dict = {}
-    exec(prediction, names)
-    assert isinstance(names["task"].predict(names["batch"])[0].text, str)
-
-
 def test_a_trainer_of_ones_own(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("VOXZOO_CACHE", str(tmp_path / "cache"))
     lines, words = block("import prepare"), '["experiment=quickstart", "t2u=none", "name=by_hand"]'
     assert words in lines
     names: dict = {}
-    exec(lines.replace(words, repr([*ast.literal_eval(words), *TINY])).replace("max_steps=100", "max_steps=2"), names)
+    exec(lines.replace(words, repr(tiny(ast.literal_eval(words)))).replace("max_steps=100", "max_steps=2"), names)
     (checkpoint,) = tmp_path.glob("lightning_logs/*/checkpoints/*.ckpt")
     assert load_run(checkpoint).task.config["run_dir"] == names["task"].config["run_dir"]
     hand_made = type(names["task"])(**{**names["task"].parts(), "tokenizer": names["task"].tokenizer, "frontend": None})
@@ -121,35 +188,14 @@ def test_the_table_of_switches_is_the_one_the_code_has():
     assert markdown() in PAGES["components/README.md"]
 
 
-@pytest.fixture
-def published(tmp_path: Path) -> Path:
-    """A small w2v-BERT, NLLB and Whisper under the names that the manual uses."""
-    transformers = pytest.importorskip("transformers")
-    sizes = {"hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 20}
-    transformers.Wav2Vec2BertModel(transformers.Wav2Vec2BertConfig(**sizes)).save_pretrained(tmp_path / "w2v-bert-2.0")
-    stacks = {f"{stack}_{key}": value for stack in ("encoder", "decoder") for key, value in
-              {"layers": 2, "attention_heads": 2, "ffn_dim": 20}.items()}  # fmt: skip
-    nllb = transformers.M2M100Config(d_model=16, vocab_size=300, scale_embedding=True, **stacks)
-    transformers.M2M100ForConditionalGeneration(nllb).save_pretrained(tmp_path / "nllb-200-distilled-600M")
-    whisper = transformers.WhisperConfig(d_model=16, max_source_positions=1500, num_mel_bins=80, **stacks)
-    transformers.WhisperForConditionalGeneration(whisper).save_pretrained(tmp_path / "whisper-base")
-    return tmp_path
-
-
-def test_parts_of_different_models_in_one_config(published: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.chdir(published)
-    folder = published / "my_configs" / "experiment"
+def test_parts_of_different_models_in_one_config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    folder = tmp_path / "my_configs" / "experiment"
     folder.mkdir(parents=True)
     (folder / "mixed.yaml").write_text(block("my_configs/experiment/mixed.yaml", "yaml"))
-    # These folders hold no tokenizer.
-    words = [
-        "experiment=mixed",
-        "tokenizer=tiny",
-        "tokenizer.vocab_size=300",
-        "data.train=t.jsonl",
-        "data.batch_size=2",
-    ]
-    config = compose(words, config_dirs=["my_configs"])
+    for name in ("w2v-bert-2.0/", "nllb-200-distilled-600M/"):
+        FILES[name](tmp_path)
+    config = compose(["experiment=mixed", "data.train=t.jsonl", "data.batch_size=2"], config_dirs=["my_configs"])
     assert [str(fault) for fault in check(config)] == []
     assert (config.adaptor.input_dim, config.adaptor.output_dim) == (24, 16)
     assert [row.part for row in trace(config)] == ["speech_encoder", "adaptor", "text_seq2seq", "(heads)"]
@@ -157,12 +203,6 @@ def test_parts_of_different_models_in_one_config(published: Path, monkeypatch: p
         loaded = load_part(build(config[role]), role, config[role].pretrained)
         assert loaded.state
         assert not loaded.missing
-
-
-def test_published_models_from_python(published: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.chdir(published)
-    exec(block("from_transformers("), {})
-    assert (published / "again" / "model.safetensors").exists()
 
 
 def test_every_trap_has_a_test():
