@@ -24,7 +24,7 @@ class Part(LightningModule, ABC):
     """Names of its lists of layers, which are computed again, compiled and cut into shards one by one; (): it has none.
     None: `layers`, else every list of blocks of one class (`layers.blocks`)."""
     exempt: Mapping[str, str] = {}
-    """Check of `components.contract` -> why this part need not pass it; `learns NAME` for one parameter."""
+    """Check of `components.contract` -> why this part need not pass it; `learns NAME` for one parameter or module."""
 
     def log(self, *args: Any, **kwargs: Any):
         raise RuntimeError(f"{type(self).__name__} is a part: return losses and let the task log them")
@@ -203,6 +203,8 @@ class TextToUnit(Part):
 
     input_dim: int
     num_units: int
+    num_tokens: int | None = None
+    """Rows of the tokenizer that `set_characters` must be told of; None: any number."""
     num_languages: int | None = None
     """Languages that it is told by `lang`, (B,) int64, in `forward` and `generate`; None: it takes no `lang`."""
     default_language: int | None = None

@@ -63,6 +63,8 @@ class ConformerAdaptor(Adaptor):
         self.kernel_size = kernel_size
         self.stride = stride
         self.leak_padding = leak_padding
+        if leak_padding:
+            self.exempt = dict.fromkeys(("padding", "alone", "gradients"), "leak_padding: the published leak")
         widths_differ = input_dim != output_dim
         inner = dropout if ffn_inner_dropout is None else ffn_inner_dropout
         self.projection = nn.Linear(input_dim, output_dim) if widths_differ else None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import io
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -21,24 +22,39 @@ class Modules:
 
     Args:
         part: in any state; it is not changed.
-        ways: in which it is called.
+        ways: gives those in which it is called.
         again: builds another one like it; None: what needs one is not asked.
+        ready: makes a copy that can be called.
+        renew: the same for one whose state was loaded, where that does not hold what `ready` did.
     """
 
-    def __init__(self, part: Part, ways: Sequence[Way], again: Callable[[], Any] | None) -> None:
-        self.part, self.ways, self.again = part, ways, again
-        self._subject: Any = None
+    def __init__(
+        self,
+        part: Part,
+        ways: Callable[[Any], list[Way]],
+        again: Callable[[], Any] | None,
+        ready: Callable[[Any], Any] | None = None,
+        renew: Callable[[Any], Any] | None = None,
+    ) -> None:
+        self.given, self.again = part, again
+        self._ways, self._ready, self._renew = ways, ready or copy.deepcopy, renew or (lambda other: other)
 
-    @property
+    @functools.cached_property
+    def part(self) -> Any:
+        """As it is, ready to be called."""
+        return self._ready(self.given)
+
+    @functools.cached_property
+    def ways(self) -> list[Way]:
+        return self._ways(self.part)
+
+    @functools.cached_property
     def subject(self) -> Any:
         """A copy that shows what a fresh part may hide."""
-        if self._subject is None:
-            self._subject = lively(self.part)
-        return self._subject
+        return lively(self.part)
 
     def checks(self) -> Iterator[Check]:
-        yield "runs", self.runs
-        yield "silent", self.silent
+        """All but the first two, `silent` and `runs`."""
         yield "inputs", self.inputs
         yield "deterministic", self.deterministic
         yield "padding", self.padding
@@ -61,7 +77,7 @@ class Modules:
         return None
 
     def silent(self) -> str | None:
-        part = copy.deepcopy(self.part).train()
+        part = copy.deepcopy(self.part)
         heard: list[str] = []
 
         def hear(name: str) -> Callable[..., Any]:
@@ -78,11 +94,12 @@ class Modules:
         watched |= {name: look(name) for name in ("trainer", "global_step", "current_epoch", "logger", "fabric")}
         part.__class__ = type(type(part).__name__, (type(part),), watched)
         for way in self.ways:
+            part.train(way.learns)
             try:
                 way(part, batch(way.rows))
             except Exception:
                 if not heard:
-                    raise
+                    return None  # `runs` says so
             if heard:
                 return f"{way.name} {heard[0]}: return losses and let the task log, and pass in what it needs to know"
         return None
@@ -102,10 +119,9 @@ class Modules:
 
     def deterministic(self) -> str | None:
         for way in self.ways:
-            first = dict(way.call(self.subject, *batch(way.rows))) if way.learns else way(self.subject, batch(way.rows))
-            second = self._quietly(self.subject, way)
-            if way.learns and "losses" in way.name:
-                continue  # crops are drawn
+            first = self._quietly(self.subject, way)
+            with torch.no_grad():  # the state of random numbers is not the same
+                second = first if way.draws else dict(way.call(self.subject, *batch(way.rows)))
             words = differences(second, first, way, 0.0)
             if words:
                 return f"{words} when it is called again in evaluation mode: draw random numbers in training only"
@@ -190,22 +206,29 @@ class Modules:
 
     def learns(self) -> str | None:
         part = lively(self.part).train()
-        exempt = dict(self.part.exempt)
-        for way in self.ways:
-            if way.learns:
-                total = sum(_objective(value) for value in way(part, batch(way.rows)).values())
-                if isinstance(total, Tensor) and total.requires_grad:
-                    total.backward()
+        exempt = self.part.exempt
+        for seed in range(4):  # what dropping layers, masks or a ReLU leave out of one step
+            for way in self.ways:
+                if way.learns:
+                    total = sum(_objective(value) for value in way(part, batch(way.rows), seed).values())
+                    if isinstance(total, Tensor) and total.requires_grad:
+                        total.backward()
+            waiting = [
+                (name, parameter)
+                for name, parameter in part.named_parameters()
+                if parameter.requires_grad and not any(f"learns {above}" in exempt for above in _above(name))
+                if parameter.grad is None or not bool(parameter.grad.any())
+            ]
+            if not waiting:
+                break
+        for name, parameter in waiting:
+            kind = "no gradient" if parameter.grad is None else "a gradient that is zero"
+            return (
+                f"{name} gets {kind}: look for detach(), no_grad, .data or a result that is not used on its way "
+                f"(or say why in `exempt`, under 'learns {name}')"
+            )
         for name, parameter in part.named_parameters():
-            if not parameter.requires_grad or f"learns {name}" in exempt:
-                continue
-            if parameter.grad is None or not bool(parameter.grad.any()):
-                kind = "no gradient" if parameter.grad is None else "a gradient that is zero"
-                return (
-                    f"{name} gets {kind}: look for detach(), no_grad, .data or a result that is not used on its way "
-                    f"(or say why in `exempt`, under 'learns {name}')"
-                )
-            if not bool(parameter.grad.isfinite().all()):
+            if parameter.grad is not None and not bool(parameter.grad.isfinite().all()):
                 return f"{name} gets a gradient that is not finite"
         return None
 
@@ -221,7 +244,7 @@ class Modules:
         torch.save(part.state_dict(), file)
         file.seek(0)
         torch.manual_seed(2)
-        other = self.again() if self.again is not None else _scrambled(self.part)
+        other = self._renew(self.again()) if self.again is not None else _scrambled(self.part)
         other.load_state_dict(torch.load(file, weights_only=True))
         other.eval()
         for way in self.ways:
@@ -266,7 +289,7 @@ class Modules:
         for name, value in [*part.named_parameters(), *part.named_buffers()]:
             if not value.is_meta:
                 return f"{name} is on {value.device} where the part is built on the meta device: name no device"
-        real = dict(self.part.named_parameters())
+        real = dict(self.given.named_parameters())
         for name, value in part.named_parameters():
             if name not in real or value.shape != real[name].shape:
                 return f"{name} has another shape where the part is built on the meta device"
@@ -351,6 +374,12 @@ class Modules:
                     where = "" if row is None else f", row {row},"
                     return f"{what}{where} is off by {off:.0%}: compute what needs digits in float32"
         return None
+
+
+def _above(name: str) -> list[str]:
+    """A parameter and the modules that hold it: `a.b.c`, `a.b`, `a`."""
+    words = name.split(".")
+    return [".".join(words[:count]) for count in range(len(words), 0, -1)]
 
 
 def _objective(value: Value) -> Any:

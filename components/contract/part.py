@@ -2,21 +2,53 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from ..errors import UserError
 from ..roles import ROLES, Part
+from .frontends import checks_of_frontend
 from .modules import Modules
 from .outcome import Check, Outcome, collect, require
 from .speech import checks_of_adaptor, checks_of_encoder, ways_of_adaptor, ways_of_encoder
+from .text import checks_of_text, ways_of_text
+from .tokenizers import checks_of_tokenizer
+from .units import checks_of_extractor, checks_of_t2u, fitted, prepared_t2u, ways_of_extractor, ways_of_t2u
+from .waveforms import checks_of_discriminator, checks_of_vocoder, ways_of_discriminator, ways_of_vocoder
+from .ways import Way
 
-_WAYS: dict[str, Callable[[Any], list]] = {"speech_encoder": ways_of_encoder, "adaptor": ways_of_adaptor}
-_CHECKS: dict[str, Callable[[Any], Iterator[Check]]] = {
-    "speech_encoder": checks_of_encoder,
-    "adaptor": checks_of_adaptor,
+
+@dataclass(frozen=True)
+class _Contract:
+    """Of one role.
+
+    Attributes:
+        ways: in which the part is called.
+        checks: of the role, besides those of every module; they get the part, and what builds a fresh one or None.
+        ready: makes a copy that can be called, such as a fitted one.
+        told: whether what `ready` does is told to each part anew, and is not saved.
+    """
+
+    ways: Callable[[Any], list[Way]] = lambda part: []
+    checks: Callable[[Any, Callable[[], Any] | None], Iterator[Check]] = lambda part, again: iter(())
+    ready: Callable[[Any], Any] | None = None
+    told: bool = False
+
+
+_CONTRACTS = {
+    "frontend": _Contract(checks=checks_of_frontend),
+    "tokenizer": _Contract(checks=checks_of_tokenizer),
+    "speech_encoder": _Contract(ways_of_encoder, lambda part, _: checks_of_encoder(part)),
+    "adaptor": _Contract(ways_of_adaptor, lambda part, _: checks_of_adaptor(part)),
+    "text_seq2seq": _Contract(ways_of_text, lambda part, _: checks_of_text(part)),
+    "t2u": _Contract(ways_of_t2u, lambda part, _: checks_of_t2u(part), prepared_t2u, told=True),
+    "unit_extractor": _Contract(ways_of_extractor, checks_of_extractor, fitted),
+    "vocoder": _Contract(ways_of_vocoder, lambda part, _: checks_of_vocoder(part)),
+    "discriminator": _Contract(ways_of_discriminator, lambda part, _: checks_of_discriminator(part)),
 }
 
 
@@ -44,13 +76,23 @@ def examine(part: Any, role: str | None = None) -> list[Outcome]:
         with torch.random.fork_rng(devices=[]):
             part = again()
     role = role or role_of(part)
+    if role not in ROLES:
+        near = difflib.get_close_matches(role, ROLES, n=1)
+        raise UserError(f"there is no role {role!r}{f'; did you mean {near[0]!r}?' if near else ''}")
     if not isinstance(part, ROLES[role]):
         base = ROLES[role]
         fault = f"{type(part).__name__} is no {base.__name__}: derive it from voxzoo.components.roles.{base.__name__}"
         return [Outcome("role", fault)]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        return collect(_checks(part, role, again), getattr(part, "exempt", None))
+        exempt = dict(getattr(part, "exempt", None) or {})
+        outcomes = collect(_checks(part, role, again), exempt)
+    known = {outcome.name for outcome in outcomes}
+    unknown = [name for name in exempt if name not in known and not name.startswith("learns ")]
+    if unknown:
+        fault = f"{unknown[0]!r} is no check; there are: {', '.join(sorted(known))}"
+        outcomes.append(Outcome("exempt", fault))
+    return outcomes
 
 
 def role_of(part: Any) -> str:
@@ -63,12 +105,19 @@ def role_of(part: Any) -> str:
 
 
 def _checks(part: Any, role: str, again: Callable[[], Any] | None) -> Iterator[Check]:
-    ways = _WAYS[role](part) if role in _WAYS else []
-    modules = list(Modules(part, ways, again).checks()) if isinstance(part, Part) else []
-    yield from modules[:1]
-    if role in _CHECKS:
-        yield from _CHECKS[role](part)
-    yield from modules[1:]
+    contract = _CONTRACTS[role]
+    if not isinstance(part, Part):
+        yield from contract.checks(part, again)
+        return
+    modules = Modules(part, contract.ways, again, contract.ready, contract.ready if contract.told else None)
+    yield "silent", modules.silent
+    yield "runs", modules.runs
+    try:
+        subject = modules.part
+    except Exception:  # `runs` has said so
+        return
+    yield from contract.checks(subject, again)
+    yield from modules.checks()
 
 
 def _name(part: Any) -> str:

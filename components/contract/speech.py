@@ -11,7 +11,7 @@ from torch import Tensor
 from ..roles import Adaptor, SpeechEncoder
 from ..types import Adapted, Padded
 from .outcome import Check
-from .ways import Way, batch, lively, normal, numbers
+from .ways import SOIL, Way, batch, lively, normal, numbers
 
 _FRAMES = (19, 12, 7, 16)
 _SAMPLES = (2601, 1500, 903, 2048)
@@ -20,6 +20,8 @@ _SAMPLES = (2601, 1500, 903, 2048)
 def ways_of_encoder(part: SpeechEncoder) -> list[Way]:
     width = () if part.input_dim == 1 else (part.input_dim,)
     lengths = _SAMPLES if part.input_dim == 1 else _FRAMES
+    if part.longest_input is not None:
+        lengths = tuple(max(min(n, part.longest_input - SOIL), 1) for n in lengths)
     rows = [(row,) for row in normal(lengths, *width)]
     return [Way("forward", rows, lambda part, speech: {"": part(speech)})]
 

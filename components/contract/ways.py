@@ -6,17 +6,19 @@ Letters: B batch, T steps.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..types import Loss, Padded
 
 Row = tuple[Tensor, ...]
 """The inputs of one row, unpadded: (T, ...), or () for what a row has one of, such as a language."""
+SOIL = 3
+"""Steps that a batch with something in its padding is longer than its longest row."""
 Value = Padded | Loss | Tensor
 """What comes out: a padded batch, the sum of a loss, or (B, ...) of each row."""
 
@@ -31,6 +33,7 @@ class Way:
         call: (part, input of all rows, ...) -> name -> what came out.
         learns: whether gradients flow through it.
         bound: lengths that come out depend on content; on meta tensors they are an upper bound.
+        draws: random numbers are drawn also in evaluation mode, such as crops.
         tolerance: how far numbers may be off, as a part of the largest one.
     """
 
@@ -39,21 +42,19 @@ class Way:
     call: Callable[..., Mapping[str, Value]]
     learns: bool = True
     bound: bool = False
+    draws: bool = False
     tolerance: float = 2e-5
 
-    def __call__(self, part: Any, inputs: Sequence[Any]) -> dict[str, Value]:
-        torch.manual_seed(0)  # crops and dropout
+    def __call__(self, part: Any, inputs: Sequence[Any], seed: int = 0) -> dict[str, Value]:
+        torch.manual_seed(seed)  # of crops and dropout
         return dict(self.call(part, *inputs))
-
-    def without(self, index: int) -> Way:
-        return replace(self, rows=[row for number, row in enumerate(self.rows) if number != index])
 
 
 def batch(rows: Sequence[Row], soil: int | None = None) -> tuple[Any, ...]:
     """Rows -> a `Padded` for each input (or (B,) where a row has one).
 
     Args:
-        soil: seed of what stands in the padding, which is three steps longer then; None: zeros.
+        soil: seed of what stands in the padding, which is `SOIL` steps longer then; None: zeros.
     """
     return tuple(_column(list(column), soil) for column in zip(*rows, strict=True))
 
@@ -65,7 +66,7 @@ def _column(values: list[Tensor], soil: int | None) -> Any:
     if soil is None:
         return padded
     generator = torch.Generator().manual_seed(soil)
-    shape = (len(padded), padded.data.shape[1] + 3, *padded.data.shape[2:])
+    shape = (len(padded), padded.data.shape[1] + SOIL, *padded.data.shape[2:])
     if padded.data.is_floating_point():
         dirt = 30 * torch.randn(shape, generator=generator)
     else:  # ids that there are
@@ -154,14 +155,3 @@ def differences(found: Mapping[str, Value], expected: Mapping[str, Value], way: 
 
 def _of(way: Way, name: str) -> str:
     return way.name if name in ("", way.name) else f"{way.name}, {name}"
-
-
-def grown(value: Value) -> Iterator[Tensor]:
-    """What a gradient flows out of."""
-    tensor = tensors(value)
-    if tensor.is_floating_point() and tensor.requires_grad:
-        yield tensor
-
-
-def own_buffers(part: nn.Module) -> dict[str, Tensor]:
-    return dict(part.named_buffers())

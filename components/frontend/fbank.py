@@ -64,6 +64,8 @@ class Fbank(Frontend):
         self.stack = stack
         self.standardise = standardise
         self.variance_floor = variance_floor
+        if standardise and not variance_floor:
+            self.exempt = {"silence": "variance_floor=0: silence is NaN, as in the original code"}
         self.low_freq = low_freq
         self.high_freq = top
         self.output_dim = num_mel_bins * stack

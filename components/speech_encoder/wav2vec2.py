@@ -147,8 +147,15 @@ class Wav2Vec2Encoder(SpeechEncoder):
         nn.init.zeros_(self.input_projection.bias)
         self.input_dropout = Dropout(input_dropout)
         self.mask_embedding = mask_vector(dim, mask_embedding, mask_time_prob)
+        self.exempt = {}
         if not mask_time_prob:
-            self.exempt = {"learns mask_embedding": "nothing is masked (mask_time_prob=0)"}
+            self.exempt["learns mask_embedding"] = "nothing is masked (mask_time_prob=0)"
+        if layer is not None:
+            behind = [f"layers.{number}" for number in range(layer, num_layers)] + ["norm"] * norm_first
+            self.exempt.update((f"learns {name}", f"lies behind layer={layer}") for name in behind)
+        if leak_padding != "none":
+            leaks = f"leak_padding={leak_padding}: the published leak"
+            self.exempt.update(dict.fromkeys(("padding", "alone", "gradients"), leaks))
         self.masking = SpanMasking(
             mask_time_prob, mask_time_length, mask_time_min, mask_feature_prob, mask_feature_length, mask_feature_min
         )

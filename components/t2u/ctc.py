@@ -97,6 +97,7 @@ class CTCT2U(TextToUnit):
         if upsample_by == "character":
             if vocab_size < 1:
                 raise ValueError("upsample_by='character' needs vocab_size, the rows of the tokenizer")
+            self.num_tokens = vocab_size
             self.character_embedding = nn.Embedding(num_characters, dim, padding_idx=0)
             # Persistent, so that a checkpoint works without its tokenizer.
             self.register_buffer("characters", torch.zeros(vocab_size, max_characters, dtype=torch.int32))

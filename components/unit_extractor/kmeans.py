@@ -152,7 +152,12 @@ class KMeansUnits(UnitExtractor):
                 inputs = Padded(speech.data.new_empty(shape), torch.tensor(steps, device="cpu"))
             else:
                 frontend = self.frontend
-                inputs = Padded.from_list([frontend(row.float().cpu()) for row in speech.unpad()]).to(speech.device)
+                with full_precision(speech.data):
+                    rows = [frontend(row.float().cpu()) for row in speech.unpad()]
+                inputs = Padded.from_list(rows).to(speech.device)
+        # A model that is cast as a whole does not cast what a front end computes.
+        weight = next(self.encoder.parameters(), None)
+        inputs = inputs if weight is None else inputs.with_data(inputs.data.to(weight.dtype))
         if self.layer is None or hasattr(self.encoder, "layer"):
             return self.encoder(inputs)
         caught: list[Any] = []
