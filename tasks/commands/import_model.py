@@ -36,7 +36,7 @@ def run(args: argparse.Namespace) -> dict:
     import torch
 
     from ...components.converters import from_fairseq2, from_transformers
-    from ...components.errors import UserError
+    from ...components.errors import UserError, few
     from ..processes.console import quiet_libraries
     from ..runs.published import write_run
 
@@ -58,7 +58,9 @@ def run(args: argparse.Namespace) -> dict:
         for role, count in counts.items():
             print(f"{role}: {type(model.parts()[role]).__name__}, {count:,} parameters")
         if model.left:
-            print(f"left there: {len(model.left)} tensors ({', '.join(model.left[:3])} ...)")
+            count = len(model.left)
+            what = "tensors that no part uses, such as heads of pre-training and tables that are computed here"
+            print(f"not taken: {count} {what} ({few(model.left, 2)}); all weights of the parts above are filled")
         print(f"done: {folder} ({model.model_type}, {str(config.task._target_).rpartition('.')[2]})")
     return {
         "status": "ok",

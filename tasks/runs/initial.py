@@ -71,8 +71,11 @@ def _load_published(name: str, part: torch.nn.Module, role: str, source: str) ->
 
 def _loaded_line(name: str, loaded: Loaded, source: str) -> str:
     new = f"new: {few(loaded.missing)}" if loaded.missing else "nothing is new"
-    left = f"left there: {few(loaded.beyond)}" if loaded.beyond else "nothing of it is left"
-    return f"{name}: {len(loaded.state)} tensors from {source}; {new}; {left}"
+    if not loaded.beyond:
+        return f"{name}: {len(loaded.state)} tensors from {source}; {new}; all that is there is used"
+    line = f"{name}: {len(loaded.state)} tensors from {source}; {new}"
+    many = f"{len(loaded.beyond)} tensors" if len(loaded.beyond) > 1 else "a tensor"
+    return f"{line}; not used: {many} of layers that this part, as configured, does not have ({few(loaded.beyond, 2)})"
 
 
 def load_parts(task: Task, sources: dict[str, str], run_dir: Path) -> list[str]:

@@ -15,6 +15,7 @@ OF_ANY_LENGTH = frozenset({"constant", "inverse_sqrt", "exponential"})
 
 def inverse_sqrt(optimizer: Optimizer, total_steps: int | None = None, *, warmup_steps: int = 1000) -> LambdaLR:
     """Linear warm-up to the full rate, then rate x sqrt(warmup / step) (Vaswani et al. 2017, section 5.3)."""
+    _refuse(warmup_steps)
     warmup = max(warmup_steps, 1)
     return LambdaLR(optimizer, lambda step: min((step + 1) / warmup, math.sqrt(warmup / (step + 1))))
 
@@ -23,6 +24,7 @@ def cosine(
     optimizer: Optimizer, total_steps: int | None = None, *, warmup_steps: int = 100, final: float = 0.01
 ) -> LambdaLR:
     """Linear warm-up, then half a cosine down to `final` x the full rate at the last step of the run."""
+    _refuse(warmup_steps, final=final)
     total = _required(total_steps, "cosine")
 
     def factor(step: int) -> float:
@@ -38,6 +40,7 @@ def linear(
     optimizer: Optimizer, total_steps: int | None = None, *, warmup_steps: int = 100, final: float = 0.0
 ) -> LambdaLR:
     """Linear warm-up, then linear decay to `final` x the full rate at the last step of the run."""
+    _refuse(warmup_steps, final=final)
     total = _required(total_steps, "linear")
 
     def factor(step: int) -> float:
@@ -57,6 +60,9 @@ def exponential(
     warmup_steps: int = 0,
 ) -> LambdaLR:
     """Linear warm-up times a decay: the rate falls, smoothly, by a factor of `decay` every `every_steps` steps."""
+    _refuse(warmup_steps, decay=decay)
+    if every_steps < 1:
+        raise UserError(f"schedule.every_steps={every_steps}: expected at least 1")
     return LambdaLR(
         optimizer, lambda step: min((step + 1) / max(warmup_steps, 1), 1.0) * decay ** (step / max(every_steps, 1))
     )
@@ -64,6 +70,7 @@ def exponential(
 
 def constant(optimizer: Optimizer, total_steps: int | None = None, *, warmup_steps: int = 0) -> LambdaLR:
     """Linear warm-up, then the full rate."""
+    _refuse(warmup_steps)
     return LambdaLR(optimizer, lambda step: min((step + 1) / max(warmup_steps, 1), 1.0))
 
 
@@ -71,3 +78,11 @@ def _required(total_steps: int | None, name: str) -> int:
     if total_steps is None or total_steps <= 0:
         raise UserError(f"schedule={name} needs the length of the run: set trainer.max_steps or trainer.max_epochs")
     return total_steps
+
+
+def _refuse(warmup_steps: int, **shares: float) -> None:
+    if warmup_steps < 0:
+        raise UserError(f"schedule.warmup_steps={warmup_steps}: expected at least 0")
+    for name, share in shares.items():
+        if not 0 <= share <= 1:
+            raise UserError(f"schedule.{name}={share}: expected a share of the full rate, from 0 to 1")

@@ -17,12 +17,14 @@ from ...configs.targets import allow_list, locate, present_path
 from ..checkpoints.files import write_atomically
 from ..training.schedules import OF_ANY_LENGTH
 
-# What may differ between two calls of the same run: how it is executed, not what it computes.
+# What may differ between two calls of the same run: how it is executed, saved and shown, not what it computes.
 _FREE = (
-    "stage_jobs", "threads", "compile", "activation_checkpointing", "allow", "data.num_workers",
-    "checkpoint.copy_frozen",
+    "stage_jobs", "threads", "compile", "activation_checkpointing", "allow", "max_skipped_steps", "logger", "cache_dir",
+    "data.num_workers", "data.cache_dir", "data.corpus.root", "data.corpus.num_workers",
+    "checkpoint.copy_frozen", "checkpoint.every_steps", "checkpoint.keep_best",
     "trainer.accelerator", "trainer.devices", "trainer.num_nodes", "trainer.strategy",
-    "trainer.accumulate_grad_batches",
+    "trainer.accumulate_grad_batches", "trainer.log_every_n_steps", "trainer.num_sanity_val_steps",
+    "trainer.enable_model_summary", "trainer.enable_progress_bar", "trainer.detect_anomaly", "trainer.profiler",
 )  # fmt: skip
 
 _LENGTH = ("trainer.max_steps", "trainer.max_epochs")
@@ -39,22 +41,38 @@ def settle_config(folder: Path, text: str) -> None:
     """
     path = folder / "config.yaml"
     if path.exists():
-        old, new = OmegaConf.load(path), OmegaConf.create(text)
-        length = _LENGTH if _is_longer(old, new) else ()
-        before, after = _settled(old, length), _settled(new, length)
-        if before != after:
-            changes = [
-                line for line in difflib.unified_diff(before, after, lineterm="", n=1) if line[:3] not in ("---", "+++")
-            ]
-            shown = "\n    ".join(changes[:30])
-            raise UserError(
-                f"{folder} holds a run of another config (- there, + now):\n    {shown}\n"
-                "  Give this run another `name=`, or delete the folder to start over"
-            )
-        if not length:
+        if not _goes_on(folder, OmegaConf.load(path), OmegaConf.create(text)):
             return
         (folder / "done.json").unlink(missing_ok=True)
     write_atomically(path, lambda file: file.write(text.encode()))
+
+
+def refuse_another(folder: Path, config: DictConfig) -> None:
+    """Refuse a config that is not that of the run in a folder, before anything is written: as `settle_config` does once
+    the languages of the data are known.
+
+    Raises:
+        UserError: the folder holds the run of another config.
+    """
+    path = folder / "config.yaml"
+    if path.exists() and not _is_failed_start(folder):
+        old, new = OmegaConf.load(path), config.copy()
+        take_languages(new, old)
+        _goes_on(folder, old, OmegaConf.create(to_yaml(new)))
+
+
+def _goes_on(folder: Path, old: Any, new: Any) -> bool:
+    """Whether the run of the config `old` is made longer by `new`; refuses all else that is another one."""
+    length = _LENGTH if _is_longer(old, new) else ()
+    before, after = _settled(old, length), _settled(new, length)
+    if before == after:
+        return bool(length)
+    changes = [line for line in difflib.unified_diff(before, after, lineterm="", n=1) if line[:3] not in ("---", "+++")]
+    shown = "\n    ".join(changes[:30])
+    raise UserError(
+        f"{folder} holds a run of another config (- there, + now):\n    {shown}\n"
+        "  Give this run another `name=`, or delete the folder to start over"
+    )
 
 
 def _is_longer(old: Any, new: Any) -> bool:
@@ -98,7 +116,7 @@ def forget_failed_start(folder: Path, config: DictConfig) -> None:
     """Give a folder free in which another config failed before it trained anything: what it left is a config and a
     vocabulary. Call it before the vocabulary is read."""
     path = folder / "config.yaml"
-    if not path.exists() or {item.name for item in folder.iterdir()} - _LEFT_BY_A_START:
+    if not path.exists() or not _is_failed_start(folder):
         return
     old, new = OmegaConf.load(path), config.copy()
     take_languages(new, old)
@@ -107,3 +125,8 @@ def forget_failed_start(folder: Path, config: DictConfig) -> None:
         if model and Path(str(model)).parent == folder:
             Path(str(model)).unlink(missing_ok=True)
         path.unlink()
+
+
+def _is_failed_start(folder: Path) -> bool:
+    """Whether a folder holds nothing of a training."""
+    return not {item.name for item in folder.iterdir()} - _LEFT_BY_A_START

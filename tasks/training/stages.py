@@ -60,7 +60,7 @@ def train_stages(
             for name in [n for n, stage in running.items() if stage.ended]:
                 stage = running.pop(name)
                 if stage.code:
-                    raise StageFailed(name, stage.code, stage.last_line)
+                    raise StageFailed(name, stage.code, stage.reason)
                 done.append(name)
                 print(f"[{name}] done in {time.monotonic() - stage.started:.0f} s", file=sys.stderr, flush=True)
             _pass_on(running.values(), 0.05)
@@ -89,11 +89,21 @@ def _in_main_thread() -> bool:
     return threading.current_thread() is threading.main_thread()
 
 
+_ERROR = "voxzoo train: "  # begins what a command says when it fails
+
+
 class StageFailed(UserError):
     """A stage's process ended with an error, which it has printed itself."""
 
-    def __init__(self, name: str, code: int, last_line: str) -> None:
-        super().__init__(f"stage {name} stopped (exit {code}): {last_line or 'see the lines above'}")
+    def __init__(self, name: str, code: int, reason: str) -> None:
+        if code < 0:  # what it said last has nothing to do with it
+            by = signal.Signals(-code).name
+            often = " (out of memory?)" if by == "SIGKILL" else ""
+            super().__init__(
+                f"stage {name} was killed by {by}{often}; the same command goes on from the last save of this stage"
+            )
+        else:
+            super().__init__(f"stage {name} stopped (exit {code}): {reason or 'see the lines above'}")
         self.code = code
 
 
@@ -110,8 +120,9 @@ class _Stage:
     ) -> None:
         self.name = name
         self.started = time.monotonic()
-        self.last_line = ""
+        self.reason = ""  # the error that it has printed, else its last line
         self.speaks = True
+        self._has_said_why = False
         self._begun = ""  # a line that has no end yet
         decoder = codecs.getincrementaldecoder(locale.getencoding())("replace")
         self._decoder = io.IncrementalNewlineDecoder(decoder, translate=True)
@@ -137,9 +148,18 @@ class _Stage:
         *lines, self._begun = (self._begun + self._decoder.decode(content, not content)).split("\n")
         for line in lines if self.speaks else [*lines, self._begun]:
             if line.strip():
-                self.last_line = line.strip()
+                self._note(line.rstrip())
                 with suppress(OSError):  # nobody listens any more: it trains on
                     print(f"[{self.name}] {line.rstrip()}", file=sys.stderr, flush=True)
+
+    def _note(self, line: str) -> None:
+        if line.startswith(_ERROR):
+            self.reason = line.removeprefix(_ERROR)
+            self._has_said_why = True
+        elif not self._has_said_why:
+            self.reason = line.strip()
+        elif line.startswith("  "):  # an error of several lines, such as the faults of a config
+            self.reason += f"\n{line}"
 
     @property
     def ended(self) -> bool:

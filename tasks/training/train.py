@@ -40,8 +40,9 @@ from ..runs.lora import lora_lines
 from ..task import Task
 from .examples import Examples
 from .progress import RunProgress
-from .settling import forget_failed_start, settle_config
+from .settling import forget_failed_start, refuse_another, settle_config
 from .stages import train_stages
+from .throughput import Throughput
 
 
 @stopped_at_once()
@@ -112,6 +113,7 @@ def prepare(
         raise UserError(f"these are several trainings: choose one, stage={' or '.join(active_stages(config))}")
     _require_sound(config)
     folder = Path(config.run_dir)
+    refuse_another(folder, config)
     data = _settle(config, folder)
     torch.manual_seed(config.seed)
     return build_for_training(config, folder, empty=False), data  # who fits it may not load what the folder holds
@@ -128,6 +130,7 @@ def _train_one(config: DictConfig) -> dict[str, Any]:
         torch.set_num_threads(config.threads)
     started = time.monotonic()
     first = not getattr(rank_zero_only, "rank", 0)  # of the processes of one run, the one that writes
+    refuse_another(folder, config)
     with pid_lock(folder) if first else nullcontext():
         data = _settle(config, folder)
         if is_trained(folder):
@@ -249,7 +252,8 @@ def _fit(config: DictConfig, task: Task, data: Any, folder: Path) -> dict[str, A
     allowed = allow_list(config)
     choose_kernels()
     keeper = Checkpointer(folder=str(folder / "checkpoints"), **OmegaConf.to_container(config.checkpoint))  # pyright: ignore[reportCallIssue]
-    callbacks = [Examples(), keeper, RunProgress(), *build(config.callbacks, allowed=allowed).values()]
+    speed = Throughput()
+    callbacks = [Examples(), keeper, RunProgress(), speed, *build(config.callbacks, allowed=allowed).values()]
     precision = precision_settings(config.trainer.get("precision"))
     settings = config.trainer.copy()
     settings.use_distributed_sampler = False  # the data module deals the batches
@@ -281,4 +285,10 @@ def _fit(config: DictConfig, task: Task, data: Any, folder: Path) -> dict[str, A
     finally:
         keeper.restore_handlers()  # once more: Lightning's teardown puts back those it found while training
     metrics = {name: float(value) for name, value in trainer.callback_metrics.items() if name != "step"}
-    return {"task": type(task).__name__, "steps": trainer.global_step, "trainable": counts[0], "metrics": metrics}
+    return {
+        "task": type(task).__name__,
+        "steps": trainer.global_step,
+        "trainable": counts[0],
+        "metrics": metrics,
+        "throughput": speed.figures,
+    }

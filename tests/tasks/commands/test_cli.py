@@ -125,6 +125,26 @@ def test_another_config_in_the_folder_is_refused_with_the_difference(tiny: list[
     assert (run / "checkpoints" / "last.ckpt").stat().st_mtime_ns == before
 
 
+def test_a_refused_train_writes_nothing(tiny: list[str], run: Path, root: Path, call):
+    """Also where the run has no vocabulary in its folder, as an imported one."""
+    folder = root / "kept"
+    shutil.copytree(run, folder)
+    for name in ("tokenizer.model", ".lock", ".turn"):
+        (folder / name).unlink()
+    before = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
+    for words in (["optim.lr=0.5"], ["tokenizer.languages=[spa,eng,fra]"], ["trainer.max_steps=1"]):
+        done = call(*train(tiny, root, "kept", *words))
+        assert done.code == 1
+        assert "holds a run of another config" in done.err
+    assert {path: path.stat().st_mtime_ns for path in folder.rglob("*")} == before
+
+
+def test_a_run_says_how_fast_it_trained(run: Path):
+    speed = json.loads((run / "done.json").read_text())["throughput"]
+    assert speed.keys() == {"steps_per_second", "audio_seconds_per_second"}
+    assert speed["audio_seconds_per_second"] > speed["steps_per_second"] > 0  # batches are of several seconds
+
+
 def test_a_longer_run_goes_on_where_it_ended_as_if_it_had_never_stopped(tiny: list[str], run: Path, root: Path, call):
     """Where the schedule does not depend on the length, as `constant`."""
     longer = [*train(tiny, root, "longer", "logger=none"), "--json"]
