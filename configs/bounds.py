@@ -52,10 +52,13 @@ class Bound:
 
 
 BOUNDS = {
+    "seed": Bound(0, "what random numbers begin with"),
     "max_skipped_steps": Bound(0, "steps in a row without a finite gradient before the run stops"),
     "stage_jobs": Bound(1, "stages side by side"),
     "threads": Bound(1, "threads of one process; null leaves it to torch"),
     "checkpoint.keep_best": Bound(0, "best checkpoints; 0 keeps none"),
+    "data.max_tokens": Bound(1, "tokens of a target text; null takes any"),
+    "data.min_seconds": Bound(0, "seconds; 0 takes any"),
     "data.num_workers": Bound(0, "processes that read data; 0 reads in the training process"),
     "optim.lr": Bound(0, "a rate of 0 trains nothing; freeze.ROLE=true freezes a part", above=True),
     "task.discriminator_lr": Bound(0, "freeze.ROLE=true freezes a part", above=True),

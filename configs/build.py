@@ -48,11 +48,25 @@ def _build(node: Any, allowed: tuple[str, ...], given: dict[str, Any]) -> Any:
             target = locate(path, allowed)
             if node.get("_partial_"):
                 return functools.partial(target, **arguments, **given)
-            return target(**arguments, **given)
+            return _whole(target(**arguments, **given), path)
         except UserError:
             raise
-        except (TypeError, ValueError, ImportError, PermissionError) as error:
+        except (TypeError, ValueError, ArithmeticError, ImportError, PermissionError) as error:
             raise UserError(f"{path}: {error}") from error
     if isinstance(node, list):
         return [_build(value, allowed, {}) for value in node]
     return node
+
+
+def _whole(made: Any, path: str) -> Any:
+    """A part has all attributes that its role states without a value: others read them."""
+    from ..components.roles import ROLES  # with torch, which is there once something is built
+
+    for role in type(made).__mro__:
+        if role in ROLES.values():
+            for name, hint in vars(role).get("__annotations__", {}).items():
+                if name not in vars(role) and not hasattr(made, name):
+                    raise UserError(
+                        f"{path}: has no {name} ({hint}), which each {role.__name__} states: set self.{name}"
+                    )
+    return made

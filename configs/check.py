@@ -37,6 +37,13 @@ _GIVEN = ("tokenizer", "frontend")
 _SETTINGS: dict[str, Any] = {
     "name": str,
     "root": str,
+    "run_dir": str,
+    "stage_dir": str,
+    "cache_dir": str,
+    "compat": str | None,
+    "model_type": str | None,
+    "allow": list[str] | str | None,
+    "callbacks": dict | None,
     "seed": int,
     "max_skipped_steps": int,
     "threads": int | None,
@@ -85,10 +92,11 @@ def check(config: DictConfig) -> list[Fault]:
     from .bounds import faults_of_values
 
     walker = _Walker(config)
-    known = sorted(set(compose()) | {"experiment", "debug"})
+    known = sorted(set(map(str, compose())))
     for key in config:
         if str(key) not in known:
-            walker.add(str(key), f"unknown key{_near(str(key), known)}")
+            lost = "; does the file of the experiment begin with `# @package _global_`?" if key == "experiment" else ""
+            walker.add(str(key), f"unknown key{lost or _near(str(key), known)}")
     for key, hint in _SETTINGS.items():
         problem = _mismatch(OmegaConf.select(config, key), hint)
         if problem:
@@ -97,8 +105,10 @@ def check(config: DictConfig) -> list[Fault]:
         if f"checkpoint.{key}" not in _SETTINGS:
             names = [name.partition(".")[2] for name in _SETTINGS if "." in name]
             walker.add(f"checkpoint.{key}", f"unknown key{_near(str(key), names)}")
+    if config.get("name") == "":
+        walker.add("name", "is empty: expected the name of the run folder, which is root/name")
     for key in BUILT:
-        if key in config:
+        if key in config and not walker.has_fault(key):
             walker.visit(key, walker.raw(config, key), _roles().get(key))
     walker.lora(config.get("lora"))
     for role in _roles():  # a part no task uses is still checked, so that a typo in it is not silent
@@ -248,7 +258,10 @@ class _Walker:
             return
         try:
             found = locate(name, self.allowed)
-        except (ImportError, PermissionError) as error:
+        except PermissionError as error:
+            self.add(f"{path}._target_", f"{error}, or by allow=[{name.split('.')[0]}]")
+            return
+        except ImportError as error:
             self.add(f"{path}._target_", str(error))
             return
         wanted = _classes(hint)

@@ -9,6 +9,7 @@ import logging
 import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
@@ -59,6 +60,7 @@ def compose(overrides: Sequence[str] = (), *, stage: str | None = None, config_d
         lenient.append("hydra.searchpath=[" + ",".join(f"file://{folder}" for folder in searched) + "]")
     folders = (*searched, CONFIG_DIR)
     config = _hydra(lenient, folders)
+    _require_stages(config)
     if stage is not None:
         if stage not in config.stages:
             raise UserError(f"stage {stage!r} is not in this config; stages: {', '.join(config.stages) or 'none'}")
@@ -119,6 +121,34 @@ def active_stages(config: DictConfig) -> list[str]:
     return names
 
 
+_OF_A_STAGE = ("after", "requires", "choose", "set")
+
+
+def _require_stages(config: DictConfig) -> None:
+    """Refuse what no stage has: it would be left out without a word."""
+    stages: Any = config.get("stages")
+    if not isinstance(stages, DictConfig | None):
+        raise UserError(f"stages: {stages!r} is not a map of names to stages")
+    for name, stage in (stages or {}).items():
+        if stage is None:
+            continue
+        if not isinstance(stage, DictConfig):
+            raise UserError(f"stages.{name}: {stage!r} is not a map of {', '.join(_OF_A_STAGE)}")
+        for key in stage:
+            if key not in _OF_A_STAGE:
+                raise UserError(
+                    f"stages.{name}.{key}: a stage has {', '.join(_OF_A_STAGE)}{_nearest(str(key), _OF_A_STAGE)}"
+                )
+        for other in stage.get("after") or ():
+            if other not in stages:
+                raise UserError(f"stages.{name}.after: there is no stage {other!r}{_nearest(str(other), list(stages))}")
+
+
+def _nearest(word: str, choices: Sequence[str]) -> str:
+    near = difflib.get_close_matches(word, choices, n=1)
+    return f"; did you mean {near[0]!r}?" if near else ""
+
+
 def _hydra(overrides: Sequence[str], folders: Sequence[Path]) -> DictConfig:
     """What Hydra composes: kept within the process, since a check asks for the same several times and each takes a
     tenth of a second and more. Another content of the folders is composed anew."""
@@ -161,6 +191,11 @@ def _lenient(override: str, folders: Sequence[Path]) -> str:
             f"override {override!r} does not parse (key=value is expected): {str(error).splitlines()[0]}"
         ) from None
     key = parsed.key_or_group
+    if parsed.is_sweep_override():
+        raise UserError(
+            f"{override}: several values are several runs, each with a name of its own: give one here. "
+            f"A list is {key}=[1,2], a text with commas \"{key}='1,2'\""
+        )
     if not key.strip("/."):
         raise UserError(f"override {override!r} does not parse (key=value is expected): it has no key")
     key = key.lstrip("/")
@@ -168,10 +203,10 @@ def _lenient(override: str, folders: Sequence[Path]) -> str:
     if choices and "." not in key:
         value = parsed.value()
         if not (value in choices or isinstance(value, list) or parsed.is_delete()):
-            near = difflib.get_close_matches(str(value), choices, n=1)
-            hint = f"; did you mean {near[0]!r}?" if near else "."
+            hint = _nearest(str(value), choices) or "."
             raise UserError(f"{override}: there is no such choice{hint} Choices: {', '.join(choices)}")
-        return override
+        # The root chooses of each shipped group already: `+` would choose twice.
+        return override.lstrip("+") if (CONFIG_DIR / key).is_dir() else override
     if override[0] in "+~":
         return override
     return f"++{override}"

@@ -27,12 +27,28 @@ def pretrained_sources(config: DictConfig) -> dict[str, str]:
         try:
             source = node[KEY]
         except OmegaConfBaseException:
+            asked = _written_at(config, role)
+            for_it = "" if asked == role else f"; {role}=pretrained takes it from there"
             raise UserError(
-                f"{role}.{KEY}: give the folder of a published model (or its hub name), as in {role}.{KEY}=FOLDER"
+                f"{asked}.{KEY}: give the folder of a published model (or its hub name), as in {asked}.{KEY}=FOLDER"
+                f"{for_it}"
             ) from None
         if source is not None:
             found[role] = str(source)
     return found
+
+
+def _written_at(config: DictConfig, role: str) -> str:
+    """The role at which the folder of a role is written: another one where its own refers to that."""
+    seen: list[str] = []
+    while role not in seen and OmegaConf.is_interpolation(config[role], KEY):
+        seen.append(role)
+        text = str(config[role]._get_node(KEY)._value())
+        role, _, key = text.removeprefix("${").removesuffix("}").rpartition(".")
+        node = config.get(role)
+        if key != KEY or not isinstance(node, DictConfig) or KEY not in node.keys():  # noqa: SIM118 - as above
+            return seen[-1]
+    return role
 
 
 def fill_pretrained(config: DictConfig) -> None:
@@ -46,7 +62,12 @@ def fill_pretrained(config: DictConfig) -> None:
         return
     from ..components.converters import describe
 
-    described = {source: describe(source) for source in set(sources.values())}
+    described = {}
+    for role, source in sources.items():
+        try:
+            described[source] = described.get(source) or describe(source)
+        except UserError as error:
+            raise UserError(f"{_written_at(config, role)}.{KEY}={source}: {_reason(error, source)}") from error
     OmegaConf.set_struct(config, False)
     for role, source in sources.items():
         nodes = described[source]
@@ -56,3 +77,7 @@ def fill_pretrained(config: DictConfig) -> None:
         if not OmegaConf.is_interpolation(config[role], KEY) and Path(source).expanduser().is_dir():
             config[role][KEY] = str(Path(source).expanduser().absolute())
         config[role] = OmegaConf.merge(nodes[role], config[role])
+
+
+def _reason(error: UserError, source: str) -> str:
+    return str(error).removeprefix(f"{source}: ")

@@ -32,7 +32,7 @@ def locate(path: str, allowed: tuple[str, ...] = ALLOWED) -> Any:
     """
     path = present_path(path)
     package = path.split(".")[0]
-    advice = f"allow it with `allow=[{package}]` (or {_ENVIRONMENT}={package}) if you trust it"
+    advice = f"if you trust it, allow it by {_ENVIRONMENT}={package} in the environment"
     if not path.startswith(allowed):
         raise PermissionError(f"{path!r} is outside {', '.join(prefix.rstrip('.') for prefix in ALLOWED)}; {advice}")
     trusted = path.startswith(tuple(prefix for prefix in allowed if prefix not in ALLOWED))
@@ -85,7 +85,7 @@ def _is_own_class(found: Any) -> bool:
 def allow_list(config: Any) -> tuple[str, ...]:
     """What the person who runs a config trusts: `trusted()` and what the config's `allow` adds."""
     extra = config.get("allow") if hasattr(config, "get") else None
-    return trusted(extra or ())
+    return trusted(extra if isinstance(extra, str | Iterable) else ())  # a number is a fault of its own
 
 
 def trusted(packages: Iterable[str] = ()) -> tuple[str, ...]:

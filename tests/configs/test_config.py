@@ -1,17 +1,22 @@
 """Composition, the check of a config against signatures, and building."""
 
+import inspect
 import json
 from pathlib import Path
 
 import pytest
 import torch
+from lightning import Trainer
 from omegaconf import OmegaConf
 from voxzoo.components import ConformerEncoder, StackAdaptor
 from voxzoo.components.errors import UserError
+from voxzoo.components.roles import Adaptor
 from voxzoo.configs import build, check, compose, require_valid
 from voxzoo.configs.compose import CONFIG_DIR, to_yaml
 from voxzoo.configs.targets import allow_list, locate, trusted
+from voxzoo.datamodules import SpokenPhrases
 from voxzoo.tasks import load_run
+from voxzoo.tasks.training import settling
 from voxzoo.tasks.training.settling import settle_config
 from voxzoo.tasks.training.train import train
 
@@ -87,11 +92,99 @@ def test_settings_of_the_run_are_checked_too():
         ("checkpoint.keep_best=-1", "-1: expected at least 0"),
         ("optim.lr=0", "0: expected more than 0"),
         ("threads=0", "0: expected at least 1"),
+        ("seed=-1", "-1: expected at least 0"),
+        ("data.max_tokens=0", "0: expected at least 1"),
+        ("data.min_seconds=-1", "-1: expected at least 0"),
+        ("schedule=constant schedule.warmup_steps=-5", "-5: expected at least 0"),
+        ("schedule=inverse_sqrt schedule.warmup_steps=-5", "-5: expected at least 0"),
+        ("schedule=linear schedule.warmup_steps=-5", "-5: expected at least 0"),
+        ("schedule=exponential schedule.warmup_steps=-5", "-5: expected at least 0"),
+        ("schedule=cosine schedule.final=7", "7: expected a share of the full rate, from 0 to 1"),
+        ("schedule=exponential schedule.decay=1.1", "1.1: expected a share of the full rate, from 0 to 1"),
+        ("schedule=exponential schedule.every_steps=0", "0: expected at least 1"),
     ],
 )
 def test_values_out_of_bounds_are_named(words: str, expected: str):
     (found,) = messages(*words.split())
     assert found.startswith(f"{words.split()[-1].partition('=')[0]}: {expected}")
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        ("debug=1", "debug: unknown key"),
+        (
+            "experiment.x=1",
+            "experiment: unknown key; does the file of the experiment begin with `# @package _global_`?",
+        ),
+        ("name=", "name: is empty"),
+        ("allow=3", "allow: 3 is not a list"),
+        ("callbacks=3", "callbacks: 3 is not a map of names to values"),
+        ("callbacks.mine=3", "callbacks.mine: expected a map with _target_"),
+        ("model_type=3", "model_type: 3 is not text"),
+    ],
+)
+def test_keys_of_the_root_that_mean_nothing_are_named(words: str, expected: str):
+    (found,) = messages(*words.split())
+    assert found.startswith(expected)
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["stages=3"], "stages: 3 is not a map of names to stages"),
+        (["stages.units=3"], "stages.units: 3 is not a map of after, requires, choose, set"),
+        (["stages.units.chose.task=x"], "stages.units.chose: a stage has .*; did you mean 'choose'?"),
+        (["stages.vocoder.after=[unit]"], "stages.vocoder.after: there is no stage 'unit'; did you mean 'units'?"),
+    ],
+)
+def test_what_no_stage_has_is_refused(words: list[str], expected: str):
+    with pytest.raises(UserError, match=expected.replace("?", r"\?")):
+        compose(["experiment=quickstart", *words])
+
+
+def test_the_role_that_the_folder_is_given_for_is_named(tmp_path: Path):
+    """A front end takes its folder from the encoder: the encoder's is missing."""
+    with pytest.raises(
+        UserError, match=r"^speech_encoder.pretrained: give the folder.*frontend=pretrained takes it from"
+    ):
+        compose(["frontend=pretrained", "speech_encoder=pretrained"])
+    gone = tmp_path / "gone"
+    with pytest.raises(UserError, match=f"^speech_encoder.pretrained={gone}: no such folder"):
+        compose(["frontend=pretrained", "speech_encoder=pretrained", f"speech_encoder.pretrained={gone}"])
+    with pytest.raises(UserError, match=f"^frontend.pretrained={gone}: no such folder"):
+        compose(["frontend=pretrained", f"frontend.pretrained={gone}"])
+    with pytest.raises(UserError, match=r"^t2u.pretrained: give the folder"):
+        compose(["t2u=pretrained", "vocoder=pretrained"])
+
+
+@pytest.mark.parametrize("words", ["seed=1,2", "adaptor=none,stack", "optim.lr=range(1,3)", "trainer=choice(cpu,gpu)"])
+def test_several_values_are_refused_without_advice_for_another_program(words: str):
+    with pytest.raises(UserError, match="several values are several runs") as error:
+        compose([words])
+    assert "multirun" not in str(error.value)
+
+
+def test_a_choice_that_the_root_makes_may_have_a_plus():
+    """As users of other programs write it."""
+    assert compose(["+adaptor=none", "+experiment=quickstart"]) == compose(["adaptor=none", "experiment=quickstart"])
+
+
+class Widthless(Adaptor):
+    """Says nothing about its widths, which the task compares."""
+
+    def forward(self, states, text=None):
+        return states
+
+    def output_lengths(self, lengths):
+        return lengths
+
+
+def test_a_part_without_what_its_role_states_is_named():
+    with pytest.raises(
+        UserError, match=r"Widthless: has no input_dim \(int\), which each Adaptor states: set self.input"
+    ):
+        build({"_target_": f"{__name__}.Widthless"}, allowed=(f"{__name__}.",))
 
 
 def test_bounds_of_a_constructor_and_of_the_table_come_at_once():
@@ -186,10 +279,30 @@ def test_class_paths_of_before_are_found(tmp_path: Path):
         settle_config(tmp_path, text.replace("schedules.cosine", "schedules.linear"))
 
 
+def test_what_only_saves_and_shows_may_change_in_a_run(tmp_path: Path):
+    """All that is free is a setting somewhere: none is misspelled."""
+    words = ["trainer=ddp", "adaptor=none"]
+    settle_config(tmp_path, to_yaml(compose(words)))
+    free = [
+        "trainer.log_every_n_steps=3", "checkpoint.every_steps=9", "checkpoint.keep_best=4", "max_skipped_steps=1",
+        "logger=none", "cache_dir=elsewhere", "threads=2", "trainer.num_sanity_val_steps=2", "data.num_workers=1",
+        "trainer.enable_progress_bar=false", "trainer=cpu", "trainer.precision=bf16-mixed",
+    ]  # fmt: skip
+    settle_config(tmp_path, to_yaml(compose([*words, *free])))
+    for word in ("checkpoint.monitor=valid/text", "trainer.val_check_interval=7", "seed=2", "data.batch_size=3"):
+        with pytest.raises(UserError, match="another config"):
+            settle_config(tmp_path, to_yaml(compose([*words, word])))
+    known = {name for cls in (Trainer, SpokenPhrases) for name in inspect.signature(cls).parameters}
+    for key in settling._FREE:
+        head, _, tail = key.rpartition(".")
+        owner = OmegaConf.select(compose(), head) if head else compose()
+        assert tail in owner or (head and tail in known)
+
+
 def test_code_outside_the_allow_list_is_refused_and_can_be_allowed():
     (found,) = messages("adaptor._target_=os.system")
     assert "outside voxzoo" in found
-    assert "allow=[os]" in found
+    assert "VOXZOO_ALLOW=os in the environment, or by allow=[os]" in found
     with pytest.raises(PermissionError):
         locate("subprocess.run")
     with pytest.raises(UserError, match="outside voxzoo"):
