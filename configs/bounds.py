@@ -234,7 +234,8 @@ def _make_steps(config: DictConfig, faulty: Callable[[str], bool]) -> Found:
 
 def _make_callbacks(config: DictConfig, faulty: Callable[[str], bool]) -> Found:
     """What callbacks have against their values."""
-    for name, node in (config.get("callbacks") or {}).items():
+    callbacks = config.get("callbacks")
+    for name, node in callbacks.items() if isinstance(callbacks, DictConfig) else ():
         key = f"callbacks.{name}"
         if faulty(key):
             continue
