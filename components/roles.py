@@ -13,6 +13,7 @@ from typing import Any, ClassVar
 from lightning import LightningDataModule, LightningModule
 from torch import Tensor, nn
 
+from .languages import match
 from .types import Adapted, Batch, Judgement, Loss, Padded, Reconstruction, UnitOutput
 
 
@@ -91,8 +92,8 @@ class Tokenizer(ABC):
         """Id of a language token. Raises ValueError naming the languages there are."""
 
     def knows(self, lang: str) -> bool:
-        """Whether a language has a token. A tokenizer may know more spellings than `languages` lists."""
-        return lang in self.languages
+        """Whether a language has a token, however its code is written (`es`, `spa`, `spa_Latn`)."""
+        return match(lang, self.languages) is not None
 
     prefix_length: int = 2
     """Tokens of `prefix`. All but the first are labels, and only the pieces behind them are what is learned."""

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from ..components.errors import UserError
+from ..components.languages import language_name
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +29,7 @@ class Utterance:
         id: unique in its manifest.
         audio: path of the source speech, or None for text.
         duration: seconds of `audio`, or None where the manifest does not say.
-        src_lang, tgt_lang: ISO 639-3 codes; tgt_lang is "" where there is no target.
+        src_lang, tgt_lang: codes as `components.languages` writes them; tgt_lang is "" where there is no target.
         src_text, tgt_text: "" where there is none.
         tgt_audio: path of the target speech, or None.
         speaker: label, or None.
@@ -253,6 +254,12 @@ def _check(line: int, row: dict[str, Any], scan: Scan) -> dict[str, Any]:
             fault(key, f"expected text, got {value!r}")
         else:
             values[key] = value.strip() if key.endswith("text") else value
+    for key in ("src_lang", "tgt_lang"):
+        if code := values.get(key):
+            try:
+                values[key] = language_name(code)
+            except ValueError as error:
+                fault(key, str(error))
     get = values.get
     if get("id") and get("src_lang") and (get("audio") or get("src_text")) and (get("tgt_lang") or not get("tgt_text")):
         return values if all(values.values()) else {key: value for key, value in values.items() if value != ""}

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ..components.errors import UserError
+from ..components.languages import match
 from ..components.roles import TextToUnit, UnitExtractor, UnitVocoder
 from ..components.types import Batch
 
@@ -151,13 +152,14 @@ def _places(
     """(B,) place of each row's language in a table; None where no table is named, or the rows have no language."""
     if not languages or not rows:
         return None
-    missing = sorted(set(rows) - set(languages))
+    found = {lang: match(lang, languages) for lang in set(rows)}
+    missing = sorted(lang for lang, there in found.items() if there is None)
     if missing:
         advice = "name it there, or leave its rows out of the data" if training else "for text use s2tt or t2tt"
         raise UserError(
             f"no speech output in {', '.join(missing)} (task.{key}): this run speaks {', '.join(languages)}; {advice}"
         )
-    return torch.tensor([languages.index(lang) for lang in rows], device=device)
+    return torch.tensor([languages.index(found[lang]) for lang in rows], device=device)
 
 
 def _require_named(

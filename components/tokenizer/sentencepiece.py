@@ -32,6 +32,7 @@ import torch
 from torch import Tensor
 
 from ..errors import UserError
+from ..languages import match
 from ..roles import Tokenizer
 from .pieces import NUM_CONTROLS, FastPieces, Layout, Normaliser, Pieces, SentencePieces
 
@@ -189,15 +190,16 @@ class SentencePieceTokenizer(Tokenizer):
         return super().source(text, lang)
 
     def lang_id(self, lang: str) -> int:
-        if lang not in self._lang_ids:
+        found = match(lang, self._lang_ids)
+        if found is None:
             near = get_close_matches(lang, self._lang_ids, n=3)
             known = ", ".join(self.languages) if self.languages else "none (tokenizer.languages is empty)"
             hint = f" (did you mean {' or '.join(near)}?)" if near and len(self.languages) > 20 else ""
             raise UserError(f"no token for language {lang!r}{hint}; tokenizer.languages: {known}")
-        return self._lang_ids[lang]
+        return self._lang_ids[found]
 
     def knows(self, lang: str) -> bool:
-        return lang in self._lang_ids
+        return match(lang, self._lang_ids) is not None
 
     def lang_of(self, token: int) -> str | None:
         """The language whose token this is, or None."""

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from ..errors import UserError, few
+from ..languages import is_same, match
 from ..roles import Tokenizer
 from .languages import WHISPER_LANGUAGES
 
@@ -96,12 +97,12 @@ class WhisperTokenizer(Tokenizer):
         # Codes of three letters are ISO 639-3 already: large-v3 has a token for Cantonese.
         names.update({name: ids[f"<|{name}|>"] for name in names if f"<|{name}|>" in ids})
         self._languages = names if multilingual else {_INTO: self.bos_id}
-        unknown = [lang for lang in languages or () if lang not in self._languages]
+        unknown = [lang for lang in languages or () if match(lang, self._languages) is None]
         if unknown:
             raise UserError(
                 f"tokenizer.languages: Whisper has no {few(unknown)}; it has {', '.join(sorted(self._languages))}"
             )
-        self.languages = tuple(languages or self._languages)
+        self.languages = tuple(match(lang, self._languages) or lang for lang in languages or self._languages)
         self.prefix_length = len(self.prefix(self.languages[0]))
         self._alphabet: dict[str, int] | None = None
 
@@ -116,9 +117,10 @@ class WhisperTokenizer(Tokenizer):
     def lang_id(self, lang: str) -> int:
         """Id of a language's token (of the start, in an English-only vocabulary). Raises UserError naming the languages
         there are."""
-        if lang not in self.languages:
+        found = match(lang, self.languages)
+        if found is None:
             raise UserError(f"no token for language {lang!r}; tokenizer.languages: {', '.join(self.languages)}")
-        return self._languages[lang]
+        return self._languages[found]
 
     def prefix(self, lang: str, src_lang: str | None = None, task: str | None = None) -> list[int]:
         """First decoder tokens; see the class.
@@ -130,9 +132,9 @@ class WhisperTokenizer(Tokenizer):
         target = self.lang_id(lang)
         if not self.multilingual:
             return [self.bos_id, self._ids[_PLAIN]]
-        if lang == _INTO and task == "s2tt" and not src_lang:
+        if is_same(lang, _INTO) and task == "s2tt" and not src_lang:
             raise UserError("Whisper must be told what is spoken to translate it: give the source language (--from)")
-        translates = lang == _INTO and task != "asr" and bool(src_lang) and src_lang != lang
+        translates = is_same(lang, _INTO) and task != "asr" and bool(src_lang) and not is_same(src_lang, lang)
         spoken = self.lang_id(src_lang) if translates and src_lang else target
         return [self.bos_id, spoken, self._ids[_TRANSLATE if translates else _TRANSCRIBE], self._ids[_PLAIN]]
 

@@ -13,28 +13,46 @@ from collections.abc import Callable
 from functools import cache
 
 from ...components.errors import UserError
+from ...components.languages import is_same
 
-VERSION = 2
+VERSIONS = {"english": 3, "basic": 3}
 """Raised with every change of a result; part of the signature of every normalised score."""
 
 
 def normalise(text: str, lang: str = "eng") -> str:
-    """English rules for `eng`, basic rules for other languages."""
-    return normalise_english(text) if lang == "eng" else normalise_basic(text)
+    """English rules for English, basic rules for other languages. `lang` as in `components.languages`."""
+    return normalise_english(text) if is_same(lang, "eng") else normalise_basic(text, lang)
 
 
 def signature(lang: str = "eng") -> str:
-    return f"norm:{'english' if lang == 'eng' else 'basic'}-{VERSION}"
+    rules = "english" if is_same(lang, "eng") else "basic"
+    return f"norm:{rules}-{VERSIONS[rules]}"
 
 
-def normalise_basic(text: str) -> str:
+def normalise_basic(text: str, lang: str | None = None) -> str:
     """Lower case, remarks in brackets off, punctuation and symbols to spaces.
 
     Unlike Whisper's basic normaliser it keeps combining marks: they are vowels in many scripts of South and South-East
-    Asia, and words fall apart without them.
+    Asia, and words fall apart without them. Joiners (U+200C, U+200D) are part of a word and stay; other characters that
+    only say how to lay out text (soft hyphens, marks of direction) go without cutting it. Turkish and Azerbaijani have
+    two letters i, each with its own capital.
     """
-    text = _REMARK.sub(" ", unicodedata.normalize("NFKC", text).casefold())
-    return " ".join("".join(" " if unicodedata.category(c)[0] in "PSC" else c for c in text).split())
+    text = unicodedata.normalize("NFKC", text)
+    if lang is not None and any(is_same(lang, each) for each in _TWO_I):
+        text = text.translate(_DOTTED)
+    text = _REMARK.sub(" ", text.casefold())
+    return " ".join("".join(map(_kept, text)).split())
+
+
+def _kept(character: str) -> str:
+    kind = unicodedata.category(character)
+    if kind == "Cf":
+        return character if character in "\u200c\u200d" else ""
+    return " " if kind[0] in "PSC" else character
+
+
+_TWO_I = ("tur", "aze")
+_DOTTED = str.maketrans({"I": "\u0131", "\u0130": "i"})
 
 
 def normalise_english(text: str) -> str:
@@ -75,9 +93,11 @@ _LETTERS = str.maketrans(
 
 
 def _plain_letters(text: str) -> str:
-    """Accents off, letters that do not decompose by hand, superscripts and full-width forms to plain ones."""
+    """Accents and marks of layout (soft hyphens) off, letters that do not decompose by hand, superscripts and
+    full-width forms to plain ones."""
     decomposed = unicodedata.normalize("NFKD", text.translate(_LETTERS))
-    return "".join(c for c in decomposed if not unicodedata.combining(c))
+    kept = (c for c in decomposed if not unicodedata.combining(c))
+    return "".join(c for c in kept if unicodedata.category(c) != "Cf")
 
 
 _ABBREVIATIONS: list[tuple[re.Pattern[str], str]] = [

@@ -25,6 +25,7 @@ from torch import Tensor
 from torchaudio.functional import melscale_fbanks
 
 from ...components.errors import UserError
+from ...components.languages import match
 from ...components.tokenizer.languages import WHISPER_LANGUAGES
 from ...datamodules.audio import level
 from .speech import cut_at_quiet
@@ -224,11 +225,11 @@ class Recogniser:
         )
 
     def check_language(self, lang: str) -> None:
-        """Raises UserError where the model does not know the language (ISO 639-3)."""
+        """Raises UserError where the model does not know the language ."""
         self._prompt(lang)
 
     def _prompt(self, lang: str) -> list[int]:
-        code = WHISPER_LANGUAGES.get(lang)
+        code = WHISPER_LANGUAGES.get(match(lang, WHISPER_LANGUAGES) or "")
         if code is None or (not self._whisper.is_multilingual and code != "en"):
             known = "eng" if not self._whisper.is_multilingual else ", ".join(sorted(WHISPER_LANGUAGES))
             hint = "; use the recogniser `base`" if code is not None else ""

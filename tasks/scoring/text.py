@@ -21,24 +21,12 @@ import numpy as np
 from sacrebleu.metrics.bleu import BLEU
 from sacrebleu.metrics.chrf import CHRF
 
+from ...components.languages import is_spaceless
 from . import ngrams
-
-_SPACELESS = frozenset({"cmn", "zho", "yue", "jpn", "tha", "lao", "mya"})
 
 RESAMPLES = 1000
 SEED = 12345
 _DRAWN_AT_ONCE = 1_000_000
-
-
-def is_spaceless(lang: str | None) -> bool:
-    """Whether a language is written without spaces between words: BLEU counts characters, and the error rate is CER.
-
-    The five of SeamlessM4T (Barrault et al. 2023, section 4), Chinese as NLLB names it, and Cantonese.
-
-    Args:
-        lang: ISO 639-3 code, with a script or without: `cmn`, `cmn_Hant`, `zho_Hans`; None is none.
-    """
-    return lang is not None and lang.partition("_")[0] in _SPACELESS
 
 
 class Metric(ABC):

@@ -12,13 +12,13 @@ import torch
 from torch import Tensor
 
 from ...components.errors import UserError
+from ...components.languages import is_spaceless, match
 from ...components.search import SearchOptions
 from ...components.types import Batch, Padded
 from ...datamodules.audio import audio_blocks, audio_seconds, level
 from ..processes.console import quiet_libraries
 from ..runs.run import load_run
 from ..scoring.speech import cut_at_quiet, write_wav
-from ..scoring.text import is_spaceless
 from .shelf import Shelf, Shelved
 
 AUDIO_SUFFIXES = frozenset({".wav", ".flac", ".ogg", ".opus", ".mp3", ".aiff", ".aif", ".au", ".w64", ".caf"})
@@ -208,7 +208,7 @@ class Translator:
             raise UserError(f"--task {mode} needs --from: the language of the text")
         task.tokenizer.prefix(to, self.source, mode)  # one that must know what is spoken says so now
         spoken = getattr(task, "spoken_languages", None) if self.speaks else None
-        if spoken is not None and to not in spoken:
+        if spoken is not None and match(to, spoken) is None:
             raise UserError(f"--to {to}: this run speaks {', '.join(spoken)}; for text in {to} use --task {mode[:2]}tt")
         if self.speaks and out is None:
             raise UserError(f"--task {mode} needs --out: the folder for the audio")

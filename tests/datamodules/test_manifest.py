@@ -210,3 +210,14 @@ def test_monolingual_names_and_a_column_of_splits(tmp_path: Path):
     assert [row.id for row in data.rows("train")] == ["a"]
     assert [row.id for row in data.rows("test")] == ["b", "c"]
     assert [row.id for row in data.rows("other")] == ["a", "b", "c"]
+
+
+def test_a_language_is_known_however_it_is_written_and_an_unknown_one_is_a_fault(tmp_path):
+    codes = ["zh-TW", "en", "Spanish", "cmn_Hant", "spaa"]
+    rows = [{"id": str(number), "lang": code, "text": "x"} for number, code in enumerate(codes)]
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with pytest.raises(UserError, match=r"line 5.*src_lang.*no language has the code 'spaa'; did you mean .*'spa'"):
+        read_manifest(path)
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows[:4]))
+    assert [row.src_lang for row in read_manifest(path)] == ["zho_Hant", "eng", "spa", "cmn_Hant"]

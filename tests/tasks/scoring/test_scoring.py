@@ -381,6 +381,16 @@ def test_english_normaliser_says_what_it_lacks(monkeypatch):
     module._num2words.cache_clear()
 
 
+def test_letters_are_never_cut():
+    """Joiners are part of a word, marks of layout no space, and Turkish has two letters i."""
+    assert normalise("\u0645\u06cc\u200c\u0631\u0648\u0645.", "fas") == "\u0645\u06cc\u200c\u0631\u0648\u0645"
+    assert normalise("Do\u00adnau\u200edampf\ufeff", "deu") == "donaudampf"
+    assert normalise("down\u00adload it", "en") == "download it"
+    assert normalise("ISPARTA \u0130zmir", "tr") == normalise("\u0131sparta izmir", "tur_Latn")
+    assert normalise("ISPARTA", "az") != normalise("isparta", "az")
+    assert normalise("TITO \u0130", "spa") == normalise("tito i\u0307", "spa")
+
+
 def test_basic_normaliser_keeps_vowel_signs_and_drops_punctuation():
     assert normalise_basic("¿Cómo está, señor (risas)?") == "cómo está señor"
     assert normalise_basic("नमस्ते, दुनिया!") == "नमस्ते दुनिया"
