@@ -18,6 +18,7 @@ import threading
 import traceback
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from typing import IO, Any, NoReturn, cast
 
 from .signals import EXIT_CODES, REQUEUED, WATCHER
@@ -46,7 +47,9 @@ def has_imported() -> None:
     _threads = _native_threads()
 
 
-def start(words: Sequence[str], environment: Mapping[str, str], *, alone: bool = True) -> subprocess.Popen | Forked:
+def start(
+    words: Sequence[str], environment: Mapping[str, str], *, alone: bool = True, piped: bool = True, gpu: bool = True
+) -> subprocess.Popen | Forked:
     """Run `voxzoo WORDS` in a process of its own: forked where that is as good as a fresh one, else a fresh one.
 
     Args:
@@ -54,13 +57,15 @@ def start(words: Sequence[str], environment: Mapping[str, str], *, alone: bool =
         environment: all of it.
         alone: in a session of its own, without input, and what it says on standard error comes through `stdout` too;
             otherwise these stay those of this process.
+        piped: what it says on standard output comes through `stdout`; otherwise that stays the one of this process.
+        gpu: it may use one, which a forked process cannot where this one has so much as counted them.
     """
     if _can_fork(environment):
-        return Forked(words, environment, alone=alone)
+        return Forked(words, environment, alone=alone, piped=piped, gpu=gpu)
     return subprocess.Popen(
         _command(words),
         stdin=subprocess.DEVNULL if alone else None,
-        stdout=subprocess.PIPE,
+        stdout=subprocess.PIPE if piped else None,
         stderr=subprocess.STDOUT if alone else None,
         bufsize=0,
         env=dict(environment),
@@ -93,8 +98,9 @@ def _can_fork(environment: Mapping[str, str]) -> bool:
 
 
 def _native_threads() -> int:
+    """Threads that are not Python's."""
     try:
-        return len(os.listdir("/proc/self/task"))
+        return len(os.listdir("/proc/self/task")) - threading.active_count()
     except OSError:
         return 0
 
@@ -102,9 +108,11 @@ def _native_threads() -> int:
 class Forked:
     """What `subprocess.Popen` is for a fresh process, as far as it is needed here."""
 
-    def __init__(self, words: Sequence[str], environment: Mapping[str, str], *, alone: bool) -> None:
+    def __init__(
+        self, words: Sequence[str], environment: Mapping[str, str], *, alone: bool, piped: bool, gpu: bool
+    ) -> None:
         self.returncode: int | None = None
-        reader, writer = os.pipe()
+        reader, writer = os.pipe() if piped else (-1, os.dup(1))
         for stream in (sys.stdout, sys.stderr):
             stream.flush()
         # A signal that comes now is for this process; the handlers that the other begins with are not its own.
@@ -114,11 +122,11 @@ class Forked:
                 warnings.simplefilter("ignore", DeprecationWarning)  # of threads: see `_can_fork`
                 self.pid = os.fork()
             if not self.pid:
-                _become(list(words), environment, writer, mask, alone)
+                _become(list(words), environment, writer, mask, alone, gpu)
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         os.close(writer)
-        self.stdout: IO[bytes] = os.fdopen(reader, "rb", buffering=0)
+        self.stdout: IO[bytes] | None = os.fdopen(reader, "rb", buffering=0) if piped else None
 
     def poll(self) -> int | None:
         """The exit code, negative for a signal; None while it runs."""
@@ -130,9 +138,10 @@ class Forked:
 
     def _ask(self, options: int) -> int | None:
         if self.returncode is None:
-            pid, status = os.waitpid(self.pid, options)
-            if pid:
-                self.returncode = os.waitstatus_to_exitcode(status)
+            with suppress(ChildProcessError):  # another thread was told of its end
+                pid, status = os.waitpid(self.pid, options)
+                if pid:
+                    self.returncode = os.waitstatus_to_exitcode(status)
         return self.returncode
 
     def send_signal(self, number: int) -> None:
@@ -145,7 +154,7 @@ class Forked:
         self.send_signal(signal.SIGKILL)
 
 
-def _become(words: list[str], environment: Mapping[str, str], out: int, mask: Any, alone: bool) -> NoReturn:
+def _become(words: list[str], environment: Mapping[str, str], out: int, mask: Any, alone: bool, gpu: bool) -> NoReturn:
     """In the forked process: begin as a fresh one would, run the call, and end; nothing of the caller's is unwound."""
     code = 1
     try:
@@ -154,7 +163,8 @@ def _become(words: list[str], environment: Mapping[str, str], out: int, mask: An
         for name in os.environ.keys() - environment.keys():
             del os.environ[name]
         os.environ.update(environment)
-        if _has_lost_its_gpu():
+        _own_rank()
+        if gpu and _has_lost_its_gpu():
             os.execve(sys.executable, _command(words), dict(environment))
         # Lightning starts the further processes of a run by these.
         sys.argv = [sys.argv[0], *words]
@@ -177,6 +187,13 @@ def _has_lost_its_gpu() -> bool:
     """Whether something before the fork, such as counting GPUs, has begun CUDA, which then cannot be used behind it."""
     torch: Any = sys.modules.get("torch")
     return torch is not None and getattr(torch._C, "_cuda_isInBadFork", lambda: False)()
+
+
+def _own_rank() -> None:
+    """Lightning reads the place of a process among those of its run when it is imported, and a trainer sets it."""
+    module: Any = sys.modules.get("lightning.fabric.utilities.rank_zero")
+    if module is not None:
+        module.rank_zero_only.rank = module._get_rank() or 0
 
 
 def _own_signals(mask: Any) -> None:

@@ -12,13 +12,17 @@ from typing import Any
 
 from lightning import Trainer
 from lightning.fabric.strategies.launchers.subprocess_script import _ChildProcessObserver
+from lightning.pytorch.accelerators import CPUAccelerator
 from lightning.pytorch.strategies.launchers.subprocess_script import _SubprocessScriptLauncher
 
+from .forked import is_own, start
 from .signals import GRACE, PARENT, STOPPED, Interrupted, child
 
 
 class Launcher(_SubprocessScriptLauncher):
     """Lightning's, but the processes watch the one that starts them, and this one is not killed without a word."""
+
+    on_gpu = True
 
     def launch(self, function: Callable, *args: Any, trainer: Trainer | None = None, **kwargs: Any) -> Any:
         def begin(*args: Any, **kwargs: Any) -> Any:
@@ -36,9 +40,27 @@ class Launcher(_SubprocessScriptLauncher):
     def _call_children_scripts(self) -> None:
         os.environ |= child("end")
         try:
-            super()._call_children_scripts()
+            if is_own():  # the others are the same call, and forked where that is as good
+                self._start_others()
+            else:
+                super()._call_children_scripts()
         finally:
             del os.environ[PARENT]
+
+    def _start_others(self) -> None:
+        self._check_can_spawn_children()
+        place = self.cluster_environment
+        os.environ |= {
+            "MASTER_ADDR": place.main_address,
+            "MASTER_PORT": str(place.main_port),
+            "NODE_RANK": str(place.node_rank()),
+            "LOCAL_RANK": str(place.local_rank()),
+            "WORLD_SIZE": str(self.num_processes * self.num_nodes),
+        }
+        ranks = range(1, self.num_processes)
+        others = [{**os.environ, "LOCAL_RANK": str(rank)} for rank in ranks]
+        how: Any = {"alone": False, "piped": False, "gpu": self.on_gpu}
+        self.procs = [start(sys.argv[1:], environment, **how) for environment in others]  # pyright: ignore[reportAttributeAccessIssue]
 
     def _end(self) -> None:
         """End this process and all others after one of them; in the thread that watches them."""
@@ -57,7 +79,9 @@ def watch_processes(trainer: Trainer) -> None:
     """Put `Launcher` in the place of Lightning's where the trainer starts processes."""
     launcher = trainer.strategy.launcher
     if isinstance(launcher, _SubprocessScriptLauncher):
-        trainer.strategy._launcher = Launcher(launcher.cluster_environment, launcher.num_processes, launcher.num_nodes)
+        own = Launcher(launcher.cluster_environment, launcher.num_processes, launcher.num_nodes)
+        own.on_gpu = not isinstance(trainer.accelerator, CPUAccelerator)
+        trainer.strategy._launcher = own
 
 
 def let_processes_end() -> None:

@@ -23,7 +23,7 @@ REQUEUED = [number for number, code in EXIT_CODES.items() if code == STOPPED]
 GRACE = 10.0  # seconds in which a process may end in its own words before it is ended
 PARENT = "VOXZOO_PARENT"
 LAUNCHER = "VOXZOO_LAUNCHER_FILE"
-WATCHER = "voxzoo-signals"  # the thread that looks whether the main one hears a signal
+WATCHER = "voxzoo-signals"  # the threads that look whether the main one hears a signal, and whether the parent is there
 
 
 class Interrupted(BaseException):
@@ -152,7 +152,7 @@ def watch_parent() -> None:
         os._exit(1)
 
     if parent:
-        threading.Thread(target=watch, daemon=True).start()
+        threading.Thread(target=watch, name=WATCHER, daemon=True).start()
 
 
 def tell_launcher(word: str) -> None:

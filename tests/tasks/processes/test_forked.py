@@ -29,11 +29,12 @@ reader, writer = os.pipe()
 signal.signal(signal.SIGTERM, lambda *_: print("the parent's handler"))
 signal.signal(signal.SIGINT, signal.SIG_IGN)
 print("parent", end="")  # not flushed: must not be said twice
-process = forked.start({words}, {{"GIVEN": "1", "PATH": os.environ["PATH"]}}, alone={alone})
+process = forked.start({words}, {{"GIVEN": "1", "PATH": os.environ["PATH"]}}, alone={alone}, piped={piped}, gpu={gpu})
 os.close(writer)
 assert os.read(reader, 1) == b"", "the child holds a pipe of the parent open"
 {meanwhile}
-said = process.stdout.read().decode()
+said = process.stdout.read().decode() if process.stdout else ""
+process.wait()
 sys.stdout.write("\\n" + json.dumps([type(process).__name__, said, process.wait(), os.getsid(0)]))
 """
 
@@ -42,9 +43,14 @@ sys.stdout.write("\\n" + json.dumps([type(process).__name__, said, process.wait(
 def call() -> Callable[..., list[Any]]:
     """What the forked process says and its exit status, for a body of `main`."""
 
-    def call(body: str, meanwhile: str = "", alone: bool = True, before: str = "", words=("train", "a=1")) -> list[Any]:
+    def call(
+        body: str, meanwhile: str = "", alone: bool = True, before: str = "", words=("train", "a=1"), *,
+        piped: bool = True, gpu: bool = True,
+    ) -> list[Any]:  # fmt: skip
         lines = "\n    ".join(body.splitlines())
-        script = SCRIPT.format(body=lines, meanwhile=meanwhile, alone=alone, before=before, words=[*words])
+        script = SCRIPT.format(
+            body=lines, meanwhile=meanwhile, alone=alone, before=before, words=[*words], piped=piped, gpu=gpu
+        )
         environment = {
             name: value for name, value in os.environ.items() if not name.startswith(("OMP_", "MKL_", "OPEN"))
         }
@@ -60,7 +66,8 @@ def call() -> Callable[..., list[Any]]:
         assert done.returncode == 0, done.stderr
         first, _, last = done.stdout.rpartition("\n")
         assert first.count("parent") == 1
-        return [*json.loads(last), done.stderr]
+        kind, said, *rest = json.loads(last)
+        return [kind, said if piped else first.removeprefix("parent"), *rest, done.stderr]
 
     return call
 
@@ -112,6 +119,8 @@ def test_where_the_gpu_is_lost_by_the_fork_it_becomes_a_fresh_process(call: Call
     kind, said, code, *_ = call("return 3", before=lost, words=["--version"])
     assert (kind, code) == ("Forked", 0)
     assert said.startswith("voxzoo ")
+    _, said, code, *_ = call("return 3", before=lost, words=["--version"], gpu=False)
+    assert (said, code) == ("", 3), "it needs none"
 
 
 def test_signals_reach_it(call: Callable[..., list[Any]]):
@@ -127,6 +136,22 @@ def test_beside_the_caller_it_shares_session_and_errors(call: Callable[..., list
     assert code == 0
     assert said.splitlines() == [str(session), "typed"]
     assert errors == "aside\n"
+
+
+def test_without_a_pipe_it_speaks_where_the_caller_does(call: Callable[..., list[Any]]):
+    _, said, code, *_ = call("print('below')\nos.system('echo further below')\nreturn 0", piped=False)
+    assert code == 0
+    assert said.split("\n") == ["below", "further below", ""]
+
+
+def test_it_has_its_own_place_among_the_processes_of_a_run(call: Callable[..., list[Any]]):
+    known = (
+        "from types import SimpleNamespace as module\n"
+        "named = module(rank_zero_only=module(rank=5), _get_rank=lambda: os.environ.get('GIVEN') and 1)\n"
+        "sys.modules['lightning.fabric.utilities.rank_zero'] = named"
+    )
+    _, said, *_ = call("print(named.rank_zero_only.rank)\nreturn 0", before=known)
+    assert said == "1\n"
 
 
 def test_where_it_would_differ_a_fresh_process_is_started(monkeypatch: pytest.MonkeyPatch):
