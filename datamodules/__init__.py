@@ -15,6 +15,7 @@ _WHERE = {
     "SpokenPhrases": "spoken_phrases",
     "Utterance": "manifest",
     "UtteranceData": "utterances",
+    "check_data": "contract",
     "load_audio": "audio",
     "read_manifest": "manifest",
     "write_manifest": "manifest",

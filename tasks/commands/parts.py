@@ -49,7 +49,13 @@ def _check(args: argparse.Namespace, overrides: list[str]) -> dict:
     from ..processes.console import quiet_libraries
 
     quiet_libraries()
-    found = check_choices(overrides, args.config_dir)
+    found: dict[str, tuple[type, list[Any]]] = {}
+    if any(word.startswith("data=") for word in overrides):
+        from ...datamodules.contract import examine_choice
+
+        found["data"] = examine_choice(overrides, args.config_dir)
+    if not found or any(word.partition("=")[0] in components.parts() for word in overrides):
+        found |= check_choices(overrides, args.config_dir)
     if not args.json:
         for role, (cls, outcomes) in found.items():
             broken = sum(outcome.fault is not None for outcome in outcomes)
