@@ -91,7 +91,7 @@ def _quiet() -> Iterator[None]:
         logging.disable(before)
 
 
-def examine_choice(overrides: Sequence[str], config_dirs: Sequence[str | Path] = ()) -> tuple[type, list[Outcome]]:
+def examine_choice(overrides: Sequence[str], config_dirs: Sequence[str] = ()) -> tuple[type, list[Outcome]]:
     """Check the data module that `data=CHOICE` names, as `voxzoo parts check` does.
 
     Args:

@@ -36,12 +36,12 @@ def run(args: argparse.Namespace) -> dict:
     first, *rest = args.overrides or [None]
     if first == "check":
         return _check(args, rest)
-    known = sorted(components.parts())
+    known = sorted([*components.parts(), "data"])
     if rest or (first is not None and first not in known):
         near = difflib.get_close_matches(str(first), [*known, *_WORDS], n=1)
         hint = f"; did you mean {near[0]!r}?" if near else ""
         raise UserError(f"{' '.join(args.overrides)}: expected a role or check{hint} Roles: {', '.join(known)}")
-    return _list(args, [first] if first else list(components.parts()))
+    return _list(args, [first] if first else [*components.parts(), "data"])
 
 
 def _check(args: argparse.Namespace, overrides: list[str]) -> dict:
@@ -104,6 +104,7 @@ def _describe(role: str, path: Path) -> dict[str, Any]:
     from ...components.roles import Part
     from ...configs.build import build
     from ...configs.compose import compose_choices
+    from ...configs.targets import locate
 
     lines = path.read_text().splitlines()
     about = lines[0].lstrip("# ").strip()
@@ -116,7 +117,7 @@ def _describe(role: str, path: Path) -> dict[str, Any]:
     entry["with"] = beside
     if target is None:
         return entry
-    cls = getattr(components, target.rpartition(".")[2])
+    cls = locate(target)
     entry.update({"class": cls.__name__, "paper": getattr(cls, "paper", ""), "doc": inspect.getdoc(cls) or ""})
     if issubclass(cls, Part):
         config = compose_choices([f"{role}={path.stem}", *beside])
