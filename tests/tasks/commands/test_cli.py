@@ -532,7 +532,7 @@ def test_parts_lists_every_role(call):
     roles = done.json["roles"]
     assert set(roles) == {
         "frontend", "tokenizer", "speech_encoder", "adaptor", "text_seq2seq", "t2u", "unit_extractor", "vocoder",
-        "discriminator",
+        "discriminator", "data",
     }  # fmt: skip
     for role, choices in roles.items():
         assert "tiny" in {choice["choice"] for choice in choices}, role
