@@ -22,10 +22,12 @@ from omegaconf.errors import OmegaConfBaseException
 from ..components.errors import UserError
 from .compat import fill_compat
 from .pretrained import fill_pretrained
+from .source import fill_source
 
 CONFIG_DIR = Path(__file__).resolve().parent
 _PATHS = ("root", "cache_dir", "data.train", "data.valid", "data.units", "tokenizer.model", "tokenizer.characters")
 _PATH_MAPS = ("data.test",)
+_SHORT = {"lr": "optim.lr"}  # one word for what is said often
 
 OmegaConf.register_new_resolver("mul", lambda *values: _product(values), replace=True)
 OmegaConf.register_new_resolver("home", lambda path: os.path.expanduser(path), replace=True)
@@ -55,6 +57,7 @@ def compose(overrides: Sequence[str] = (), *, stage: str | None = None, config_d
     for folder in searched:
         if not folder.is_dir():
             raise UserError(f"--config-dir {folder}: no such folder")
+    overrides = [_in_full(override) for override in overrides]
     lenient = [_lenient(override, [*searched, CONFIG_DIR]) for override in overrides]
     if searched:
         lenient.append("hydra.searchpath=[" + ",".join(f"file://{folder}" for folder in searched) + "]")
@@ -80,7 +83,9 @@ def compose(overrides: Sequence[str] = (), *, stage: str | None = None, config_d
             _again(config, override)
         config.name = f"{run_name}/stages/{stage}"
         config.stages = {}
+    fill_source(config, lambda: _hydra((), (CONFIG_DIR,)))
     fill_pretrained(config)
+    _fit_lora(config)
     fill_compat(config, overrides)
     _absolute(config)
     return config
@@ -107,18 +112,6 @@ def compose_choices(overrides: Sequence[str]) -> DictConfig:
         else:
             OmegaConf.update(config, key, OverridesParser.create().parse_override(override).value(), force_add=True)
     return config
-
-
-def active_stages(config: DictConfig) -> list[str]:
-    """Names of the stages to run, in order; a stage whose `requires` names an absent part is left out."""
-    names = []
-    for name, stage in (config.get("stages") or {}).items():
-        if stage is None:
-            continue
-        parts = [config.get(role) for role in stage.get("requires") or ()]
-        if all(part is not None and part.get("_target_") is not None for part in parts):
-            names.append(str(name))
-    return names
 
 
 _OF_A_STAGE = ("after", "requires", "choose", "set")
@@ -182,6 +175,12 @@ def _words(error: BaseException) -> str:
     return "; ".join(texts) or type(error).__name__
 
 
+def _in_full(override: str) -> str:
+    """An override whose key may be a short word (`lr=1e-5`), by its full key."""
+    key, sign, value = override.partition("=")
+    return f"{_SHORT.get(key, key)}{sign}{value}"
+
+
 def _lenient(override: str, folders: Sequence[Path]) -> str:
     """Check a group choice here (nearest names in the message); let any other key through as an addition."""
     try:
@@ -202,6 +201,8 @@ def _lenient(override: str, folders: Sequence[Path]) -> str:
     choices = sorted({path.stem for folder in folders for path in folder.glob(f"{key}/*.yaml")})
     if choices and "." not in key:
         value = parsed.value()
+        if isinstance(value, dict):  # settings in place of a choice, as in freeze={adaptor: true}
+            return override if override[0] in "+~" else f"++{override}"
         if not (value in choices or isinstance(value, list) or parsed.is_delete()):
             hint = _nearest(str(value), choices) or "."
             raise UserError(f"{override}: there is no such choice{hint} Choices: {', '.join(choices)}")
@@ -210,6 +211,17 @@ def _lenient(override: str, folders: Sequence[Path]) -> str:
     if override[0] in "+~":
         return override
     return f"++{override}"
+
+
+def _fit_lora(config: DictConfig) -> None:
+    """Leave out what a choice of `lora` has for roles that the task has not (`if_there`)."""
+    roles = config.get("lora")
+    for role, node in [*roles.items()] if isinstance(roles, DictConfig) else []:
+        if not isinstance(node, DictConfig) or "if_there" not in node:
+            continue
+        OmegaConf.set_struct(config, False)
+        if node.pop("if_there") and OmegaConf.select(config, f"task.{role}._target_") is None:
+            del roles[role]
 
 
 def _again(config: DictConfig, override: str) -> None:

@@ -396,6 +396,8 @@ class Task(LightningModule, ABC):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self.skipped_steps = int(checkpoint["voxzoo"].get("skipped_steps", 0))
+        assets = checkpoint["voxzoo"].get("assets") or {}
+        self.files = {name.removeprefix(FILES): value for name, value in assets.items() if name.startswith(FILES)}
         copied = (self.config.get("checkpoint") or {}).get("copy_frozen", False)
         self.references = {} if copied else dict(checkpoint.get(ENTRY) or {})
         # Sharded weights are loaded later, and by pieces.

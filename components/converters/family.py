@@ -51,6 +51,19 @@ class Family(ABC):
             UserError: parts that the layout has no place for; names the role and what it expects there.
         """
 
+    def kept(self, nodes: Nodes, came_from: bool) -> tuple[Nodes, dict[str, str]]:
+        """What of a model goes out in this layout.
+
+        Args:
+            nodes: of the model.
+            came_from: whether the model began as one of this layout, so that parts which were put around it since may
+                stay behind. A layout that was asked for has to hold them.
+
+        Returns:
+            Nodes of what goes out, and what does not: role, or beginning of our keys -> why, in a few words.
+        """
+        return nodes, {}
+
     def special_ids(self, tokenizer: Any, nodes: Nodes) -> dict[str, Any]:
         """Special ids in config.json of a model that was not imported; an imported one keeps those it came with.
 

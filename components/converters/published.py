@@ -269,12 +269,14 @@ def to_transformers(
     source = getattr(model, "model_type", None) or getattr(model, "config", {}).get("model_type")
     model_type = str(model_type or source or _layout_of(nodes))
     family = family_of(model_type, "export")
+    nodes, behind = family.kept(nodes, came_from=model_type == source)
+    left = {**behind, **{role: why for role, why in LEFT_OUT.items() if nodes.get(role, {}).get("_target_")}}
     settings = family.settings(nodes)
     state = {
         f"{role}.{key}": value
         for role, part in model.parts().items()
-        if role not in LEFT_OUT
         for key, value in merged_state(part).items()
+        if not f"{role}.{key}".startswith(tuple(f"{name}." for name in left))
     }
     tensors = family.key_map(nodes).save(state)
     part_folder = target.with_name(f".{target.name}.part")
@@ -308,8 +310,7 @@ def to_transformers(
         part_folder.rename(target)
     finally:
         shutil.rmtree(part_folder, ignore_errors=True)
-    left = [f"{role}: left out, {why}" for role, why in LEFT_OUT.items() if nodes.get(role, {}).get("_target_")]
-    for line in (*family.notes(nodes), *notes, *left):
+    for line in (*family.notes(nodes), *notes, *(f"{name}: left out, {why}" for name, why in left.items())):
         note(line)
     return target
 

@@ -16,7 +16,17 @@ from .conformer import adaptor_rules, encoder_rules
 from .family import Family, Nodes
 from .files import Weights
 from .keymap import KeyMap, Rule
-from .settings import expect, fbank, parts_of, read_json_if, refuse_unless, value, write_fbank, write_json
+from .settings import (
+    expect,
+    fbank,
+    parts_of,
+    read_json_if,
+    refuse_unless,
+    value,
+    with_defaults,
+    write_fbank,
+    write_json,
+)
 from .tokenizers import export_tokenizer_files, generation_entries, tokenizer_node
 
 Fields = dict[str, str]
@@ -340,6 +350,16 @@ class SeamlessM4T(Family):
             add_adapter=True,
             **self.encoder_settings(encoder),
         )
+
+    def kept(self, nodes: Nodes, came_from: bool) -> tuple[Nodes, dict[str, str]]:
+        """Of the classes, only the one that speaks has both encoders: without a second pass the text encoder stays
+        behind."""
+        text = nodes.get("text_seq2seq") or {}
+        both = "speech_encoder" in nodes and with_defaults(text).get("num_encoder_layers", 0)
+        if not both or ("t2u" in nodes and "vocoder" in nodes):
+            return nodes, {}
+        why = f"{self.name}ForSpeechToText has no text encoder; the run keeps it"
+        return {**nodes, "text_seq2seq": {**text, "num_encoder_layers": 0}}, {"text_seq2seq.encoder": why}
 
     def export_frontend(self, nodes: Nodes, folder: Path) -> None:
         write_fbank(nodes, folder)

@@ -122,6 +122,17 @@ def parts_of(nodes: Nodes, layout: str, roles: Iterable[str]) -> Nodes:
     return {role: node for role, node in found.items() if role not in LEFT_OUT}
 
 
+def encoder_alone(nodes: Nodes, layout: str, places: Iterable[str]) -> tuple[Nodes, dict[str, str]]:
+    """`Family.kept` of a layout that holds a speech encoder: what was composed around it stays behind."""
+    others = [
+        role
+        for role, node in nodes.items()
+        if node.get("_target_") and role not in (*places, *LEFT_OUT, "frontend", "task")
+    ]
+    why = f"a {layout} model has none; the run keeps it"
+    return {role: node for role, node in nodes.items() if role not in others}, dict.fromkeys(others, why)
+
+
 def expect(nodes: Nodes, role: str, target: str, **fixed: Any) -> None:
     """Refuse a missing part, another class, or another value where the layout has only one."""
     if role not in nodes:

@@ -9,7 +9,7 @@ from ..errors import UserError
 from .family import Family, Nodes
 from .keymap import KeyMap, same, stack, within
 from .masking import masked, span_masking, span_masking_settings
-from .settings import activation, expect, parts_of, read_json_if, refuse_unless, value, write_json
+from .settings import activation, encoder_alone, expect, parts_of, read_json_if, refuse_unless, value, write_json
 
 _ATTENTION = [
     stack("qkv.weight", "q_proj.weight", "k_proj.weight", "v_proj.weight"),
@@ -134,6 +134,9 @@ class Wav2Vec2(Family):
             **span_masking_settings(encoder),
             **self.own_settings(encoder),
         }
+
+    def kept(self, nodes: Nodes, came_from: bool) -> tuple[Nodes, dict[str, str]]:
+        return encoder_alone(nodes, self.model_types[0], ("speech_encoder",)) if came_from else (nodes, {})
 
     def export_frontend(self, nodes: Nodes, folder: Path) -> None:
         frontend = nodes.get("frontend") or {}

@@ -10,7 +10,7 @@ from .conformer import adaptor_rules, encoder_rules
 from .family import Family, Nodes
 from .keymap import KeyMap
 from .masking import masked, span_masking, span_masking_settings
-from .settings import expect, fbank, parts_of, refuse_unless, value, write_fbank
+from .settings import encoder_alone, expect, fbank, parts_of, refuse_unless, value, write_fbank
 
 _POSITIONS = {"relative_key": "relative_key", "relative": "relative", None: "none"}
 
@@ -75,6 +75,17 @@ class Wav2Vec2Bert(Family):
     def key_map(self, nodes: Nodes) -> KeyMap:
         rules = [*encoder_rules("", nodes["speech_encoder"].get("conv_norm", "layer")), *adaptor_rules("")]
         return KeyMap(rules, left=[r"(lm_head|projector|classifier)\..*"], rename=[(r"^wav2vec2_bert\.", "")])
+
+    def kept(self, nodes: Nodes, came_from: bool) -> tuple[Nodes, dict[str, str]]:
+        if not came_from:
+            return nodes, {}
+        # An adaptor with a decoder behind it is a new one, unless the layout could hold it.
+        try:
+            self.settings({role: nodes[role] for role in ("speech_encoder", "adaptor") if role in nodes})
+            places = ("speech_encoder", "adaptor")
+        except UserError:
+            places = ("speech_encoder",)
+        return encoder_alone(nodes, "wav2vec2-bert", places)
 
     def export_frontend(self, nodes: Nodes, folder: Path) -> None:
         write_fbank(nodes, folder)

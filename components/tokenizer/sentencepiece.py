@@ -92,8 +92,10 @@ class SentencePieceTokenizer(Tokenizer):
         if not path.is_file():
             todo = ", or let `voxzoo train` train one from the texts of the data" if train else ""
             raise UserError(f"tokenizer.model={model!r} is no file: give the path of a SentencePiece model{todo}")
-        table = None if characters is None else _character_file(Path(characters))
-        self._load(path.read_bytes(), table, languages, vocab_size, layout, normaliser, legacy_source, str(model))
+        data, table = _unpack(path.read_bytes())  # also what `to_bytes` gave
+        if characters is not None:
+            table = _character_file(Path(characters))
+        self._load(data, table, languages, vocab_size, layout, normaliser, legacy_source, str(model))
 
     @classmethod
     def from_bytes(

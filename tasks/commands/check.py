@@ -48,7 +48,8 @@ def _gigabytes(text: str) -> float:
 
 def run(args: argparse.Namespace) -> dict:
     from ...configs.check import require_valid
-    from ...configs.compose import active_stages, compose, to_yaml
+    from ...configs.compose import compose, to_yaml
+    from ...configs.stages import active_stages
 
     config = compose(args.overrides, stage=args.stage, config_dirs=args.config_dir)
     stages = active_stages(config)

@@ -38,7 +38,8 @@ def run(args: argparse.Namespace) -> dict:
 def _share(args: argparse.Namespace) -> None:
     """Threads as each stage is to have them, before torch asks: stages are forked from this process, which only checks.
     A wrong override is said here, seconds earlier."""
-    from ...configs.compose import active_stages, compose
+    from ...configs.compose import compose
+    from ...configs.stages import active_stages
     from ..training.sharing import import_as_a_stage
 
     config = compose(args.overrides, stage=args.stage, config_dirs=args.config_dir)

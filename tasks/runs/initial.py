@@ -12,6 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 from ...components.converters.keymap import Loaded
 from ...components.converters.published import load_part
 from ...components.errors import UserError, few
+from ...components.roles import ROLES
 from ...configs.pretrained import KEY, pretrained_sources
 from ..checkpoints.files import misfit, read_checkpoint
 from ..checkpoints.references import find_references
@@ -78,46 +79,98 @@ def _loaded_line(name: str, loaded: Loaded, source: str) -> str:
     return f"{line}; not used: {many} of layers that this part, as configured, does not have ({few(loaded.beyond, 2)})"
 
 
-def load_parts(task: Task, sources: dict[str, str], run_dir: Path) -> list[str]:
+def load_parts(
+    task: Task, sources: str | Mapping[str, str | None], run_dir: Path, origin: str | None = None
+) -> list[str]:
     """Take parts of a task from other runs: `init` of the config. Returns one line a part, for the log.
 
     Args:
         task: what to load into.
-        sources: role -> run folder, checkpoint, or the name of an earlier stage of the same run.
+        sources: role -> run folder, checkpoint, or the name of an earlier stage of the same run. Or one of these
+            alone: every part that fits is taken from there, and the lines say why others are not.
         run_dir: folder of this run; stages are its siblings.
+        origin: `from` of the config. A part of that run may have more or less here, which its line says, and heads of
+            the task come along where the vocabulary does.
 
     Raises:
-        UserError: an unknown role, a run without that part, or weights that do not fit it.
+        UserError: an unknown role, a run without that part, or weights that do not fit it; a run of which nothing fits.
     """
+    parts = task.parts()
+    if isinstance(sources, str):
+        taken, left = [], []
+        other = _Other(sources, run_dir)
+        for role in parts:
+            try:
+                taken.append(_load_part(task, role, other))
+            except UserError as error:
+                left.append(str(error).replace(f"init.{role}", role, 1))
+        if not taken:
+            raise UserError(f"init={sources}: nothing fits: {'; '.join(left)}")
+        gone = sorted(other.roles() - parts.keys())
+        return [
+            *taken,
+            *(f"not taken: {line}" for line in left),
+            *(f"not taken: {role}: no such part here" for role in gone),
+        ]
     lines = []
-    contents: dict[Path, dict[str, Any]] = {}  # several parts often come from one file
+    others: dict[str, _Other] = {}  # several parts often come from one file
     for role, source in sources.items():
-        if source is None:
+        if source is None or role == "tokenizer":  # its file was taken before the task was built
             continue
-        parts = task.parts()
         if role not in parts:
             raise UserError(f"init.{role}: {type(task).__name__} has no such part; it has: {', '.join(parts)}")
-        sibling = run_dir.parent / source
-        _, checkpoint = find_checkpoint(sibling if sibling.is_dir() else Path(source))
-        if checkpoint not in contents:
-            contents[checkpoint] = read_checkpoint(checkpoint, states=False)
-        content = contents[checkpoint]
-        state = content["state_dict"]
-        prefix = f"{role}."
-        weights = {key[len(prefix) :]: value for key, value in state.items() if key.startswith(prefix)}
-        if not weights:
-            raise UserError(f"init.{role}: {checkpoint} holds no {role}")
-        adapted = lora_settings(content["voxzoo"]["config"]).get(role)
-        weights, note = fit_weights(parts[role], weights, adapted)
-        problem = misfit(parts[role].state_dict(), weights)
-        if problem:
-            raise UserError(f"init.{role}: the {role} of {checkpoint} does not fit this config; {problem}")
-        size = task.tokenizer.vocab_size if task.tokenizer is not None else None
-        if any(value.shape[:1] == (size,) for value in weights.values()):
-            _require_vocabulary(task, content["voxzoo"], role, checkpoint)
-        parts[role].load_state_dict(weights)
-        lines.append(f"{role}: {len(weights)} tensors from {checkpoint}" + (f"; {note}" if note else ""))
+        if source not in others:
+            others[source] = _Other(source, run_dir)
+        lines.append(_load_part(task, role, others[source], partial=source == origin))
+    if origin in others and sources.get("tokenizer") == origin:
+        lines += _load_heads(task, others[origin])
     return lines
+
+
+class _Other:
+    """Another run, or an earlier stage of the same: its checkpoint."""
+
+    def __init__(self, source: str, run_dir: Path) -> None:
+        sibling = run_dir.parent / source
+        _, self.checkpoint = find_checkpoint(sibling if sibling.is_dir() else Path(source))
+        self.content = read_checkpoint(self.checkpoint, states=False)
+
+    def roles(self) -> set[str]:
+        """Roles that it has weights of."""
+        return {key.partition(".")[0] for key in self.content["state_dict"]} & ROLES.keys()
+
+
+def _load_part(task: Task, role: str, other: _Other, partial: bool = False) -> str:
+    part, checkpoint, content = task.parts()[role], other.checkpoint, other.content
+    if not part.state_dict():
+        return f"{role}: has no weights"
+    prefix = f"{role}."
+    weights = {k.removeprefix(prefix): value for k, value in content["state_dict"].items() if k.startswith(prefix)}
+    if not weights:
+        raise UserError(f"init.{role}: {checkpoint} holds no {role}")
+    weights, note = fit_weights(part, weights, lora_settings(content["voxzoo"]["config"]).get(role))
+    own = part.state_dict()
+    new, left = (sorted(own.keys() - weights.keys()), sorted(weights.keys() - own.keys())) if partial else ([], [])
+    weights = {key: value for key, value in weights.items() if key not in left}
+    problem = misfit({key: value for key, value in own.items() if key not in new}, weights)
+    if problem:
+        raise UserError(f"init.{role}: the {role} of {checkpoint} does not fit this config; {problem}")
+    size = task.tokenizer.vocab_size if task.tokenizer is not None else None
+    if any(value.shape[:1] == (size,) for value in weights.values()):
+        _require_vocabulary(task, content["voxzoo"], role, checkpoint)
+    part.load_state_dict(weights, strict=not partial)
+    said = [note, f"new: {few(new)}" if new else "", f"left there: {few(left)}" if left else ""]
+    return "; ".join([f"{role}: {len(weights)} tensors from {checkpoint}", *filter(None, said)])
+
+
+def _load_heads(task: Task, other: _Other) -> list[str]:
+    """What belongs to the task itself, such as a CTC head, where the other has it in the same shapes."""
+    own = {key: value for key, value in task.state_dict().items() if key.partition(".")[0] not in task.parts()}
+    there = {key: value for key, value in other.content["state_dict"].items() if key in own}
+    if not own or misfit(own, there):
+        return []
+    task.load_state_dict(there, strict=False)
+    return [f"heads: {len(there)} tensors from {other.checkpoint}"]
 
 
 def _require_vocabulary(task: Task, saved: Mapping[str, Any], role: str, checkpoint: Path) -> None:

@@ -12,7 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 from ...components.errors import UserError
 from ...components.layers.linear import pack_for_inference
 from ...configs.build import build
-from ...configs.compose import active_stages
+from ...configs.stages import last_stage
 from ...configs.targets import trusted
 from ..checkpoints.files import misfit, pick_checkpoint, read_checkpoint
 from ..checkpoints.mapped import fill
@@ -57,6 +57,8 @@ class Run:
             node = OmegaConf.create(
                 {"_target_": target, "test": {split: manifest}, "frontend": frontend, "batch_size": 16}
             )
+            if self.task.modes and "s2tt" not in self.task.modes:  # the data's default
+                node.tasks = {min(self.task.modes): True}
         data = build(node, allowed=self.allowed, tokenizer=self.task.tokenizer)
         data.needs = self.task.needs
         return data
@@ -145,7 +147,7 @@ def find_checkpoint(path: Path) -> tuple[Path, Path]:
     if not (path / "config.yaml").exists():
         raise UserError(f"{path}: not a run (no config.yaml in it); a run is a folder that `voxzoo train` wrote")
     config = OmegaConf.load(path / "config.yaml")
-    stages = active_stages(config)  # pyright: ignore[reportArgumentType]
-    if stages:
-        return find_checkpoint(path / "stages" / stages[-1])
+    stage = last_stage(path, config)
+    if stage != path:
+        return find_checkpoint(stage)
     return path, pick_checkpoint(path / "checkpoints")

@@ -20,8 +20,9 @@ from ...components.layers.blocks import unfound_blocks
 from ...components.tokenizer import train_sentencepiece
 from ...configs.build import build
 from ...configs.check import require_valid
-from ...configs.compose import active_stages, compose, to_yaml
+from ...configs.compose import compose, to_yaml
 from ...configs.optimisation import factory
+from ...configs.stages import active_stages
 from ...configs.targets import allow_list, class_of
 from ..checkpoints.files import AtomicCheckpointIO, Checkpointer, write_atomically
 from ..checkpoints.mapped import mapped_parts, materialise
@@ -37,6 +38,7 @@ from ..runs.assembly import assemble, set_up
 from ..runs.folder import is_trained, pid_lock, result_of, turns, wait_for_result
 from ..runs.initial import load_parts, load_pretrained, published_references
 from ..runs.lora import lora_lines
+from ..runs.source import files_of_source, take_tokenizer
 from ..task import Task
 from .examples import Examples
 from .progress import RunProgress
@@ -181,6 +183,8 @@ def prepare_data(config: DictConfig, turn: Callable[[], AbstractContextManager] 
         if trainable and not config.tokenizer.languages:
             config.tokenizer.languages = list(data.languages())
         model = Path(config.tokenizer.model)
+        with turn():
+            take_tokenizer(config)
         if trainable:
             with turn():
                 _train_vocabulary(config, data, model)
@@ -232,8 +236,10 @@ def build_for_training(config: DictConfig, folder: Path, *, empty: bool = True) 
     if fresh:  # a run that goes on has all weights of its own
         for line in load_pretrained(task, config, {role: loaded for role, (_, loaded) in mapped.items()}):
             say(f"pretrained {line}")
-        for line in load_parts(task, dict(config.init), folder):
+        init = config.init if isinstance(config.init, str) else dict(config.init)
+        for line in load_parts(task, init, folder, config.get("from")):
             say(f"init {line}")
+        task.files = task.files or files_of_source(config)
     for line in lora_lines(task):
         say(f"lora {line}")
     set_up(task, config)

@@ -239,9 +239,13 @@ def test_what_is_compiled_computed_again_or_frozen_is_there():
     assert found == "activation_checkpointing.adaptor: NoAdaptor has no stack of layers; leave it out"
     (found,) = messages("freeze.vocoder=true")
     assert found.startswith("freeze.vocoder: SpeechToText has no such part")
-    assert messages("freeze=true", "init=run") == [
-        "freeze: True is not a map of names to values", "init: 'run' is not a map of names to values"
+    assert messages("freeze={adaptor: 3}", "init=5") == [
+        "freeze: 3 is not true or false", "init: 5 is not text or 5 is not a map of names to values"
     ]  # fmt: skip
+    with pytest.raises(
+        UserError, match=r"freeze=true: there is no such choice\. Choices: decoder, encoder, first_pass"
+    ):
+        compose(["freeze=true"])
     for valid in ("compile=aot_eager", "compile=true", "activation_checkpointing={speech_encoder: true}"):
         assert messages(valid, "activation_checkpointing.t2u=false", "freeze.vocoder=false") == []
 
@@ -407,6 +411,10 @@ def test_every_shipped_yaml_composes_and_is_valid(path: Path, tmp_path: Path):
     override = f"{path.parent.name}={path.stem}"
     if path.stem == "pretrained":  # with a folder: tests/test_published_runs.py
         with pytest.raises(UserError, match=f"{path.parent.name}.pretrained: give the folder"):
+            compose([override])
+        return
+    if path.stem in ("source", "finetune"):  # with a run or a folder: tests/tasks/runs/test_finetune.py
+        with pytest.raises(UserError, match=r"from: give the run or the published folder to begin with"):
             compose([override])
         return
     manifest = override in ("data=manifest", "experiment=whisper_mixed")

@@ -9,7 +9,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
+from published import WHISPER_PIECES as PIECES
+from published import WHISPER_SPECIALS as SPECIALS
+from published import write_whisper_tokenizer as write_tokenizer
 from voxzoo.components import TransformerSeq2Seq, WhisperEncoder, WhisperLogMel, WhisperTokenizer
 from voxzoo.components.converters import describe, from_transformers, to_transformers
 from voxzoo.components.errors import UserError
@@ -21,29 +23,7 @@ from voxzoo.tasks import load_run
 from voxzoo.tasks.commands.cli import main
 from voxzoo.tasks.planning.shapes import FakeTokenizer
 
-PIECES = 330
-SPECIALS = ["endoftext", "startoftranscript", "en", "zh", "es", "fr", "yue", "translate", "transcribe", "notimestamps"]
 V = PIECES + len(SPECIALS) + 3
-
-
-def write_tokenizer(path: Path, specials: list[str] = SPECIALS) -> Path:
-    """A small tokenizer.json in the form of Whisper's: bytes, pieces, eos, start, languages, tasks, no timestamps."""
-    model = Tokenizer(models.BPE())
-    model.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    model.decoder = decoders.ByteLevel()
-    texts = ["the train leaves at nine", "el tren sale a las nueve, ¿verdad?", "le train part à neuf heures"] * 3
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
-    model.train_from_iterator(
-        texts, trainers.BpeTrainer(vocab_size=PIECES, initial_alphabet=alphabet, show_progress=False)
-    )
-    missing = PIECES - model.get_vocab_size()
-    assert missing >= 0
-    content = json.loads(model.to_str())
-    content["model"]["vocab"].update({f"unused{n}": PIECES - missing + n for n in range(missing)})
-    model = Tokenizer.from_str(json.dumps(content))
-    model.add_special_tokens([AddedToken(f"<|{name}|>", normalized=False, special=True) for name in specials])
-    model.save(str(path))
-    return path
 
 
 @pytest.fixture(scope="module")
