@@ -53,6 +53,7 @@ def blocks(page: str) -> Iterator[Block]:
 # Choices of tiny parts, for each role that a command leaves as it is.
 _TINY = ("frontend", "speech_encoder", "adaptor", "text_seq2seq", "tokenizer", "data")
 _TINY_SPEECH = ("unit_extractor", "t2u", "vocoder")
+_OF_PUBLISHED_PARTS = ("experiment=mixed", "experiment=finetune", "experiment=seamless_m4t_large_v2")
 _STEPS = ("trainer.max_steps=2", "trainer.val_check_interval=2", "logger=none")
 _SHORT = "{search:{_target_:voxzoo.components.search.SearchOptions,beam_size:2,max_length:8}}"
 
@@ -60,7 +61,7 @@ _SHORT = "{search:{_target_:voxzoo.components.search.SearchOptions,beam_size:2,m
 def tiny(words: Sequence[str]) -> list[str]:
     """The overrides of a page, and behind them what makes a tiny run of two steps of them."""
     keys = {word.partition("=")[0] for word in words}
-    if any(word.startswith("experiment=") for word in words) and "experiment=quickstart" not in words:
+    if any(word in words for word in _OF_PUBLISHED_PARTS):
         return [*words, *_STEPS]
     staged = "experiment=quickstart" in words
     speaks = staged and "t2u=none" not in words
@@ -111,13 +112,17 @@ class Shell:
     def run(self, block: Block) -> None:
         """Run a block, or check it. Its place is noted on what it raises."""
         only_checks = block.mark == "test-all" and not self.trains
-        for pattern in [each for each in self.files if re.search(each, block.text)]:
-            self.files.pop(pattern)(self.folder)
+        self.give(block.text)
         try:
             self._run(block, only_checks)
         except BaseException as error:
             error.add_note(f"in {block}")
             raise
+
+    def give(self, text: str) -> None:
+        """Make the files that a text takes for given."""
+        for pattern in [each for each in self.files if re.search(each, text)]:
+            self.files.pop(pattern)(self.folder)
 
     def _run(self, block: Block, only_checks: bool) -> None:
         comment = re.match(r"(?:#[^\n]*\n)*?# ([\w./-]+\.(?:py|yaml))\b", block.text)

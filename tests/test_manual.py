@@ -205,6 +205,33 @@ def test_parts_of_different_models_in_one_config(tmp_path: Path, monkeypatch: py
         assert not loaded.missing
 
 
+EXPERIMENTS = sorted(path.stem for path in (ROOT / "configs" / "experiment").glob("*.yaml"))
+
+
+def experiment_rows() -> dict[str, list[str]]:
+    """name: command, machine, minutes, score, as the table has them."""
+    table = PAGES["configs/experiment/README.md"].partition("##")[0]
+    rows = [[cell.strip() for cell in line.split(" | ")] for line in table.splitlines() if line.startswith("| [")]
+    return {re.match(r"\| \[(\w+)\]\(\1\.yaml\)", row[0])[1]: [cell.strip("`| ") for cell in row[1:]] for row in rows}
+
+
+def test_every_experiment_has_a_row():
+    assert sorted(experiment_rows()) == EXPERIMENTS
+
+
+@pytest.mark.parametrize("name", [name for name in EXPERIMENTS if name != "quickstart"])
+def test_an_experiment_opens_with_what_its_row_says(name: str, shell):
+    package, *lines = (ROOT / "configs" / "experiment" / f"{name}.yaml").read_text().splitlines()
+    command, machine, minutes, score = experiment_rows()[name]
+    assert package == "# @package _global_"
+    assert lines[:4] == [f"# {command}", f"# machine: {machine}", f"# minutes: {minutes}", f"# score: {score}"]
+    shell(trains=False).give(command)
+    verb, *words = command.removeprefix("voxzoo ").split()
+    assert verb in ("train", "check")
+    assert f"experiment={name}" in words
+    assert [str(fault) for fault in check(compose(words))] == []
+
+
 def test_every_trap_has_a_test():
     section = PAGES["tests/README.md"].partition("## What other training code lets happen")[2]
     rows = [row for row in section.splitlines() if row.startswith("| ")][1:]
