@@ -20,7 +20,8 @@ from omegaconf.errors import OmegaConfBaseException
 from ..components.errors import UserError
 from .build import build
 from .optimisation import told_as_users, try_optimizer, try_schedule
-from .targets import allow_list
+from .signatures import parameters_of
+from .targets import allow_list, class_of
 
 _SOME_STEPS = 1000  # of a run that is counted in epochs
 
@@ -196,17 +197,24 @@ def _sampler(value: Any) -> str | None:
 def _make_data(config: DictConfig) -> Found:
     """Budgets as the batches take them, and what the data module has against its settings; no file is read."""
     node, allowed = config.get("data"), allow_list(config)
-    if not isinstance(node, DictConfig) or not str(node.get("_target_")).startswith("voxzoo."):
+    if not isinstance(node, DictConfig):
         return
     for key in ("batch_seconds", "batch_tokens", "batch_size"):
         if _is_number(node.get(key)):
             trial = {"_target_": "voxzoo.datamodules.batching.BatchSampler", "seconds": [0.0], "tokens": [1]}
             yield from _tried(lambda trial=trial, key=key: build({**trial, key: node[key]}), config, "data")
-    corpus = _value(config, "data.corpus._target_")
+    found, corpus = class_of(node, config), _value(config, "data.corpus._target_")
+    if found is None or not found.__module__.startswith("voxzoo."):
+        return
     if corpus is not None and not str(corpus).startswith("voxzoo."):
         return
     given: dict[str, Any] = {"tokenizer": None, "frontend": None}
-    if corpus is None and not any([node.get("train"), node.get("valid"), *(node.get("test") or {}).values()]):
+    manifests = "train" in parameters_of(found)[0]
+    if (
+        manifests
+        and corpus is None
+        and not any([node.get("train"), node.get("valid"), *(node.get("test") or {}).values()])
+    ):
         given["train"] = "-"  # a config may be looked at before there are data
     yield from _tried(lambda: build(node, allowed=allowed, **given), config, "data")
 

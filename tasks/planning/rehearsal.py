@@ -87,8 +87,9 @@ class Rehearsal:
         length = min(float(config.data.get("max_seconds") or 30), taken)
         try:
             data = build(config.data, allowed=self.allowed, tokenizer=self.tokenizer, frontend=None)
-        except UserError:
-            return self._assume(length, "no manifest is given (data.train)")
+        except UserError as error:
+            manifests = str(config.data.get("_target_")).endswith(".SpeechTranslationData")
+            return self._assume(length, "no manifest is given (data.train)" if manifests else str(error))
         unprepared = data.unprepared()
         if unprepared is not None:
             return self._assume(length, unprepared)
