@@ -209,12 +209,8 @@ def _make_data(config: DictConfig) -> Found:
     if corpus is not None and not str(corpus).startswith("voxzoo."):
         return
     given: dict[str, Any] = {"tokenizer": None, "frontend": None}
-    manifests = "train" in parameters_of(found)[0]
-    if (
-        manifests
-        and corpus is None
-        and not any([node.get("train"), node.get("valid"), *(node.get("test") or {}).values()])
-    ):
+    said = [corpus, node.get("train"), node.get("valid"), *(node.get("test") or {}).values()]
+    if "train" in parameters_of(found)[0] and not any(said):
         given["train"] = "-"  # a config may be looked at before there are data
     yield from _tried(lambda: build(node, allowed=allowed, **given), config, "data")
 
