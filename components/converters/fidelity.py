@@ -4,13 +4,12 @@ hold."""
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import MISSING, fields
 from typing import Any
 
 from ..errors import UserError
-from ..search import SearchOptions
 from .compat import TABLE, class_of
 from .family import Nodes
+from .generation import search_options
 from .settings import with_defaults
 
 _PLACES = ("frontend", "speech_encoder", "adaptor", "text_seq2seq", "t2u", "vocoder")
@@ -80,7 +79,7 @@ def compare(nodes: Nodes, there: Nodes, layout: str, accept: bool, generates: bo
         lines.append(f"task.speaker={task['speaker']} (transformers: 0): say speaker_id={task['speaker']} there")
     if generates:
         rows = [row.key.partition(".")[2] for row in TABLE if row.key.startswith("search.") and row.applies(nodes)]
-        lines += _search_lines("task.search", rows, _options(task), _options(other))
+        lines += _search_lines("task.search", rows, search_options(task), search_options(other))
     if class_of(nodes.get("t2u") or {}) == "AutoregressiveT2U" and "t2u" in there:
         lines += _search_lines("t2u", _UNIT_SEARCH, with_defaults(nodes["t2u"]), with_defaults(there["t2u"]))
     if (nodes.get("text_seq2seq") or {}).get("num_encoder_layers", 6) and there.get("tokenizer"):
@@ -166,15 +165,6 @@ def _search_lines(where: str, keys: Iterable[str], ours: Mapping[str, Any], thei
     ]
     if found:
         yield f"{where}: {', '.join(found)}: say there, to `generate`, what it has an option for"
-
-
-def _options(task: Mapping[str, Any]) -> dict[str, Any]:
-    """All options of a task's search."""
-    given = task.get("search") or {}
-    plain = {
-        item.name: item.default if item.default is not MISSING else () for item in fields(SearchOptions) if item.init
-    }
-    return {**plain, **{key: given[key] for key in given if key in plain}}
 
 
 def _plain(value: Any) -> Any:

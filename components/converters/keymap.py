@@ -149,6 +149,7 @@ class KeyMap:
                     f"{shown}: gives {tuple(value.shape)}, but {ours} is {tuple(expected[ours])}: "
                     "the weights are of another architecture than the config says"
                 )
+            _refuse_kind(value, ours, ", ".join(places.values()))
             loaded.state[ours] = value
         if expected is not None:
             loaded.missing = [key for key in expected if key not in loaded.state]
@@ -195,7 +196,9 @@ class KeyMap:
             return values[0].squeeze(-1)
         for value, key in zip(values[1:], [places[p] for p in sorted(places)][1:], strict=True):
             if not torch.equal(values[0], value):
-                raise UserError(f"{key}: expected to be equal to {places[min(places)]}, as the config ties them")
+                raise UserError(
+                    f"{key} differs from {places[min(places)]}: voxzoo has one matrix for both, as published models do"
+                )
         return values[0]
 
     def _renamed(self, key: str) -> str:
@@ -221,3 +224,19 @@ def _pattern(text: str) -> re.Pattern[str]:
 def _fill(text: str, values: tuple[str, ...]) -> str:
     found = iter(values)
     return re.sub(r"[*~]", lambda _: next(found), text)
+
+
+def _refuse_kind(value: Tensor, ours: str, theirs: str) -> None:
+    """Refuse what a cast would turn into other numbers without a word.
+
+    Raises:
+        UserError: complex or whole numbers where weights are real, or a value that is not finite.
+    """
+    if not value.is_floating_point():
+        if value.is_complex() or not ours.endswith("num_batches_tracked"):
+            kind = str(value.dtype).removeprefix("torch.")
+            raise UserError(
+                f"{theirs}: {kind}, expected floating-point weights; quantised weights are not read: fetch the original"
+            )
+    elif value.numel() and not value.is_meta and not all(bound.isfinite() for bound in torch.aminmax(value)):
+        raise UserError(f"{theirs}: not all values are finite (NaN or infinity): the weights are damaged")

@@ -9,6 +9,7 @@ from typing import Any
 from ..errors import UserError
 from ..tokenizer.sentencepiece import SPECIALS
 from .family import Family, Nodes
+from .generation import generation_content, longest_of, search_node
 from .keymap import KeyMap
 from .settings import activation, expect, parts_of, read_json_if, refuse_unless, value
 from .tokenizers import export_tokenizer_files, tokenizer_node
@@ -102,18 +103,12 @@ class M2M100(Family):
 
     def export_tokenizer(self, tokenizer: Any, nodes: Nodes, folder: Path) -> None:
         export_tokenizer_files(tokenizer, folder)
-        search = nodes.get("task", {}).get("search") or {}
-        beams = search.get("beam_size", 5) if search.get("method", "beam") == "beam" else 1
         content = {
             "bos_token_id": tokenizer.bos_id,
             "pad_token_id": tokenizer.pad_id,
             "eos_token_id": tokenizer.eos_id,
             "decoder_start_token_id": tokenizer.eos_id,
-            "num_beams": beams,
-            "early_stopping": bool(search.get("early_stopping", True)) and beams > 1,
-            "length_penalty": search.get("length_penalty", 1.0),
-            "no_repeat_ngram_size": search.get("no_repeat_ngram", 0),
-            "max_new_tokens": search.get("max_length", 256) + 1,  # the language token counts
+            **generation_content(nodes, forced=1),  # the language token counts
         }
         (folder / "generation_config.json").write_text(json.dumps(content, indent=2) + "\n")
 
@@ -130,22 +125,8 @@ def _refuse_two(settings: dict[str, Any], encoder: str, decoder: str) -> None:
 def _search(settings: dict[str, Any], folder: Path | None) -> dict[str, Any]:
     """How the folder says to generate. Their lengths count the start token and the language, ours neither."""
     found = {**settings, **read_json_if(folder, "generation_config.json")}
-    beams = found.get("num_beams") or 1
-    longest = (found.get("max_new_tokens") or (found.get("max_length") or _LONGEST) - 1) - 1
-    return {
-        "_target_": "voxzoo.components.search.SearchOptions",
-        "method": "beam" if beams > 1 else "greedy",
-        "beam_size": beams,
-        "length_penalty": found.get("length_penalty") or 1.0,
-        "score": "after_start",
-        "early_stopping": found.get("early_stopping") is True,
-        "no_repeat_ngram": found.get("no_repeat_ngram_size") or 0,
-        "min_length": max((found.get("min_new_tokens") or (found.get("min_length") or 0) - 1) - 1, 0),
-        "max_length": longest,
-        "max_length_a": 0.0,
-        "max_length_b": longest,
-        "force_eos": False,
-    }
+    longest = max(longest_of(found, _LONGEST - 1, prompt=1) - 1, 1)
+    return search_node(found, score="after_start", longest=longest, prompt=1, forced=1)
 
 
 FAMILY = M2M100()

@@ -19,8 +19,9 @@ from .compat import apply_compat
 from .family import Compat, Family, Nodes
 from .fidelity import compare
 from .files import Weights, published_folder, read_json, write_weights
+from .generation import unread
 from .keymap import Loaded
-from .settings import LEFT_OUT
+from .settings import LEFT_OUT, read_json_if
 
 # model_type -> module of this package that has its FAMILY.
 _FAMILIES = {
@@ -68,6 +69,7 @@ class PublishedModel(nn.Module):
         files: name -> content of the small files beside its weights, as uint8; they go out again on export.
         tokenizer, frontend: or None.
         left: published keys that nothing here takes.
+        notes: lines on settings of the folder that are not taken and change what is generated.
     """
 
     def __init__(self, model_type: str, nodes: Nodes, files: Mapping[str, Tensor]) -> None:
@@ -78,6 +80,7 @@ class PublishedModel(nn.Module):
         self.tokenizer: Any = None
         self.frontend: Any = None
         self.left: list[str] = []
+        self.notes: list[str] = []
 
     def parts(self) -> dict[str, nn.Module]:
         """Role -> part."""
@@ -134,6 +137,8 @@ def from_transformers(
             loaded.state[key] = value.to(dtype)
     model.load_state_dict(loaded.state, assign=True)
     model.left = loaded.left
+    if "task" in model.nodes:
+        model.notes = unread({**settings, **read_json_if(folder, "generation_config.json")})
     return model.eval()
 
 

@@ -15,6 +15,7 @@ from .code_hifi_gan import vocoder_rules
 from .conformer import adaptor_rules, encoder_rules
 from .family import Family, Nodes
 from .files import Weights
+from .generation import longest_of, search_node
 from .keymap import KeyMap, Rule
 from .settings import (
     expect,
@@ -232,7 +233,12 @@ class SeamlessM4T(Family):
             "score": "generated",
             **dropouts(settings),
             "tie_output": True,
-            "beam_size": settings.get("t2u_num_beams", generation.get("num_beams")) or 1,
+            "beam_size": search_node(
+                {"num_beams": settings.get("t2u_num_beams", generation.get("num_beams"))},
+                score="generated",
+                longest=longest,
+                prompt=0,
+            )["beam_size"],
             "min_length": 0,
             "max_length": longest,
             "max_length_a": 0.0,
@@ -438,6 +444,9 @@ class _Untied(KeyMap):
 
     def save(self, ours: Mapping[str, Tensor]) -> dict[str, Tensor]:
         written = super().save(ours)
+        units = "t2u_model.model.decoder.embed_tokens.weight"
+        if units in written:  # one switch ties both output layers, and the second pass has one matrix here
+            written["t2u_model.lm_head.weight"] = written[units]
         if "shared.weight" in written:
             written["text_decoder.embed_tokens.weight"] = written["shared.weight"]
             if any(key.startswith("text_encoder.") for key in written):
@@ -489,22 +498,8 @@ def _languages(generation: dict[str, Any], key: str) -> tuple[int, list[str]]:
 
 def _search(settings: dict[str, Any], generation: dict[str, Any]) -> dict[str, Any]:
     """Options under which `components.search` finds what transformers' `generate` finds."""
-    beams = generation.get("num_beams") or 1
-    longest = generation.get("max_new_tokens") or settings.get("max_new_tokens") or 256
-    return {
-        "_target_": "voxzoo.components.search.SearchOptions",
-        "method": "beam" if beams > 1 else "greedy",
-        "beam_size": beams,
-        "length_penalty": generation.get("length_penalty") or 1.0,
-        "score": "generated",
-        "min_length": 0,
-        "max_length": longest,
-        "max_length_a": 0.0,
-        "max_length_b": longest,
-        "no_repeat_ngram": generation.get("no_repeat_ngram_size") or 0,
-        "early_stopping": generation.get("early_stopping") is True,
-        "force_eos": False,
-    }
+    found = {"max_new_tokens": settings.get("max_new_tokens"), **generation}
+    return search_node(found, score="generated", longest=longest_of(found, 256), prompt=2)
 
 
 FAMILY = SeamlessM4T()

@@ -8,6 +8,7 @@ from typing import Any
 from ..errors import UserError
 from ..tokenizer.whisper import token_ids
 from .family import Family, Nodes
+from .generation import generation_content, longest_of, search_node
 from .keymap import KeyMap, same, stack, within
 from .settings import expect, parts_of, read_json_if, refuse_unless, value, write_json
 from .transformer import decoder_rules, embedding_rules, encoder_rules
@@ -161,13 +162,13 @@ class Whisper(Family):
             folder / "tokenizer_config.json",
             {"tokenizer_class": "WhisperTokenizer", **{f"{role}_token": end for role in ("bos", "eos", "pad", "unk")}},
         )
-        search = nodes.get("task", {}).get("search") or {}
+        searched = generation_content(nodes)
+        del searched["max_new_tokens"]  # `max_length` is all that its decoder has positions for
         generation = {
             **self.special_ids(tokenizer, nodes),
             "pad_token_id": tokenizer.pad_id,
             "max_length": nodes["text_seq2seq"].get("max_positions"),
-            "suppress_tokens": list(search.get("suppress", ())),
-            "begin_suppress_tokens": list(search.get("begin_suppress", ())),
+            **searched,
             "is_multilingual": tokenizer.multilingual,
             "return_timestamps": False,
             **tokenizer.generation_ids(),
@@ -235,23 +236,8 @@ def _frontend(settings: dict[str, Any], found: dict[str, Any]) -> dict[str, Any]
 
 def _search(found: dict[str, Any], positions: int, prefix_length: int) -> dict[str, Any]:
     """How the folder says to generate. Whisper's `max_length` does not count the prefix, but its positions do."""
-    beams = found.get("num_beams") or 1
-    longest = found.get("max_new_tokens") or found.get("max_length") or positions
-    longest = max(min(longest, positions - prefix_length), 1)
-    return {
-        "_target_": "voxzoo.components.search.SearchOptions",
-        "method": "beam" if beams > 1 else "greedy",
-        "beam_size": beams,
-        "length_penalty": found.get("length_penalty", 1.0),
-        "min_length": 0,
-        "max_length": longest,
-        "max_length_a": 0.0,
-        "max_length_b": longest,
-        "early_stopping": found.get("early_stopping") is True,
-        "force_eos": False,
-        "suppress": list(found.get("suppress_tokens") or ()),
-        "begin_suppress": list(found.get("begin_suppress_tokens") or ()),
-    }
+    longest = max(min(longest_of(found, positions), positions - prefix_length), 1)
+    return search_node(found, score="generated", longest=longest, prompt=prefix_length)
 
 
 FAMILY = Whisper()

@@ -61,6 +61,8 @@ def run(args: argparse.Namespace) -> dict:
             count = len(model.left)
             what = "tensors that no part uses, such as heads of pre-training and tables that are computed here"
             print(f"not taken: {count} {what} ({few(model.left, 2)}); all weights of the parts above are filled")
+        for line in model.notes:
+            print(f"note: {line}")
         print(f"done: {folder} ({model.model_type}, {str(config.task._target_).rpartition('.')[2]})")
     return {
         "status": "ok",
@@ -69,4 +71,5 @@ def run(args: argparse.Namespace) -> dict:
         "task": config.task._target_,
         "parameters": counts,
         "left": model.left,
+        "notes": model.notes,
     }

@@ -13,7 +13,7 @@ import torch
 from against import same
 from rows import ragged
 from torch import Tensor
-from voxzoo.components import SentencePieceTokenizer
+from voxzoo.components import SentencePieceTokenizer, TransformerSeq2Seq
 from voxzoo.components.converters import PublishedModel, from_transformers, to_transformers
 from voxzoo.components.errors import UserError
 from voxzoo.components.search import SearchOptions
@@ -600,6 +600,28 @@ SINGLE = {
     ),
     "ForTextToSpeech": ({"text_seq2seq", "t2u", "vocoder"}, SpeechToSpeechUnitY, {"t2tt", "t2st"}),
 }  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ["v1 a", "v2 a"])
+def test_an_untied_model_goes_out_whole(make, name: str, tmp_path: Path):
+    """transformers ties the outputs of both passes by one switch: what it is not given it fills at random."""
+    pair = make(name)
+    node = {**pair.ours.nodes["text_seq2seq"], "tie_output": False}
+    model = PublishedModel(pair.ours.model_type, {**pair.ours.nodes, "text_seq2seq": node}, pair.ours.files)
+    text = TransformerSeq2Seq(**{key: value for key, value in node.items() if key != "_target_"})
+    text.load_state_dict(pair.ours.text_seq2seq.state_dict(), strict=False)
+    for role, part in {**pair.ours.parts(), "text_seq2seq": text}.items():
+        model.add_module(role, part)
+    to_transformers(model, tmp_path / "out")
+    again, info = type(pair.peer).from_pretrained(tmp_path / "out", output_loading_info=True)
+    assert not any(info.values()), info
+    there = again.state_dict()
+    units = there["t2u_model.model.decoder.embed_tokens.weight"]
+    assert torch.equal(there["t2u_model.lm_head.weight"], units)
+    assert torch.equal(there["lm_head.weight"], text.state_dict()["decoder.output.weight"])
+    assert not torch.equal(there["lm_head.weight"], there["shared.weight"])
+    back = from_transformers(tmp_path / "out", roles=PARTS).state_dict()
+    assert all(torch.equal(back[key], value) for key, value in model.state_dict().items())
 
 
 @pytest.mark.parametrize("kind", SINGLE)
