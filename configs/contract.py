@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import functools
+import math
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig, OmegaConf
 
+from ..components import parts
 from ..components.errors import UserError
 from .build import build
 from .check import check
 from .compose import compose
-from .targets import allow_list
+from .targets import allow_list, class_of
 
 if TYPE_CHECKING:
     from ..components.contract import Outcome
@@ -22,9 +26,28 @@ _SAMPLE = ("the cat sleeps in the house", "a dog runs over the green field", "el
 _LANGUAGES = ("eng", "spa")
 
 
-def check_choices(
-    overrides: Sequence[str], config_dirs: Sequence[str | Path] = ()
-) -> dict[str, tuple[type, list[Outcome]]]:
+@dataclass(frozen=True)
+class Checked:
+    """A part of a config, and what was found."""
+
+    role: str
+    cls: type
+    outcomes: tuple[Outcome, ...]
+
+    @property
+    def sound(self) -> bool:
+        return not any(outcome.fault for outcome in self.outcomes)
+
+    def lines(self) -> Iterator[str]:
+        from ..components.contract import report
+
+        return report(f"{self.role} {self.cls.__name__}", self.outcomes)
+
+    def as_dict(self) -> dict[str, Any]:
+        return {"class": self.cls.__name__, "checks": [asdict(outcome) for outcome in self.outcomes]}
+
+
+def check_choices(overrides: Sequence[str], config_dirs: Sequence[str | Path] = ()) -> list[Checked]:
     """Check each part that is chosen by `ROLE=CHOICE` against the contract of its role.
 
     Its neighbours are the tiny ones, so that widths that follow theirs (`${text_seq2seq.dim}`) are small.
@@ -33,48 +56,57 @@ def check_choices(
         overrides: as for `voxzoo train`; at least one choice of a role.
         config_dirs: further folders of YAML groups.
 
-    Returns:
-        Role -> class of the part, and what was found.
-
     Raises:
         UserError: no role is chosen, a choice that does not exist, or settings that are none of the part's.
     """
-    from ..components.roles import ROLES
-
-    chosen = [
-        key for key, _, _ in (override.partition("=") for override in overrides) if key in ROLES and key != "data"
-    ]
+    known = parts()
+    chosen = [key for key, _, _ in (override.partition("=") for override in overrides) if key in known]
     if not chosen:
-        raise UserError(f"name what to check as ROLE=CHOICE, such as adaptor=conv; roles: {', '.join(ROLES)}")
-    tiny = [f"{role}=tiny" for role in ROLES if role not in chosen]
+        raise UserError(f"name what to check as ROLE=CHOICE, such as adaptor=conv; roles: {', '.join(known)}")
+    tiny = [f"{role}=tiny" for role in known if role not in chosen]
     config = compose([*tiny, *overrides], config_dirs=config_dirs)
     faults = [fault for fault in check(config) if fault.path.split(".")[0] in chosen]
     if faults:
         raise UserError(
             "\n  ".join([f"{len(faults)} fault{'s' * (len(faults) > 1)} in the config:", *map(str, faults)])
         )
-    return dict(examine_parts(config, chosen))
+    return list(examine_parts(config, list(dict.fromkeys(chosen))))
 
 
-def examine_parts(config: DictConfig, roles: Sequence[str]) -> Iterator[tuple[str, tuple[type, list[Outcome]]]]:
-    """(role, (class, outcomes)) of the parts that a composed config has for these roles; absent ones are left out."""
-    from ..components.contract import examine
+def examine_parts(config: DictConfig, roles: Iterable[str], most: float = math.inf) -> Iterator[Checked]:
+    """The parts that a composed config has for these roles; absent ones are left out.
+
+    Args:
+        config: composed and checked.
+        roles: those to look at.
+        most: parameters of a part; larger ones are not asked, which their outcome says.
+    """
+    from ..components.contract import Outcome, examine
 
     allowed = allow_list(config)
     with tempfile.TemporaryDirectory() as folder:
         for role in roles:
-            node = config.get(role)
-            if node is None or node.get("_target_") is None:
+            cls = class_of(config.get(role), config)
+            if cls is None or role not in parts():
                 continue
-            settings = OmegaConf.to_container(node, resolve=True)
+            settings = OmegaConf.to_container(config[role], resolve=True)
             assert isinstance(settings, dict)
             if role == "tokenizer":
                 settings = _with_vocabulary(settings, Path(folder))
+            again = functools.partial(build, settings, allowed=allowed)
+            size = _parameters(again) if most < math.inf and role not in ("frontend", "tokenizer") else 0
+            if size > most:
+                small = f"{size:,} parameters: check it small, by `voxzoo parts check {role}=CHOICE {role}.dim=32 ...`"
+                yield Checked(role, cls, (Outcome("size", note=small),))
+            else:
+                yield Checked(role, cls, tuple(examine(again, role)))
 
-            def again(settings: Mapping[Any, Any] = settings) -> Any:
-                return build(settings, allowed=allowed)
 
-            yield role, (type(again()), examine(again, role))
+def _parameters(again: Callable[[], Any]) -> int:
+    import torch
+
+    with torch.device("meta"):
+        return sum(parameter.numel() for parameter in again().parameters())
 
 
 def _with_vocabulary(settings: dict[Any, Any], folder: Path) -> dict[Any, Any]:

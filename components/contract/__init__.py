@@ -7,7 +7,18 @@
 `voxzoo parts check adaptor=mine` does the same by configs.
 """
 
-from .outcome import Check, ContractError, NotAsked, Outcome, collect, require
+from .outcome import Check, ContractError, NotAsked, Outcome, collect, report, require
 from .part import check_part, examine, role_of
 
-__all__ = ["Check", "ContractError", "NotAsked", "Outcome", "check_part", "collect", "examine", "require", "role_of"]
+__all__ = [
+    "Check",
+    "ContractError",
+    "NotAsked",
+    "Outcome",
+    "check_part",
+    "collect",
+    "examine",
+    "report",
+    "require",
+    "role_of",
+]

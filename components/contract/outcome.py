@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import traceback
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -64,6 +64,16 @@ def collect(checks: Iterable[Check], exempt: Mapping[str, str] | None = None) ->
         else:
             outcomes.append(_outcome(name, check))
     return outcomes
+
+
+def report(subject: str, outcomes: Sequence[Outcome]) -> Iterator[str]:
+    """Lines for a terminal: how many checks there were, then those that are broken or were not asked."""
+    asked = sum(outcome.note is None for outcome in outcomes)
+    broken = sum(outcome.fault is not None for outcome in outcomes)
+    yield f"{subject}: {asked} checks, {broken or 'none'} broken"
+    for outcome in outcomes:
+        if outcome.fault or outcome.note:
+            yield f"  {outcome.name}: {outcome.fault or f'not asked: {outcome.note}'}"
 
 
 def require(subject: str, outcomes: Sequence[Outcome]) -> None:

@@ -58,7 +58,7 @@ def check_part(part: Any, role: str | None = None) -> list[Outcome]:
     Args:
         part: a part, or what builds one without arguments (`lambda: MyAdaptor(8, 6)`), which lets more be asked: that
             it builds on the meta device, and that what it needs is saved. A part is not changed.
-        role: key of `ROLES`; None: by its base class.
+        role: key of `roles.ROLES`; None: by its base class.
 
     Raises:
         ContractError: a line for each broken check.
@@ -76,8 +76,8 @@ def examine(part: Any, role: str | None = None) -> list[Outcome]:
         with torch.random.fork_rng(devices=[]):
             part = again()
     role = role or role_of(part)
-    if role not in ROLES:
-        near = difflib.get_close_matches(role, ROLES, n=1)
+    if role not in _CONTRACTS:  # those of data and tasks are elsewhere
+        near = difflib.get_close_matches(role, _CONTRACTS, n=1)
         raise UserError(f"there is no role {role!r}{f'; did you mean {near[0]!r}?' if near else ''}")
     if not isinstance(part, ROLES[role]):
         base = ROLES[role]
@@ -97,10 +97,10 @@ def examine(part: Any, role: str | None = None) -> list[Outcome]:
 
 def role_of(part: Any) -> str:
     """The role whose base class a part has. Raises UserError where it has none."""
-    for role, base in ROLES.items():
-        if isinstance(part, base):
+    for role in _CONTRACTS:
+        if isinstance(part, ROLES[role]):
             return role
-    bases = ", ".join(base.__name__ for base in ROLES.values())
+    bases = ", ".join(ROLES[role].__name__ for role in _CONTRACTS)
     raise UserError(f"{type(part).__name__} is no part: derive it from one of {bases} (voxzoo.components.roles)")
 
 

@@ -9,13 +9,18 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # torch loads only for a check, not for --help
+    from omegaconf import DictConfig
     from rich.console import Console
 
+    from ...configs.contract import Checked
     from ..planning.figures import Plan
     from ..planning.shapes import Row
 
 HELP = "check a config, build it without weights, show what flows through its parts, and plan its memory"
 EXAMPLE = "voxzoo check experiment=quickstart adaptor=stack --memory 8"
+
+_MOST_PARAMETERS = 3e7
+"""Of a part that `--parts` looks at: larger ones take minutes and are alike when small."""
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -23,6 +28,11 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--stage", help="check one stage of a staged experiment alone")
     parser.add_argument(
         "--config-dir", action="append", default=[], metavar="DIR", help="a folder of your own YAML groups"
+    )
+    parser.add_argument(
+        "--parts",
+        action="store_true",
+        help="also each part against the contract of its role, on random inputs (exit 1 where one breaks it)",
     )
     parser.add_argument("--print-config", action="store_true", help="print the resolved config as YAML")
     parser.add_argument(
@@ -74,9 +84,11 @@ def run(args: argparse.Namespace) -> dict:
             plans[name] = plan_run(configs[name], args.memory)
             if not args.json:
                 _show_plan(plans[name])
+    checked = _check_parts(configs, args.json) if args.parts else {}
     small = any(plan is not None and plan.fits is False for plan in plans.values())
     return {
-        "status": "does not fit" if small else "ok",
+        "status": "does not fit" if small else "ok" if all(one.sound for one in checked.values()) else "broken",
+        **({"contract": {role: one.as_dict() for role, one in checked.items()}} if args.parts else {}),
         "stages": {
             name: {
                 "task": configs[name].task._target_,
@@ -88,6 +100,21 @@ def run(args: argparse.Namespace) -> dict:
             for name, rows in tables.items()
         },
     }
+
+
+def _check_parts(configs: dict[str, DictConfig], silent: bool) -> dict[str, Checked]:
+    """Each part once, though several stages have it."""
+    from ... import components
+    from ...configs.contract import examine_parts
+
+    found: dict[str, Checked] = {}
+    for config in configs.values():
+        waiting = [role for role in components.parts() if role not in found]
+        for one in examine_parts(config, waiting, _MOST_PARAMETERS):
+            found[one.role] = one
+            if not silent:
+                print(*one.lines(), sep="\n")
+    return found
 
 
 def _as_dict(plan: Plan | None) -> dict[str, Any] | None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import difflib
 import inspect
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -57,20 +56,11 @@ def _check(args: argparse.Namespace, overrides: list[str]) -> dict:
     if not found or any(word.partition("=")[0] in components.parts() for word in overrides):
         found |= check_choices(overrides, args.config_dir)
     if not args.json:
-        for role, (cls, outcomes) in found.items():
-            broken = sum(outcome.fault is not None for outcome in outcomes)
-            asked = sum(outcome.note is None for outcome in outcomes)
-            print(f"{role} {cls.__name__}: {asked} checks, {broken or 'none'} broken")
-            for outcome in outcomes:
-                if outcome.fault or outcome.note:
-                    print(f"  {outcome.name}: {outcome.fault or 'not asked: ' + str(outcome.note)}")
-    sound = not any(outcome.fault for _, outcomes in found.values() for outcome in outcomes)
+        for one in found:
+            print(*one.lines(), sep="\n")
     return {
-        "status": "ok" if sound else "broken",
-        "parts": {
-            role: {"class": cls.__name__, "checks": [asdict(outcome) for outcome in outcomes]}
-            for role, (cls, outcomes) in found.items()
-        },
+        "status": "ok" if all(one.sound for one in found) else "broken",
+        "parts": {one.role: one.as_dict() for one in found},
     }
 
 
