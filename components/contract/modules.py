@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import functools
 import io
+import itertools
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -156,7 +157,9 @@ class Modules:
 
     def alone(self) -> str | None:
         for way in self.ways:
-            together = self._quietly(self.subject, way)
+            # With a graph here and without one there: parts may take another path for each.
+            with torch.set_grad_enabled(way.learns):
+                together = way(self.subject, batch(way.rows))
             each = [self._quietly(self.subject, way, batch([row])) for row in way.rows]
             for name, value in together.items():
                 if isinstance(value, Loss):
@@ -221,6 +224,9 @@ class Modules:
             ]
             if not waiting:
                 break
+        for name, parameter in part.named_parameters():
+            if parameter.requires_grad and parameter.grad is None and dict(waiting).get(name) is None:
+                return f"{name} gets no gradient in training, not even zero: DDP and FSDP wait for it (add 0 * it)"
         for name, parameter in waiting:
             kind = "no gradient" if parameter.grad is None else "a gradient that is zero"
             return (
@@ -270,15 +276,26 @@ class Modules:
             words = self._close(way, found, "bfloat16")
             if words:
                 return words
+            for name, value in found.items() if way.same_dtype else ():
+                if isinstance(value, Padded) and value.data.dtype != torch.bfloat16:
+                    return f"{way.name}{', ' + name if name else ''} is {value.data.dtype} in a model of bfloat16"
         return None
 
     def autocast(self) -> str | None:
         for way in self.ways:
-            with torch.autocast("cpu", torch.bfloat16):
-                found = self._quietly(self.subject, way)
+            self.subject.zero_grad(set_to_none=True)
+            with torch.autocast("cpu", torch.bfloat16), torch.set_grad_enabled(way.learns):
+                found = way(self.subject, batch(way.rows))
             words = self._close(way, found, "autocast to bfloat16")
             if words:
                 return words
+            total = sum(_objective(value) for value in found.values())
+            if not isinstance(total, Tensor) or not total.requires_grad:
+                continue
+            total.backward()
+            for name, parameter in self.subject.named_parameters():
+                if parameter.grad is not None and not bool(parameter.grad.isfinite().all()):
+                    return f"the gradient of {name} is not finite in autocast to bfloat16"
         return None
 
     def meta(self) -> str | None:
@@ -297,11 +314,10 @@ class Modules:
 
     def fake(self) -> str | None:
         """As `voxzoo check` runs a task: data without values, lengths with values."""
-        part = copy.deepcopy(self.part).to("meta").train()
-        for way in self.ways:
-            if not way.learns:
-                continue
-            expected = way(copy.deepcopy(self.part).train(), batch(way.rows))
+        part = copy.deepcopy(self.part).to("meta")
+        for way, train in itertools.product((way for way in self.ways if way.learns), (True, False)):
+            part.train(train)
+            expected = way(copy.deepcopy(self.part).train(train), batch(way.rows))
             given = tuple(_on_meta(x) for x in batch(way.rows))
             try:
                 found = way(part, given)
@@ -359,12 +375,12 @@ class Modules:
     def _close(self, way: Way, found: dict[str, Value], kind: str) -> str | None:
         expected = self._quietly(self.subject, way)
         for name, value in expected.items():
-            low, high = tensors(found[name]), tensors(value)
+            low, high = tensors(found[name]).detach(), tensors(value)
             if not high.is_floating_point() or way.bound:
                 continue
             what = f"{way.name}{', ' + name if name else ''} in {kind}"
             for row in range(len(way.rows)) if not isinstance(value, Loss) else (None,):
-                one, two = (low, high) if row is None else (pieces(found[name], row), pieces(value, row))
+                one, two = (low, high) if row is None else (pieces(found[name], row).detach(), pieces(value, row))
                 if one.shape != two.shape:
                     return f"{what}: row {row} has the shape {tuple(one.shape)} instead of {tuple(two.shape)}"
                 if not bool(one.isfinite().all()):

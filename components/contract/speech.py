@@ -11,9 +11,9 @@ from torch import Tensor
 from ..roles import Adaptor, SpeechEncoder
 from ..types import Adapted, Padded
 from .outcome import Check
-from .ways import SOIL, Way, batch, lively, normal, numbers
+from .ways import SOIL, Way, batch, difference, lively, normal, numbers
 
-_FRAMES = (19, 12, 7, 16)
+_FRAMES = (19, 12, 1, 16)
 _SAMPLES = (2601, 1500, 903, 2048)
 
 
@@ -23,13 +23,13 @@ def ways_of_encoder(part: SpeechEncoder) -> list[Way]:
     if part.longest_input is not None:
         lengths = tuple(max(min(n, part.longest_input - SOIL), 1) for n in lengths)
     rows = [(row,) for row in normal(lengths, *width)]
-    return [Way("forward", rows, lambda part, speech: {"": part(speech)})]
+    return [Way("forward", rows, lambda part, speech: {"": part(speech)}, same_dtype=True)]
 
 
 def ways_of_adaptor(part: Adaptor) -> list[Way]:
     states = normal(_FRAMES, part.input_dim)
     texts = numbers((3, 2, 1, 2), 1, int(getattr(part, "vocab_size", 0) or 8))
-    return [Way("forward", list(zip(states, texts, strict=True)), _adapt, bound=part.length_is_bound)]
+    return [Way("forward", list(zip(states, texts, strict=True)), _adapt, bound=part.length_is_bound, same_dtype=True)]
 
 
 def _adapt(part: Any, states: Padded, text: Padded) -> dict[str, Any]:
@@ -78,6 +78,7 @@ def _lengths(part: Any, longest: int | None, raw: bool) -> str | None:
     if words:
         return words
     exact = not (isinstance(part, Adaptor) and part.length_is_bound)
+    compared = "alone" not in part.exempt
     part = lively(part)
     width = () if part.input_dim == 1 else (part.input_dim,)
     rows = normal(counts.tolist(), *width)
@@ -94,6 +95,9 @@ def _lengths(part: Any, longest: int | None, raw: bool) -> str | None:
             if length < 1:
                 continue
             found = _states(part, Padded.from_list([row]))
+            words = difference(found.unpad()[0], together.unpad()[number], 5e-5) if compared else None
+            if words:
+                return f"of {len(row)} steps alone, what forward gives {words} from the same row in a batch"
             if found.data.shape[1] != int(found.lengths[0]) or (exact and found.data.shape[1] != length):
                 return (
                     f"of {len(row)} steps alone forward gives {found.data.shape[1]} states and the length "

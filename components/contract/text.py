@@ -5,6 +5,7 @@ Letters: B batch, T memory steps, S subwords, D model dim, V vocabulary, K beams
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from typing import Any
 
@@ -19,15 +20,19 @@ from .ways import SOIL, Way, batch, difference, lively, normal, numbers
 _MEMORY = (9, 5, 1, 7)
 _TOKENS = (4, 6, 3, 1)
 _BEAMS = 3
+_STEPS = 36
+"""More than caches hold before they grow."""
 
 
 def ways_of_text(part: TextSeq2Seq) -> list[Way]:
     longest = max((part.max_positions or SOIL + max(_TOKENS)) - SOIL, 1)
     tokens = _ids(part, tuple(min(n, longest) for n in _TOKENS))
     rows = list(zip(normal(_MEMORY, part.dim), tokens, strict=True))
-    ways = [Way("forward", rows, lambda part, memory, tokens: {"": part(memory, tokens)})]
+    ways = [Way("forward", rows, lambda part, memory, tokens: {"": part(memory, tokens)}, same_dtype=True)]
     if part.has_encoder:
-        ways.append(Way("encode", [(row,) for row in tokens], lambda part, text: {"": part.encode(text)}))
+        ways.append(
+            Way("encode", [(row,) for row in tokens], lambda part, text: {"": part.encode(text)}, same_dtype=True)
+        )
     return ways
 
 
@@ -40,6 +45,7 @@ def checks_of_text(part: TextSeq2Seq) -> Iterator[Check]:
     yield "cache", decoding.cache
     yield "beams", decoding.beams
     yield "reorder", decoding.reorder
+    yield "fake_cache", decoding.fake_cache
 
 
 def _ids(part: TextSeq2Seq, lengths: tuple[int, ...], seed: int = 0) -> list[Tensor]:
@@ -114,7 +120,7 @@ class _Decoding:
 
     @torch.no_grad()
     def cache(self) -> str | None:
-        memory, tokens = self._square(4, 6)
+        memory, tokens = self._square(4, _STEPS)
         expected = self.part.decode(memory, tokens).data
         state = self.part.start(memory)
         for step in range(tokens.data.shape[1]):
@@ -138,27 +144,38 @@ class _Decoding:
 
     @torch.no_grad()
     def reorder(self) -> str | None:
-        """Beams change places within their samples, then a sample is dropped."""
-        memory, tokens = self._square(3 * _BEAMS, 6)
+        """Beams change places within their samples; a sample is dropped, then another."""
+        memory, tokens = self._square(3 * _BEAMS, 20)
         memory = Padded(memory.data[::_BEAMS].contiguous(), memory.lengths[::_BEAMS].contiguous())
         state = self.part.start(memory, _BEAMS)
         past = tokens.data[:, :0]
-        for step, moves in enumerate((None, (2, 0, 0, 3, 5, 4, 7, 7, 7), (0, 1, 2, 8, 7, 6), None)):
-            if moves is not None:
-                rows = torch.tensor(moves)
-                state.reorder(rows)
-                past = past[rows]
-                kept = (rows[::_BEAMS] // _BEAMS).tolist()
-                memory = Padded(memory.data[kept], memory.lengths[kept])
-            newest = tokens.data[: len(past) if step else None, step]
-            past = torch.cat([past, newest[:, None]], 1)
+        generator = torch.Generator().manual_seed(3)
+        samples = 3
+        for step in range(tokens.data.shape[1]):
+            past = torch.cat([past, tokens.data[: len(past), step, None]], 1)
             whole = Padded(past, torch.full((len(past),), past.shape[1]))
             expected = self.part.decode(_repeated(memory), whole).data[:, -1]
-            words = difference(self.part.step(newest, state), expected, 5e-5)
+            words = difference(self.part.step(past[:, -1], state), expected, 5e-5)
             if words:
                 what = "behind reorder" if step else "before any reorder"
                 return f"step {step} {what} {_row(words)} from decode of the reordered rows: the cache must follow"
+            kept = [place for place in range(samples) if (step, place) not in ((2, 1), (9, 0))]
+            beams = [torch.randint(_BEAMS, (_BEAMS,), generator=generator) + place * _BEAMS for place in kept]
+            rows, samples = torch.cat(beams), len(kept)
+            state.reorder(rows)
+            past = past[rows]
+            memory = Padded(memory.data[kept], memory.lengths[kept])
         return None
+
+    @torch.no_grad()
+    def fake_cache(self) -> str | None:
+        part = copy.deepcopy(self.given).to("meta").eval()
+        memory = Padded(torch.empty(2, 5, part.dim, device="meta"), torch.tensor([5, 3]))
+        try:
+            states = part.step(torch.zeros(4, dtype=torch.int64, device="meta"), part.start(memory, 2))
+        except Exception as error:
+            return f"start and step need values ({type(error).__name__}: {str(error).splitlines()[0][:160]})"
+        return None if states.shape == (4, part.dim) else f"step gives {tuple(states.shape)} on meta tensors"
 
     def _square(self, rows: int, steps: int) -> tuple[Padded, Padded]:
         """Memory of unequal lengths with something in its padding, and as many tokens in each row."""

@@ -60,7 +60,8 @@ def _told(lang: tuple[Any, ...]) -> dict[str, Any]:
 
 def _generate(part: Any, states: Padded, text: Padded, *lang: Tensor) -> dict[str, Any]:
     found = part.generate(states, text, **_told(lang))
-    return {"units": found.units, **({"durations": found.durations} if found.durations is not None else {})}
+    answers = {"units": found.units, "durations": found.durations, "scores": found.scores}
+    return {name: value for name, value in answers.items() if value is not None}
 
 
 def checks_of_t2u(part: TextToUnit) -> Iterator[Check]:

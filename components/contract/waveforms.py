@@ -18,7 +18,7 @@ from .outcome import Check, NotAsked
 from .ways import Way, batch, lively, normal, numbers
 
 _UNITS = (7, 5, 1, 6)
-_SAMPLES = (1501, 1200, 640, 987)
+_SAMPLES = (1501, 1200, 5, 987)
 
 
 def ways_of_vocoder(part: UnitVocoder) -> list[Way]:
@@ -114,13 +114,13 @@ def _losses(part: UnitVocoder) -> str | None:
     way, subject = ways_of_vocoder(part)[0], lively(part)
     first = None
     for train in (False, True):
-        for count in (4, 1):
-            found = way(subject.train(train), batch(way.rows[:count]))
+        for rows in (way.rows, way.rows[:1], way.rows[2:3]):  # the last one is as short as can be
+            found = way(subject.train(train), batch(rows))
             if not found or not all(isinstance(value, Loss) for value in found.values()):
                 return "losses must give a dict of Loss(total, count), with at least one"
             first = first or list(found)
             if list(found) != first:
-                keys = f"{', '.join(found)} for {count} rows instead of {', '.join(first)}"
+                keys = f"{', '.join(found)} for {len(rows)} rows instead of {', '.join(first)}"
                 return f"losses gives {keys}: processes must agree on keys"
     return None
 

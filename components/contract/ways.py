@@ -33,6 +33,7 @@ class Way:
         call: (part, input of all rows, ...) -> name -> what came out.
         learns: whether gradients flow through it.
         bound: lengths that come out depend on content; on meta tensors they are an upper bound.
+        same_dtype: what comes out has the dtype of what goes in.
         draws: random numbers are drawn also in evaluation mode, such as crops.
         tolerance: how far numbers may be off, as a part of the largest one.
     """
@@ -43,6 +44,7 @@ class Way:
     learns: bool = True
     bound: bool = False
     draws: bool = False
+    same_dtype: bool = False
     tolerance: float = 2e-5
 
     def __call__(self, part: Any, inputs: Sequence[Any], seed: int = 0) -> dict[str, Value]:

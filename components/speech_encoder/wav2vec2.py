@@ -150,6 +150,8 @@ class Wav2Vec2Encoder(SpeechEncoder):
         self.exempt = {}
         if not mask_time_prob:
             self.exempt["learns mask_embedding"] = "nothing is masked (mask_time_prob=0)"
+        if conv_bias and conv_norm == "group":
+            self.exempt["learns convs.0.conv.bias"] = "the norm over time takes it away"
         if layer is not None:
             behind = [f"layers.{number}" for number in range(layer, num_layers)] + ["norm"] * norm_first
             self.exempt.update((f"learns {name}", f"lies behind layer={layer}") for name in behind)

@@ -71,21 +71,6 @@ def speech(*lengths: int, seed: int = 0) -> Padded:
     return Padded.from_list([torch.randn(n, generator=generator) for n in lengths])
 
 
-def test_padding_never_counts(discriminator: HiFiGANDiscriminator):
-    lengths = (640, 481, 77, 5)
-    together = speech(*lengths)
-    loud = Padded(torch.nn.functional.pad(together.data, (0, 30)), together.lengths)
-    loud.data[~loud.mask] = 9.0
-    judged = discriminator(loud)
-    for row, length in enumerate(lengths):
-        alone = discriminator(Padded(together.data[row : row + 1, :length], torch.tensor([length])))
-        for ours, theirs in zip((*judged.scores, *judged.features), (*alone.scores, *alone.features), strict=True):
-            steps = int(theirs.lengths[0])
-            assert int(ours.lengths[row]) == steps == theirs.data.shape[1]
-            torch.testing.assert_close(ours.data[row, :steps], theirs.data[0])
-            assert (ours.data[row, steps:] == 0).all()
-
-
 def test_columns_are_every_pth_sample_and_a_row_is_reflected(discriminator: HiFiGANDiscriminator):
     """Against two-dimensional convolutions with (k, 1) kernels, as the paper writes them."""
     samples = speech(100).data

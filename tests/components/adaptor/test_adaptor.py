@@ -6,75 +6,15 @@ import pytest
 import torch
 from rows import soiled
 from torch import nn
-from voxzoo.components.adaptor import ConformerAdaptor, ConvAdaptor, CTCShrinkAdaptor, NoAdaptor, StackAdaptor
+from voxzoo.components.adaptor import ConformerAdaptor, ConvAdaptor, CTCShrinkAdaptor, StackAdaptor
 from voxzoo.components.losses.ctc import ctc_loss
-from voxzoo.components.roles import Adaptor
 from voxzoo.components.types import Padded
 
 LENGTHS = (13, 33, 1, 8, 16)
 
-PARTS = {
-    "conformer": lambda: ConformerAdaptor(12, 12, num_heads=2, ffn_dim=20),
-    "conformer, two layers, other width": lambda: ConformerAdaptor(12, 18, 3, 2, 2, 3, 20, final_norm=False),
-    "conv": lambda: ConvAdaptor(12, 18, dropout=0.1),
-    "conv, even kernel": lambda: ConvAdaptor(12, 18, 4, 3, 2, 10),
-    "stack": lambda: StackAdaptor(12, 18, 4),
-    "none": lambda: NoAdaptor(12, 18),
-    "none, same width": lambda: NoAdaptor(12, 12),
-    "ctc_shrink": lambda: CTCShrinkAdaptor(12, 18, 5),
-}
-
 
 def states(lengths: tuple[int, ...] = LENGTHS, width: int = 12) -> Padded:
     return soiled(lengths, width)
-
-
-@pytest.fixture(params=PARTS)
-def part(request: pytest.FixtureRequest) -> Adaptor:
-    torch.manual_seed(0)
-    return PARTS[request.param]()
-
-
-def test_padding_changes_nothing_and_lengths_are_exact(part: Adaptor) -> None:
-    part.eval()
-    batch = states()
-    adapted = part(batch).states
-    bound = part.output_lengths(batch.lengths)
-    if isinstance(part, CTCShrinkAdaptor):
-        assert (adapted.lengths <= bound).all()
-    else:
-        assert adapted.lengths.tolist() == bound.tolist()
-    assert adapted.data.shape == (len(batch), int(adapted.lengths.max()), part.output_dim)
-    for row, alone in zip(adapted.unpad(), batch.unpad(), strict=True):
-        single = part(Padded.from_list([alone])).states
-        assert single.data.shape[1] == int(single.lengths[0])
-        torch.testing.assert_close(row, single.data[0], atol=1e-5, rtol=1e-5)
-
-
-def test_every_parameter_learns(part: Adaptor) -> None:
-    text = Padded(torch.tensor([[1, 2, 3]] * len(LENGTHS)), torch.tensor([3, 3, 1, 2, 0]))
-    adapted = part(states(), text)
-    goal = torch.randn(adapted.states.data.shape)
-    total = (adapted.states.zeroed().data * goal).sum() + sum(loss.total for loss in adapted.losses.values())
-    if not list(part.parameters()):
-        return
-    total.backward()
-    for name, parameter in part.named_parameters():
-        assert parameter.grad is not None, name
-        assert torch.isfinite(parameter.grad).all(), name
-        assert parameter.grad.any(), name
-
-
-def test_on_the_meta_device(part: Adaptor) -> None:
-    part = part.to("meta")
-    lengths = torch.tensor(LENGTHS)
-    text = Padded(torch.empty(5, 3, dtype=torch.int64, device="meta"), torch.tensor([3, 3, 1, 2, 0]))
-    adapted = part(Padded(torch.empty(5, 33, 12, device="meta"), lengths), text)
-    bound = part.output_lengths(lengths)
-    assert adapted.states.data.is_meta
-    assert adapted.states.data.shape == (5, int(bound.max()), part.output_dim)
-    assert adapted.states.lengths.tolist() == bound.tolist()
-    assert set(adapted.losses) == ({"ctc_shrink"} if isinstance(part, CTCShrinkAdaptor) else set())
 
 
 def test_published_lengths() -> None:

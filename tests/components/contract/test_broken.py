@@ -245,7 +245,7 @@ BROKEN: dict[str, tuple[Callable[[], Any], set[str], str]] = {
         "lengths must be int64 of shape (B,); got torch.float32",
     ),
     "a width of its own": (TooNarrow, {"shapes"}, "instead of (B=4, T, output_dim=6)"),
-    "drops a gradient": (Detached, {"learns"}, "projection.weight gets no gradient"),
+    "drops a gradient": (Detached, {"learns"}, "projection.weight gets no gradient: look for detach()"),
     "mixes gradients alone": (CutsInputGradient, {"gradients"}, "the gradient of"),
     "logs": (Logs, {"silent"}, "calls self.log"),
     "looks at the trainer": (LooksAtTheTrainer, {"silent"}, "reads self.global_step"),
@@ -308,7 +308,11 @@ def test_one_error_has_a_line_for_each_broken_check():
 
 
 def test_an_exemption_is_said_and_a_wrong_one_too():
-    class Exempt(Detached):
+    class Exempt(Sound):
+        def forward(self, states: Padded, text: Padded | None = None) -> Adapted:
+            weight = self.projection.weight.detach() + 0 * self.projection.weight
+            return Adapted(states.with_data(states.data @ weight.T + self.projection.bias))
+
         exempt: ClassVar = {"learns projection.weight": "a fixed projection"}
 
     class Mistyped(Sound):

@@ -56,18 +56,27 @@ PARTS: dict[str, Callable[[], Any]] = {
     "fbank": Fbank,
     "fbank-stacked": partial(Fbank, num_mel_bins=20, stack=4, high_freq=7000.0),
     "fbank-plain-8k": partial(Fbank, sample_rate=8000, standardise=False),
-    "fbank-no-floor": partial(Fbank, variance_floor=0.0),
+    "fbank-no-floor": partial(Fbank, stack=1, variance_floor=0.0),
     "raw": RawWaveform,
     "raw-normalised": partial(RawWaveform, normalise=True),
     "whisper-mel": partial(WhisperLogMel, pad_seconds=None),
     "whisper-mel-padded": partial(WhisperLogMel, num_mel_bins=40, pad_seconds=1.0),
-    "conformer-relative": partial(CONFORMER, position="relative", causal_conv=False, conv_norm="batch"),
-    "conformer-no-position": partial(CONFORMER, position="none", intermediate_ffn=True, final_norm=False),
-    "conformer-chunks": partial(CONFORMER, chunk_size=4, left_chunks=1),
+    "conformer-key": partial(CONFORMER, intermediate_ffn=True, left_context=5, right_context=2),
+    "conformer-key-batch-chunks": partial(
+        CONFORMER, conv_norm="batch", causal_conv=False, chunk_size=4, left_chunks=1, left_context=5, right_context=2
+    ),
+    "conformer-relative-chunks": partial(CONFORMER, position="relative", chunk_size=4, left_chunks=0),
+    "conformer-relative-batch": partial(CONFORMER, position="relative", causal_conv=False, conv_norm="batch"),
+    "conformer-plain": partial(CONFORMER, position="none", final_norm=False),
+    "conformer-plain-batch-chunks": partial(
+        CONFORMER, position="none", conv_norm="batch", causal_conv=False, chunk_size=4, intermediate_ffn=True
+    ),
     "conformer-masks": partial(CONFORMER, mask_embedding=True, mask_time_prob=0.5, mask_time_length=2, layer_drop=0.3),
     "conformer-padding-in-norm": partial(CONFORMER, conv_norm="batch", padding_in_norm=True),
     "wav2vec2-group": WAV2VEC2,
     "wav2vec2-norm-first": partial(WAV2VEC2, conv_norm="layer", norm_first=True, conv_bias=True, position_kernel=8),
+    "wav2vec2-group-norm-first": partial(WAV2VEC2, norm_first=True, conv_bias=True),
+    "wav2vec2-layer": partial(WAV2VEC2, conv_norm="layer", input_norm=False),
     "wav2vec2-of-a-layer": partial(WAV2VEC2, norm_first=True, layer=1),
     "wav2vec2-input-of-layers": partial(WAV2VEC2, layer=0),
     "wav2vec2-norm-leaks": partial(WAV2VEC2, leak_padding="norm"),
@@ -133,4 +142,4 @@ def test_no_class_is_left_out():
     assert rest == {
         "SentencePieceTokenizer",
         "WhisperTokenizer",
-    }  # tiny; tests/components/speech_encoder/test_whisper.py
+    }  # tiny, and in test_whisper.py

@@ -25,28 +25,6 @@ def encoder(**settings) -> ConformerEncoder:
     return ConformerEncoder(**{**base, "left_context": 5, "right_context": 2, **settings})
 
 
-@pytest.mark.parametrize("position", ["relative_key", "relative", "none"])
-@pytest.mark.parametrize("conv_norm", ["layer", "batch"])
-@pytest.mark.parametrize("chunk_size", [None, 4])
-@pytest.mark.parametrize("grad", [True, False])
-def test_padding_changes_nothing(position: str, conv_norm: str, chunk_size: int | None, grad: bool) -> None:
-    part = encoder(
-        position=position,
-        conv_norm=conv_norm,
-        chunk_size=chunk_size,
-        left_chunks=1,
-        causal_conv=conv_norm == "layer",
-        intermediate_ffn=True,
-    ).eval()
-    batch = features()
-    with torch.set_grad_enabled(grad):
-        together = part(batch)
-        assert together.lengths.tolist() == part.output_lengths(batch.lengths).tolist() == list(LENGTHS)
-        assert torch.isfinite(together.data).all()
-        for row, alone in zip(together.unpad(), batch.unpad(), strict=True):
-            torch.testing.assert_close(row, part(Padded.from_list([alone])).data[0], atol=1e-5, rtol=1e-5)
-
-
 @pytest.mark.parametrize("conv_norm", ["layer", "batch"])
 def test_padding_changes_no_gradient(conv_norm: str) -> None:
     """The same rows with more padding give the same gradients, also through the statistics of batch norm."""

@@ -9,7 +9,6 @@ import soundfile
 import torch
 import torch.nn.functional as F
 from rows import soiled
-from torch import Tensor
 from voxzoo.components import ConformerEncoder, KMeansUnits, RawWaveform, Wav2Vec2Encoder
 from voxzoo.components.converters import to_transformers
 from voxzoo.components.converters.published import PublishedModel
@@ -38,40 +37,6 @@ def samples(lengths: tuple[int, ...] = LENGTHS) -> Padded:
     return batch.with_data(0.2 + batch.data)
 
 
-KINDS = [("group", False), ("group", True), ("layer", False), ("layer", True)]
-
-
-@pytest.mark.parametrize(("norm", "first"), KINDS)
-@pytest.mark.parametrize("bias", [True, False])
-@pytest.mark.parametrize("grad", [True, False])
-@pytest.mark.parametrize("layer", [None, 0, 2])
-def test_padding_changes_nothing(norm: str, first: bool, bias: bool, grad: bool, layer: int | None) -> None:
-    part = encoder(conv_norm=norm, norm_first=first, conv_bias=bias, layer=layer).eval()
-    batch = samples()
-    with torch.set_grad_enabled(grad):
-        together = part(batch)
-        assert together.lengths.tolist() == part.output_lengths(batch.lengths).tolist() == [44, 99, 0, 21]
-        assert torch.isfinite(together.data).all()
-        for row, alone in zip(together.unpad(), batch.unpad(), strict=True):
-            torch.testing.assert_close(row, part(Padded.from_list([alone])).unpad()[0], atol=1e-5, rtol=1e-5)
-
-
-@pytest.mark.parametrize(("norm", "first"), KINDS)
-def test_padding_changes_no_gradient(norm: str, first: bool) -> None:
-    part = encoder(conv_norm=norm, norm_first=first, conv_bias=True)
-    tight = samples()
-    loose = Padded(F.pad(tight.data, (0, 333), value=-7.0), tight.lengths)
-    found = []
-    for batch in (tight, loose):
-        part.zero_grad()
-        states = part(batch)
-        states.data[states.mask].square().sum().backward()
-        found.append([p.grad for p in part.parameters()])
-    for one, other in zip(*found, strict=True):
-        assert torch.isfinite(one).all()
-        torch.testing.assert_close(one, other, atol=1e-4, rtol=1e-4)
-
-
 def test_a_leak_is_a_switch() -> None:
     """What leaks is silence: not whatever happens to stand in the padding."""
     batch = samples((900, 2000))
@@ -96,15 +61,6 @@ def test_published_lengths(length: int, frames: int) -> None:
         part = build(compose(["speech_encoder=hubert_base", "frontend=raw"]).speech_encoder)
     assert part.receptive_field == 400
     assert part.output_lengths(torch.tensor([length])).tolist() == [frames]
-
-
-@pytest.mark.parametrize("length", [1, 24, 25, 26, 44, 45, 333])
-def test_length_of_the_states_is_the_length_said(length: int) -> None:
-    part = encoder().eval()
-    states = part(samples((length,)))
-    expected = int(part.output_lengths(torch.tensor([length])))
-    assert states.lengths.tolist() == [expected]
-    assert states.data.shape == (1, max(expected, 1), 12)
 
 
 @pytest.mark.parametrize("norm", ["group", "layer"])
@@ -352,27 +308,3 @@ def test_refused(settings: dict, message: str) -> None:
 def test_features_are_no_samples() -> None:
     with pytest.raises(ValueError, match="takes samples"):
         encoder()(Padded.from_list([torch.randn(50, 80)]))
-
-
-@pytest.mark.parametrize(("norm", "first"), KINDS)
-def test_meta_device(norm: str, first: bool) -> None:
-    with torch.device("meta"):
-        part = Wav2Vec2Encoder(12, 2, 2, 20, conv_norm=norm, norm_first=first, position_groups=4, mask_embedding=True)  # pyright: ignore
-    lengths = torch.tensor([16000, 9000])
-    for mode in (True, False):
-        states = part.train(mode)(Padded(torch.empty(2, 16000, device="meta"), lengths))
-        assert states.data.shape == (2, 49, 12)
-        assert states.lengths.tolist() == [49, 27]
-
-
-@pytest.mark.parametrize(("norm", "first"), KINDS)
-def test_autocast(norm: str, first: bool) -> None:
-    part = encoder(conv_norm=norm, norm_first=first, conv_bias=True).train()
-    batch = samples()
-    exact = part(batch)
-    with torch.autocast("cpu", torch.bfloat16):
-        states = part(batch)
-    near: Tensor = (states.data.float() - exact.data)[exact.mask]
-    assert near.abs().mean() < 0.05
-    states.data.float().sum().backward()
-    assert all(torch.isfinite(value.grad).all() for value in part.parameters())

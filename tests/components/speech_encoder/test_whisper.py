@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import json
 import pickle
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from published import WHISPER_PIECES as PIECES
 from published import WHISPER_SPECIALS as SPECIALS
 from published import write_whisper_tokenizer as write_tokenizer
 from voxzoo.components import TransformerSeq2Seq, WhisperEncoder, WhisperLogMel, WhisperTokenizer
+from voxzoo.components.contract import check_part
 from voxzoo.components.converters import describe, from_transformers, to_transformers
 from voxzoo.components.errors import UserError
 from voxzoo.components.layers.attention import MultiHeadAttention
@@ -47,20 +49,6 @@ def small_encoder(**settings: int) -> WhisperEncoder:
             if weight.requires_grad:
                 weight.add_(0.2 * torch.randn_like(weight))
     return encoder.eval()
-
-
-def test_padding_changes_no_state():
-    encoder = small_encoder(max_positions=20)
-    rows = [torch.randn(length, 9) for length in (37, 1, 2, 16, 40)]
-    batch = Padded.from_list(rows)
-    # What stands in the padding must not matter either.
-    noisy = Padded(torch.where(batch.mask[..., None], batch.data, torch.full_like(batch.data, 7.0)), batch.lengths)
-    with torch.no_grad():
-        together = encoder(noisy)
-        for row, states in zip(rows, together.unpad(), strict=True):
-            alone = encoder(Padded.from_list([row]))
-            assert len(states) == len(alone.data[0]) == (len(row) + 1) // 2 == int(alone.lengths)
-            torch.testing.assert_close(states, alone.data[0], atol=1e-5, rtol=1e-5)
 
 
 def test_more_frames_than_positions_are_refused():
@@ -227,6 +215,11 @@ def test_prefix_says_language_and_task(tokenizer: WhisperTokenizer):
         tokenizer.prefix("eng", None, "s2tt")
     with pytest.raises(UserError, match=r"no token for language 'que'; tokenizer\.languages: cmn"):
         tokenizer.prefix("que")
+
+
+@pytest.mark.parametrize("multilingual", [True, False])
+def test_the_tokenizer_keeps_its_contract(path: Path, multilingual: bool):
+    check_part(partial(WhisperTokenizer, str(path), V, multilingual=multilingual))
 
 
 def test_languages_may_be_few(path: Path):

@@ -51,20 +51,6 @@ def inputs(seed=0):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_losses_add_over_rows_whatever_the_padding(kind):
-    part = build(kind).eval()
-    states, units, text = inputs()
-    whole = part(states, units, text)
-    dirty = part(garbage(states), garbage(units), garbage(text))
-    rows = [part(row_of(states, i), row_of(units, i), row_of(text, i)) for i in range(4)]
-    assert set(whole) == ({"t2u_unit"} if kind == "autoregressive" else {"t2u_ctc", "t2u_duration"})
-    for key, loss in whole.items():
-        assert int(loss.count) == sum(int(r[key].count) for r in rows) > 0
-        torch.testing.assert_close(loss.total, torch.stack([r[key].total for r in rows]).sum(), atol=1e-4, rtol=1e-5)
-        torch.testing.assert_close(loss.total, dirty[key].total, atol=1e-4, rtol=1e-5)
-
-
-@pytest.mark.parametrize("kind", KINDS)
 def test_counts_are_reduced_units(kind):
     part = build(kind)
     states, units, text = inputs()
@@ -75,16 +61,6 @@ def test_counts_are_reduced_units(kind):
         assert counts == {"t2u_unit": total + 4}  # and an eos for each row
     elif kind == "character":
         assert counts == {"t2u_ctc": total, "t2u_duration": total}
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_gradients_reach_every_parameter(kind):
-    part = build(kind)
-    states, units, text = inputs()
-    sum(loss.total for loss in part(states, units, text).values()).backward()
-    for name, parameter in part.named_parameters():
-        assert parameter.grad is not None, name
-        assert float(parameter.grad.abs().sum()) > 0, name
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -1,7 +1,6 @@
 """SentencePieceTokenizer: id layout, training, characters, what is refused."""
 
 import io
-import pickle
 import random
 import subprocess
 import sys
@@ -158,11 +157,6 @@ def test_bytes_carry_the_model(tokenizer):
         again = SentencePieceTokenizer.from_bytes(carried, LANGUAGES, 90)
         assert again.target(TEXTS[2], "eng") == tokenizer.target(TEXTS[2], "eng")
         assert torch.equal(again.piece_characters(), tokenizer.piece_characters())
-
-
-def test_pickles_for_data_workers(tokenizer):
-    again = pickle.loads(pickle.dumps(tokenizer))
-    assert again.target(TEXTS[2], "spa") == tokenizer.target(TEXTS[2], "spa")
 
 
 def test_characters_spell_the_text(tokenizer):

@@ -149,16 +149,6 @@ def test_lengths_are_exact(fitted):
     assert fitted.frame_rate == 50.0
 
 
-def test_padding_changes_nothing(fitted):
-    rows = noise(5000, 3201, 777, seed=5)
-    padded = Padded.from_list(rows)
-    padded.data[~padded.mask] = 0.7  # whatever stands in the padding
-    for row, units, features in zip(rows, fitted(padded).unpad(), fitted.features(padded).unpad()):
-        alone = Padded.from_list([row])
-        torch.testing.assert_close(features, fitted.features(alone).data[0], atol=1e-5, rtol=0)
-        assert torch.equal(units, fitted(alone).data[0])
-
-
 def test_fit_is_deterministic_and_seeded():
     batches = [Padded.from_list(noise(6000, 4000, seed=s)) for s in range(3)]
     parts = [tiny(num_units=6, max_frames=60) for _ in range(3)]
