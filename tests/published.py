@@ -73,11 +73,11 @@ def _sentencepiece(folder: Path, layout: str, languages: list[str]) -> SentenceP
     return tokenizer
 
 
-def publish_nllb(folder: Path) -> Path:
+def publish_nllb(folder: Path, languages: tuple[str, ...] = ("deu_Latn", "eng_Latn", "spa_Latn")) -> Path:
     """English, German and Spanish text."""
     import transformers
 
-    names = ["deu_Latn", "eng_Latn", "spa_Latn", "<mask>"]
+    names = [*languages, "<mask>"]
     tokenizer = _sentencepiece(folder, "nllb", names)
     config = transformers.M2M100Config(
         vocab_size=1 + tokenizer.num_pieces + len(names) + 3, d_model=12, encoder_layers=1, decoder_layers=1,
