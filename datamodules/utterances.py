@@ -158,9 +158,11 @@ class UtteranceData(DataModule):
 
     @abstractmethod
     def read(self, split: str) -> Iterable[Utterance]:
-        """The utterances of a split, in an order that is always the same, after `prepare_data`; asked for once. Ids are
-        unique in a split. `audio` is a path, or whatever the class's `audio` reads; where `duration` is not said, it is
-        read from the file's header."""
+        """The utterances of a split, in an order that is always the same, after `prepare_data`; asked for once.
+
+        Ids are unique in a split, and over all splits where units are joined by them. `audio` is a path, or whatever
+        the class's `audio` reads; where `duration` is not said, it is read from the file's header.
+        """
 
     def setup(self, stage: str) -> None:
         """Ask the trainer's task what it reads, where nobody has said it."""

@@ -10,6 +10,7 @@ import torch
 from ..components.roles import UnitExtractor
 from ..components.search import SearchOptions
 from ..components.types import Batch, Loss, Prediction, Statistic
+from ..datamodules.audio import AudioFiles
 from .checkpoints.files import write_atomically
 from .distributed.devices import pick_device
 from .task import Task
@@ -48,11 +49,11 @@ class FitUnits(Task):
     def run_once(self, data: Any, folder: Path) -> dict[str, Any]:
         """Fit, extract, save; returns statistics. What is already written is not made again."""
         self.to(_device(self.config.get("trainer") or {}))
-        fitted = fit_units(
-            self.unit_extractor, data.rows("train"), column=self.column, max_hours=self.max_hours, seed=self.seed
-        )
+        audio: AudioFiles = getattr(data, "audio", None) or AudioFiles()
+        said: dict[str, Any] = {"column": self.column, "audio": audio}
+        fitted = fit_units(self.unit_extractor, data.rows("train"), max_hours=self.max_hours, seed=self.seed, **said)
         rows = [row for split in data.splits() for row in data.rows(split)]
-        extracted = extract_units(self.unit_extractor, rows, column=self.column, path=folder / "units.jsonl")
+        extracted = extract_units(self.unit_extractor, rows, path=folder / "units.jsonl", **said)
         self.to("cpu")
         content: dict[str, Any] = {"state_dict": self.state_dict()}
         self.on_save_checkpoint(content)

@@ -17,7 +17,7 @@ from torch import Tensor
 from ..components.errors import UserError
 from ..components.roles import UnitExtractor
 from ..components.types import Padded
-from ..datamodules.audio import load_audio
+from ..datamodules.audio import AudioFiles
 from ..datamodules.manifest import Utterance
 from .checkpoints.files import write_atomically
 
@@ -35,6 +35,7 @@ def fit_units(
     max_hours: float = 1.0,
     seed: int = 0,
     progress: Progress | None = None,
+    audio: AudioFiles = AudioFiles(),  # noqa: B008 - has no state
 ) -> dict[str, Any]:
     """Fit `extractor` on a random part of the speech of `rows`.
 
@@ -45,6 +46,7 @@ def fit_units(
         max_hours: stop after this much; rows are drawn in random order.
         seed: of that order, of the sample of frames and of the clustering.
         progress: called with hours read and `max_hours`.
+        audio: reads what rows name as their audio.
 
     Returns:
         The statistics of `UnitExtractor.fit`, and `utterances`, `hours`, `card`.
@@ -62,7 +64,8 @@ def fit_units(
     limit = max_hours * 3600 * extractor_rate(extractor)
 
     def batches() -> Iterator[Padded]:
-        for _, batch in _batches((chosen[i] for i in order), column, extractor_rate(extractor), BATCH_SECONDS):
+        rate = extractor_rate(extractor)
+        for _, batch in _batches((chosen[i] for i in order), column, rate, BATCH_SECONDS, audio):
             yield batch.to(extractor.device)
             heard["utterances"] += len(batch)
             heard["samples"] += int(batch.lengths.sum())
@@ -88,6 +91,7 @@ def extract_units(
     path: Path | str = "units.jsonl",
     progress: Progress | None = None,
     batch_seconds: float = BATCH_SECONDS,
+    audio: AudioFiles = AudioFiles(),  # noqa: B008 - has no state
 ) -> dict[str, Any]:
     """Write one JSON line `{"id": ..., "units": [...]}` per row with speech, one unit per frame.
 
@@ -102,6 +106,7 @@ def extract_units(
         path: the file to write.
         progress: called with rows done and rows in all.
         batch_seconds: audio in a batch, padding included.
+        audio: reads what rows name as their audio.
 
     Returns:
         `utterances`, `units`, `new` (utterances extracted by this call), `without_speech`, `path`.
@@ -132,7 +137,7 @@ def extract_units(
         return {**result, "units": total_units}
     try:
         with open(partial, "a", encoding="utf-8") as file:
-            for batch_rows, batch in _batches(todo, column, extractor_rate(extractor), batch_seconds):
+            for batch_rows, batch in _batches(todo, column, extractor_rate(extractor), batch_seconds, audio):
                 units = _units(extractor, batch)
                 for row, ids in zip(batch_rows, units, strict=True):
                     file.write(json.dumps({"id": row.id, "units": ids}, separators=(",", ":")) + "\n")
@@ -234,13 +239,13 @@ def _source(row: Utterance, column: Column) -> Any:
 
 
 def _batches(
-    rows: Iterable[Utterance], column: Column, sample_rate: int, seconds: float
+    rows: Iterable[Utterance], column: Column, sample_rate: int, seconds: float, audio: AudioFiles
 ) -> Iterator[tuple[list[Utterance], Padded]]:
     """Rows with their speech, as many at a time as fit into `seconds`, padding included."""
     kept: list[tuple[Utterance, Tensor]] = []
     longest = 0
     for row in rows:
-        samples = load_audio(_source(row, column), sample_rate=sample_rate)
+        samples = audio.load(_source(row, column), sample_rate)
         if kept and max(longest, len(samples)) * (len(kept) + 1) > seconds * sample_rate:
             yield [r for r, _ in kept], Padded.from_list([s for _, s in kept])
             kept, longest = [], 0

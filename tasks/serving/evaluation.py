@@ -16,6 +16,7 @@ from rich.progress import track
 
 from ...components.errors import UserError
 from ...datamodules.audio import audio_seconds
+from ...datamodules.utterances import UtteranceData
 from ..processes.console import quiet_libraries
 from ..runs.run import load_run
 from ..scoring.evaluation import Scored, score_rows
@@ -211,6 +212,8 @@ class _Evaluation:
         self.options = search_options(model, beam)
         self.segment = min((limit for limit in (segment, model.longest_seconds) if limit is not None), default=None)
         self.collate = model.collator()
+        if isinstance(data, UtteranceData):
+            self.collate.audio = data.audio
         self._names: set[str] = set()
 
     def serve(self, rows: Sequence[Any]) -> list[Any]:

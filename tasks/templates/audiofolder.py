@@ -78,7 +78,7 @@ class MineData(UtteranceData):
                     raise UserError(f"{metadata}: row {number} has no file_name; it has {', '.join(map(str, row))}")
                 texts = {key: row.get(column) or "" for key, column in self.columns.items()}
                 yield Utterance(
-                    id=name,
+                    id=(metadata.parent / name).relative_to(self.root).as_posix(),
                     audio=str(metadata.parent / name),
                     src_lang=row.get("src_lang") or self.src_lang,
                     tgt_lang=row.get("tgt_lang") or self.tgt_lang,
@@ -90,7 +90,7 @@ class MineData(UtteranceData):
         for path in sorted(path for path in folder.rglob("*") if path.suffix in _AUDIO):
             beside = path.with_suffix(".txt")
             yield Utterance(
-                id=path.relative_to(folder).as_posix(),
+                id=path.relative_to(self.root).as_posix(),
                 audio=str(path),
                 src_lang=self.src_lang if path.parent == folder else path.parent.name,
                 src_text=beside.read_text(encoding="utf-8") if beside.is_file() else "",

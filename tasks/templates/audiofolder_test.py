@@ -22,7 +22,7 @@ def test_rows_of_metadata():
         data = MineData(root=folder, batch_size=4)
         assert data.splits() == ("train", "valid", "test")
         row = data.rows("train")[0]
-    assert (row.id, row.src_text, row.tgt_text) == ("00.wav", "dos uno", "two one")
+    assert (row.id, row.src_text, row.tgt_text) == ("train/00.wav", "dos uno", "two one")
 
 
 def test_a_folder_for_each_language():
@@ -33,4 +33,4 @@ def test_a_folder_for_each_language():
         (clips / "00.wav").rename(clips / "por" / "a.wav")
         (clips / "por" / "a.txt").write_text("um dois\n")
         row = next(row for row in MineData(root=folder, batch_size=4).rows("valid") if row.src_lang == "por")
-        assert (row.id, row.src_text, Path(row.audio or "").is_file()) == ("por/a.wav", "um dois", True)
+        assert (row.id, row.src_text, Path(row.audio or "").is_file()) == ("valid/por/a.wav", "um dois", True)

@@ -6,11 +6,13 @@ import json
 from pathlib import Path
 
 import pytest
+import test_role
 from conftest import PARTS
 from voxzoo.components.errors import UserError
 from voxzoo.configs import check, compose
 from voxzoo.tasks import train
 from voxzoo.tasks.planning.rehearsal import Rehearsal
+from voxzoo.tasks.serving.evaluation import evaluate_run
 from voxzoo.tasks.templates import audiofolder_test
 from voxzoo.tasks.templates.audiofolder import MineData
 from voxzoo.tasks.templates.clips import write_clips
@@ -48,6 +50,8 @@ def test_the_template_trains_and_is_planned(words, tmp_path):
     short = [f"root={tmp_path}", "tokenizer.vocab_size=40", "trainer.max_steps=4", "trainer.val_check_interval=2"]
     result = train([*overrides, *short, "logger=none"], config_dirs=folders)
     assert result["status"] == "ok"
+    scores = evaluate_run(result["run"], "test", recogniser="none", limit=2)
+    assert (scores["num_utterances"], scores["dropped"]) == (2, [])
 
 
 def test_its_own_tests_pass():
@@ -75,3 +79,16 @@ def test_faults_say_where(tmp_path):
     (tmp_path / "metadata.csv").write_text("path,text\na.wav,uno\n")
     with pytest.raises(UserError, match=r"metadata\.csv: row 1 has no file_name; it has path, text"):
         MineData(root=str(tmp_path), batch_size=2).rows("train")
+
+
+def test_audio_that_is_no_file_is_fitted_and_scored(tmp_path, monkeypatch):
+    monkeypatch.setenv("VOXZOO_ALLOW", test_role.__name__)
+    words = [f"data._target_={test_role.__name__}.Own", f"allow=[{test_role.__name__}]", "data=tiny", "~data.corpus",
+             f"root={tmp_path}", "logger=none", *PARTS]  # fmt: skip
+    fitted = train([*words, "task=fit_units", "task.column=audio", "unit_extractor=tiny", "name=units"])
+    assert (fitted["extract"]["utterances"], fitted["extract"]["without_speech"]) == (14, 0)
+    short = ["tokenizer.vocab_size=40", "trainer.max_steps=1", "trainer.val_check_interval=1", "name=text"]
+    search = "+task.search={_target_:voxzoo.components.search.SearchOptions,beam_size:1,max_length:4}"
+    run = train([*words, *short, search])["run"]
+    scores = evaluate_run(run, "valid", recogniser="none")
+    assert (scores["num_utterances"], scores["dropped"]) == (3, [])
