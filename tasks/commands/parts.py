@@ -44,17 +44,18 @@ def run(args: argparse.Namespace) -> dict:
 
 
 def _check(args: argparse.Namespace, overrides: list[str]) -> dict:
-    from ...configs.contract import check_choices
+    from ...configs.contract import Checked, check_choices
     from ..processes.console import quiet_libraries
 
     quiet_libraries()
-    found: dict[str, tuple[type, list[Any]]] = {}
+    found: list[Checked] = []
     if any(word.startswith("data=") for word in overrides):
         from ...datamodules.contract import examine_choice
 
-        found["data"] = examine_choice(overrides, args.config_dir)
+        cls, outcomes = examine_choice(overrides, args.config_dir)
+        found.append(Checked("data", cls, tuple(outcomes)))
     if not found or any(word.partition("=")[0] in components.parts() for word in overrides):
-        found |= check_choices(overrides, args.config_dir)
+        found += check_choices(overrides, args.config_dir)
     if not args.json:
         for one in found:
             print(*one.lines(), sep="\n")
