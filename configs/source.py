@@ -121,8 +121,10 @@ def fill_source(config: DictConfig, defaults: Callable[[], DictConfig]) -> None:
         return
     if given is None:
         raise UserError(f"{KEY}: give the run or the published folder to begin with, as in {KEY}=runs/whisper")
-    source = read_source(str(given))
     OmegaConf.set_struct(config, False)
+    if _goes_on(config, roles, str(given)):
+        return
+    source = read_source(str(given))
     config[KEY] = source.path
     there = {role for role in roles if role in source.nodes}
     _choose_task(config, source, there, "speech_encoder" in there or "speech_encoder" not in roles)
@@ -141,12 +143,30 @@ def fill_source(config: DictConfig, defaults: Callable[[], DictConfig]) -> None:
             raise UserError(f"init={config.init}: with {KEY} say which parts come from there, as in init.vocoder=RUN")
         weights = {role: source.path for role in source.nodes if role in taken - {"frontend"}}
         config.init = {**weights, **(config.get("init") or {})}
-    # As long as nothing of it was replaced, it goes out in the layout that it came in.
-    replaced = (source.nodes.keys() & used) - taken
+    # As long as nothing of it was replaced, it goes out in the layout that it came in; an adaptor without a decoder
+    # behind it is not what an encoder was published for.
+    replaced = (source.nodes.keys() & used) - taken - (set() if "text_seq2seq" in source.nodes else {"adaptor"})
     config.model_type = None if replaced else source.model_type
 
 
 _NONE = {"_target_": None}
+
+
+def _goes_on(config: DictConfig, roles: list[str], given: str) -> bool:
+    """Fill a config from the run that it goes on with, where the run that this one began with is gone: it stands in the
+    folder what was taken. Returns whether that was so."""
+    path = Path(str(config.run_dir)) / "config.yaml"
+    if Path(given).expanduser().exists() or not path.is_file():
+        return False
+    own = OmegaConf.load(path)
+    if own.get(KEY) != str(Path(given).expanduser().absolute()):
+        return False
+    for name in (*roles, *(["task"] if MARK in config.task else [])):
+        config[name] = OmegaConf.merge(own[name], _without_mark(config[name]))
+    for key in (KEY, "init", "model_type", "data.tasks"):
+        if OmegaConf.select(own, key) is not None:
+            OmegaConf.update(config, key, OmegaConf.select(own, key), merge=False)
+    return True
 
 
 def _choose_task(config: DictConfig, source: Source, there: set[str], reads_speech: bool) -> None:

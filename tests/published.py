@@ -104,6 +104,20 @@ def publish_hubert(folder: Path) -> Path:
     return folder
 
 
+def publish_w2v_bert(folder: Path) -> Path:
+    """A speech encoder with an adaptor behind it."""
+    import transformers
+
+    config = transformers.Wav2Vec2BertConfig(
+        feature_projection_input_dim=18, hidden_size=12, num_hidden_layers=1, num_attention_heads=2,
+        intermediate_size=20, conv_depthwise_kernel_size=5, add_adapter=True, apply_spec_augment=False,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    transformers.Wav2Vec2BertModel(config).save_pretrained(folder)
+    _write(folder / "preprocessor_config.json", {"num_mel_bins": 9, "stride": 2})
+    return folder
+
+
 _SEAMLESS = {
     "hidden_size": 12,
     "feature_projection_input_dim": 18,
