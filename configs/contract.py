@@ -47,7 +47,7 @@ class Checked:
         return {"class": self.cls.__name__, "checks": [asdict(outcome) for outcome in self.outcomes]}
 
 
-def check_choices(overrides: Sequence[str], config_dirs: Sequence[str | Path] = ()) -> list[Checked]:
+def check_choices(overrides: Sequence[str], config_dirs: Sequence[str] = ()) -> list[Checked]:
     """Check each part that is chosen by `ROLE=CHOICE` against the contract of its role.
 
     Its neighbours are the tiny ones, so that widths that follow theirs (`${text_seq2seq.dim}`) are small.

@@ -37,8 +37,9 @@ def locate(path: str, allowed: tuple[str, ...] = ALLOWED) -> Any:
         raise PermissionError(f"{path!r} is outside {', '.join(prefix.rstrip('.') for prefix in ALLOWED)}; {advice}")
     trusted = path.startswith(tuple(prefix for prefix in allowed if prefix not in ALLOWED))
     module_path, _, name = path.rpartition(".")
-    if trusted and (Path.cwd() / package).is_dir() and os.getcwd() not in sys.path:
-        sys.path.append(os.getcwd())  # a package that is trusted by name may lie in the folder of the run
+    here = Path.cwd()
+    if trusted and str(here) not in sys.path and ((here / package).is_dir() or (here / f"{package}.py").is_file()):
+        sys.path.append(str(here))  # a package that is trusted by name may lie in the folder of the run
     if not trusted and (path.startswith(_REFUSED) or any(part.startswith("_") for part in path.split("."))):
         raise PermissionError(f"{path!r} is not meant for configs; {advice}")
     try:

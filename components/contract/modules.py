@@ -164,8 +164,11 @@ class Modules:
             for name, value in together.items():
                 if isinstance(value, Loss):
                     totals: Any = [one[name] for one in each]
-                    words = difference(value.total, sum(t.total for t in totals), way.tolerance)
-                    words = words or difference(value.count.float(), sum(t.count for t in totals).float(), 1e-6)
+                    total, count = (
+                        torch.stack(list(each)).sum() for each in zip(*((t.total, t.count) for t in totals))
+                    )
+                    words = difference(value.total, total, way.tolerance)
+                    words = words or difference(value.count.float(), count.float(), 1e-6)
                     if words:
                         return f"{way.name}, {name}: the sum over rows one at a time {words}: sum over real steps only"
                     continue
@@ -209,30 +212,26 @@ class Modules:
 
     def learns(self) -> str | None:
         part = lively(self.part).train()
-        exempt = self.part.exempt
+        waiting = [(name, parameter) for name, parameter in part.named_parameters() if parameter.requires_grad]
         for seed in range(4):  # what dropping layers, masks or a ReLU leave out of one step
             for way in self.ways:
                 if way.learns:
                     total = sum(_objective(value) for value in way(part, batch(way.rows), seed).values())
                     if isinstance(total, Tensor) and total.requires_grad:
                         total.backward()
-            waiting = [
-                (name, parameter)
-                for name, parameter in part.named_parameters()
-                if parameter.requires_grad and not any(f"learns {above}" in exempt for above in _above(name))
-                if parameter.grad is None or not bool(parameter.grad.any())
-            ]
+            waiting = [(name, p) for name, p in waiting if p.grad is None or not bool(p.grad.any())]
             if not waiting:
                 break
-        for name, parameter in part.named_parameters():
-            if parameter.requires_grad and parameter.grad is None and dict(waiting).get(name) is None:
-                return f"{name} gets no gradient in training, not even zero: DDP and FSDP wait for it (add 0 * it)"
         for name, parameter in waiting:
-            kind = "no gradient" if parameter.grad is None else "a gradient that is zero"
-            return (
-                f"{name} gets {kind}: look for detach(), no_grad, .data or a result that is not used on its way "
-                f"(or say why in `exempt`, under 'learns {name}')"
-            )
+            exempt = any(f"learns {above}" in self.part.exempt for above in _above(name))
+            if not exempt:
+                kind = "no gradient" if parameter.grad is None else "a gradient that is zero"
+                return (
+                    f"{name} gets {kind}: look for detach(), no_grad, .data or a result that is not used on its way "
+                    f"(or say why in `exempt`, under 'learns {name}')"
+                )
+            if parameter.grad is None:
+                return f"{name} gets no gradient in training, not even zero: DDP and FSDP wait for it (add 0 * it)"
         for name, parameter in part.named_parameters():
             if parameter.grad is not None and not bool(parameter.grad.isfinite().all()):
                 return f"{name} gets a gradient that is not finite"

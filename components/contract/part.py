@@ -72,9 +72,10 @@ def examine(part: Any, role: str | None = None) -> list[Outcome]:
     """As `check_part`; what is broken is said in the outcomes and not raised."""
     again: Callable[[], Any] | None = None
     if not isinstance(part, tuple(ROLES.values())):
-        again = part
+        make: Callable[[], Any] = part
+        again = make
         with torch.random.fork_rng(devices=[]):
-            part = again()
+            part = make()
     role = role or role_of(part)
     if role not in _CONTRACTS:  # those of data and tasks are elsewhere
         near = difflib.get_close_matches(role, _CONTRACTS, n=1)

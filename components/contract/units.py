@@ -82,7 +82,7 @@ def _losses(part: TextToUnit) -> str | None:
     first: list[str] | None = None
     for train in (False, True):
         for name, given in batches.items():
-            found = way.call(subject.train(train), *given)
+            found: dict[str, Any] = dict(way.call(subject.train(train), *given))
             if not all(isinstance(value, Loss) for value in found.values()) or not found:
                 return "forward must return a dict of Loss(total, count), with at least one"
             first = first or list(found)

@@ -32,7 +32,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> dict:
-    first, *rest = args.overrides or [None]
+    first = args.overrides[0] if args.overrides else None
+    rest: list[str] = args.overrides[1:]
     if first == "check":
         return _check(args, rest)
     known = sorted([*components.parts(), "data"])
