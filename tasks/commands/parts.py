@@ -11,10 +11,12 @@ from typing import Any
 from ... import components
 from ...components.errors import UserError
 
-HELP = "list the zoo: every part by role, its choices in YAML, parameters and paper; or check parts, also your own"
-EXAMPLE = "voxzoo parts adaptor\n  voxzoo parts check --config-dir my_configs adaptor=mine allow=[my_zoo]"
+HELP = "list the zoo: every part by role, its choices in YAML, parameters and paper; or check parts, or write your own"
+EXAMPLE = """voxzoo parts adaptor
+  voxzoo parts new adaptor mine --out my_zoo
+  voxzoo parts check --config-dir my_zoo/configs adaptor=mine allow=[my_zoo]"""
 _WITH = "# with: "
-_WORDS = ("check",)
+_WORDS = ("check", "new")
 """First words that are no role: what each does is a function here, its engine elsewhere."""
 
 
@@ -23,12 +25,15 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "overrides",
         nargs="*",
-        metavar="ROLE | check ROLE=CHOICE...",
-        help="one role alone; or `check` and what to check: choices of roles and settings, as for `voxzoo train`",
+        metavar="ROLE | check ROLE=CHOICE... | new ROLE NAME",
+        help="one role alone; or `check` and what to check: choices of roles, `task=CHOICE` and settings, as for "
+        "`voxzoo train`; or `new`, a role (or task, callback, optim, schedule) and a name: writes its class, YAML and "
+        "test into --out",
     )
     parser.add_argument(
         "--config-dir", action="append", default=[], metavar="DIR", help="a folder of your own YAML groups"
     )
+    parser.add_argument("--out", metavar="DIR", help="of `new`: the package that is made, or added to, such as my_zoo")
 
 
 def run(args: argparse.Namespace) -> dict:
@@ -36,11 +41,13 @@ def run(args: argparse.Namespace) -> dict:
     rest: list[str] = args.overrides[1:]
     if first == "check":
         return _check(args, rest)
+    if first == "new":
+        return _new(args, rest)
     known = sorted([*components.parts(), "data"])
     if rest or (first is not None and first not in known):
         near = difflib.get_close_matches(str(first), [*known, *_WORDS], n=1)
         hint = f"; did you mean {near[0]!r}?" if near else ""
-        raise UserError(f"{' '.join(args.overrides)}: expected a role or check{hint} Roles: {', '.join(known)}")
+        raise UserError(f"{' '.join(args.overrides)}: expected a role, check or new{hint} Roles: {', '.join(known)}")
     return _list(args, [first] if first else [*components.parts(), "data"])
 
 
@@ -50,12 +57,18 @@ def _check(args: argparse.Namespace, overrides: list[str]) -> dict:
 
     quiet_libraries()
     found: list[Checked] = []
-    if any(word.startswith("data=") for word in overrides):
+    named = {override.partition("=")[0] for override in overrides}
+    if "data" in named:
         from ...datamodules.contract import examine_choice
 
         cls, outcomes = examine_choice(overrides, args.config_dir)
         found.append(Checked("data", cls, tuple(outcomes)))
-    if not found or any(word.partition("=")[0] in components.parts() for word in overrides):
+    if "task" in named:
+        from ..contract import check_choice
+
+        cls, outcomes = check_choice(overrides, args.config_dir)
+        found.append(Checked("task", cls, tuple(outcomes)))
+    if not found or named & components.parts().keys():
         found += check_choices(overrides, args.config_dir)
     if not args.json:
         for one in found:
@@ -63,6 +76,28 @@ def _check(args: argparse.Namespace, overrides: list[str]) -> dict:
     return {
         "status": "ok" if all(one.sound for one in found) else "broken",
         "parts": {one.role: one.as_dict() for one in found},
+    }
+
+
+def _new(args: argparse.Namespace, words: list[str]) -> dict:
+    from ..templates.write import KINDS, write_new
+
+    if len(words) != 2 or not args.out:
+        usage = "voxzoo parts new adaptor mine --out my_zoo"
+        raise UserError(f"parts new takes a kind, a name and --out DIR: {usage}. Kinds: {', '.join(KINDS)}")
+    written = write_new(*words, args.out)
+    here = written.folder == Path.cwd()
+    if not args.json:
+        for path in written.files:
+            print(f"wrote {path.relative_to(written.folder) if here else path}")
+        print("next" + ("" if here else f", in {written.folder}") + ":")
+        for line in written.commands.values():
+            print(f"  {line}")
+    return {
+        "status": "ok",
+        "files": [str(path) for path in written.files],
+        "folder": str(written.folder),
+        "commands": written.commands,
     }
 
 

@@ -12,7 +12,7 @@ def step(weight: torch.nn.Parameter, optimizer: MineOptimizer) -> float:
     loss = weight.square().sum()
     loss.backward()
     optimizer.step()
-    return float(loss)
+    return float(loss.detach())
 
 
 def test_it_goes_downhill():

@@ -41,7 +41,7 @@ class MineVocoder(UnitVocoder):
     def forward(
         self, units: Padded, lang: Tensor | None = None, speaker: Tensor | None = None, durations: Padded | None = None
     ) -> Padded:
-        """(B, U) units -> (B, N) samples in -1..1. `durations` (B, U): frames of each; None takes them from the table."""
+        """(B, U) units -> (B, N) samples in -1..1. `durations` (B, U): frames of each; None: by the table."""
         if durations is None:
             lasting = self.log_duration(units.data).squeeze(-1).float().exp().round().long().clamp(min=1)
             durations = units.with_data(lasting)

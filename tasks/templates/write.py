@@ -15,7 +15,9 @@ from ...components.roles import ROLES
 _HERE = Path(__file__).parent
 _GROUPS = {**{role: role for role in ROLES}, "task": "task", "callback": "callbacks", "optim": "optim"}
 _GROUPS["schedule"] = "schedule"
-KINDS = tuple(kind for kind in _GROUPS if (_HERE / f"{kind}.py").is_file())
+_SOURCES = {"data": "audiofolder"}
+"""Template of a kind, where it is called otherwise."""
+KINDS = tuple(_GROUPS)
 """What there is a template for."""
 _ALSO = {"callbacks": "callback", "optimizer": "optim"}
 
@@ -61,16 +63,16 @@ def write_new(kind: str, name: str, out: str | Path) -> Written:
                 f"{word!r} cannot be the {what}: expected lower-case letters, digits and _ with a letter first"
             )
     _refuse_taken(package, folder)
-    group = _GROUPS[kind]
+    group, source = _GROUPS[kind], _SOURCES.get(kind, kind)
     files = {
-        folder / group / f"{name}.py": _HERE / f"{kind}.py",
-        folder / "configs" / group / f"{name}.yaml": _HERE / f"{kind}.yaml",
-        folder / "tests" / f"test_{kind}_{name}.py": _HERE / f"{kind}_test.py",
+        folder / group / f"{name}.py": _HERE / f"{source}.py",
+        folder / "configs" / group / f"{name}.yaml": _HERE / f"{source}.yaml",
+        folder / "tests" / f"test_{kind}_{name}.py": _HERE / f"{source}_test.py",
     }
     there = [str(path) for path in files if path.exists()]
     if there:
         raise UserError(f"{', '.join(there)}: there already; choose another name, or delete it first")
-    texts = {path: _renamed(source.read_text(), kind, group, name, package) for path, source in files.items()}
+    texts = {path: _renamed(file.read_text(), source, group, name, package) for path, file in files.items()}
     for inner in (folder, folder / group, folder / "tests"):
         inner.mkdir(parents=True, exist_ok=True)
         if not (inner / "__init__.py").exists():
@@ -91,9 +93,9 @@ def _refuse_taken(package: str, folder: Path) -> None:
         raise UserError(f"{package!r} is the name of an installed package; choose another --out")
 
 
-def _renamed(text: str, kind: str, group: str, name: str, package: str) -> str:
+def _renamed(text: str, source: str, group: str, name: str, package: str) -> str:
     camel = "".join(word[:1].upper() + word[1:] for word in name.split("_"))
-    text = text.replace(f"from .{kind} import", f"from {package}.{group}.{name} import")
+    text = text.replace(f"from .{source} import", f"from {package}.{group}.{name} import")
     text = re.sub(r"\bmine", name, text.replace("Mine", camel))
     return text.replace("my_zoo", package)
 
@@ -109,8 +111,13 @@ def _commands(kind: str, group: str, name: str, package: str) -> dict[str, str]:
         tiny.append("stages.vocoder.choose.task=gan_vocoder")
     words = " ".join(tiny)
     asked = ROLES.keys() | {"task"}
+    clips = {}
+    if kind == "data":  # something to read
+        clips["clips"] = "python -c \"from voxzoo.tasks.templates.clips import write_clips; write_clips('clips')\""
+        own += " data.root=clips"
     return {
+        **clips,
         "check": f"voxzoo {'parts check' if kind in asked else 'check'} {own}",
         "test": f"python -m pytest {package}/tests/test_{kind}_{name}.py",
-        "train": f"voxzoo train {own} {words} {' '.join(_SHORT)} name={name}",
+        "train": f"voxzoo train {own} {words} {' '.join(_SHORT)} name={kind}_{name}",
     }

@@ -182,12 +182,11 @@ def prepare_data(config: DictConfig, turn: Callable[[], AbstractContextManager] 
         trainable = _is_trainable(config.tokenizer)
         if trainable and not config.tokenizer.languages:
             config.tokenizer.languages = list(data.languages())
-        model = Path(config.tokenizer.model)
         with turn():
             take_tokenizer(config)
         if trainable:
             with turn():
-                _train_vocabulary(config, data, model)
+                _train_vocabulary(config, data, Path(config.tokenizer.model))
         data.tokenizer = build(config.tokenizer, allowed=allowed)
     return data
 
