@@ -9,9 +9,11 @@ and `make test` checks it.
 from __future__ import annotations
 
 import ast
+import importlib
 import json
 import re
 import shlex
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -155,6 +157,9 @@ class Shell:
             (script,) = [place for place, word in enumerate(words) if word.endswith(".sh")]
             assert (ROOT / words[script]).is_file()
             words, only_checks = ["voxzoo", "train", *words[script + 1 :]], True
+        if words[:3] == ["python", "-m", "pytest"]:
+            run_tests(self.folder / words[3], self.folder)
+            return
         assert words[0] == "voxzoo", f"no command of this shell: {words[0]}; run it otherwise, or say why it is not run"
         if only_checks:
             if words[1] not in ("train", "check"):
@@ -176,6 +181,24 @@ class Shell:
     def _python(self, text: str) -> None:
         tree = ast.fix_missing_locations(_SmallCalls().visit(ast.parse(text)))
         exec(compile(tree, "<page>", "exec"), self.names)
+
+
+def run_tests(path: Path, folder: Path) -> int:
+    """Call all tests of a file of a package in `folder`, which take no fixtures, and forget the package. Returns how
+    many there were."""
+    package, before = path.relative_to(folder).parts[0], list(sys.path)
+    sys.path.insert(0, str(folder))
+    importlib.invalidate_caches()
+    try:
+        module = importlib.import_module(".".join(path.relative_to(folder).with_suffix("").parts))
+        tests = [value for name, value in vars(module).copy().items() if name.startswith("test_")]
+        for test in tests:
+            test()
+        return len(tests)
+    finally:
+        sys.path[:] = before
+        for name in [name for name in sys.modules if name.split(".")[0] == package]:
+            del sys.modules[name]
 
 
 def _small(words: list[str]) -> list[str]:
