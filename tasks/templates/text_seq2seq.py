@@ -50,11 +50,10 @@ class MineSeq2Seq(TextSeq2Seq):
         """Teacher forcing: (B, T, D) memory and (B, S) decoder input -> (B, S, D) states after the final norm."""
         steps = tokens.data.shape[1]
         past = torch.ones(steps, steps, dtype=torch.bool, device=tokens.device).tril()  # (S, S), True may be read
-        heard = memory.mask[:, None, None]  # (B, 1, 1, T)
-        heard = heard | ~heard.any(-1, keepdim=True)  # of a row without memory anything, rather than not a number
+        heard = _may_be_heard(memory)
         x = self.embedding(tokens.data) + self.positions(torch.arange(steps, device=tokens.device))
         for block in self.blocks:
-            x = block(x, past, memory.data, heard)
+            x, _ = block(x, past, block.heard.remember(memory.data), heard)
         return tokens.with_data(self.norm(x))
 
     def project(self, states: Tensor) -> Tensor:
@@ -68,30 +67,49 @@ class MineSeq2Seq(TextSeq2Seq):
 
     def start(self, memory: Padded, beams: int = 1) -> MineState:
         """Prepare decoding of (B, T, D) memory: B x beams rows."""
-        rows = Padded(memory.data.repeat_interleave(beams, 0), memory.lengths.repeat_interleave(beams, 0))
-        return MineState(rows, torch.zeros(len(rows), 0, dtype=torch.int64, device=memory.device))
+        heard = []
+        for block in self.blocks:
+            keys, values = block.heard.remember(memory.data)
+            heard.append((keys.repeat_interleave(beams, 0), values.repeat_interleave(beams, 0)))
+        return MineState(heard, _may_be_heard(memory).repeat_interleave(beams, 0))
 
     def step(self, tokens: Tensor, state: DecoderState) -> Tensor:
-        """(R,) ids of the newest token of each row -> (R, D) states after the final norm; advances `state`.
-
-        All tokens so far run again: right, and slow. Keep keys and values in the state where speed counts.
-        """
+        """(R,) ids of the newest token of each row -> (R, D) states after the final norm; advances `state`."""
         assert isinstance(state, MineState)
-        state.tokens = torch.cat([state.tokens, tokens[:, None]], 1)
-        lengths = torch.full((len(tokens),), state.tokens.shape[1], device=tokens.device)
-        return self.decode(state.memory, Padded(state.tokens, lengths)).data[:, -1]
+        x = self.embedding(tokens)[:, None] + self.positions.weight[state.steps]  # (R, 1, D)
+        for number, block in enumerate(self.blocks):
+            x, state.past[number] = block(x, None, state.heard[number], state.mask, state.past[number])
+        state.steps += 1
+        return self.norm(x)[:, 0]
+
+
+Kept = tuple[Tensor, Tensor]
+"""Keys and values of an attention, (R, heads, S or T, D / heads) each."""
+
+
+def _may_be_heard(memory: Padded) -> Tensor:
+    """(B, 1, 1, T) True where there is memory; of a row without any everything, rather than not a number."""
+    mask = memory.mask[:, None, None]
+    return mask | ~mask.any(-1, keepdim=True)
 
 
 class MineState(DecoderState):
-    """(R, T, D) memory and the (R, S) tokens so far: what decoding carries from step to step."""
+    """What decoding carries from step to step, for each block.
 
-    def __init__(self, memory: Padded, tokens: Tensor) -> None:
-        self.memory, self.tokens = memory, tokens
+    Args:
+        heard: of the memory.
+        mask: (R, 1, 1, T) of it.
+    """
+
+    def __init__(self, heard: list[Kept], mask: Tensor) -> None:
+        self.heard, self.mask, self.steps = heard, mask, 0
+        self.past: list[Kept | None] = [None] * len(heard)
 
     def reorder(self, rows: Tensor) -> None:
         """Keep rows `rows` (R',) int64, in that order."""
-        self.memory = Padded(self.memory.data[rows], self.memory.lengths[rows.to(self.memory.lengths.device)])
-        self.tokens = self.tokens[rows]
+        self.heard = [(keys[rows], values[rows]) for keys, values in self.heard]
+        self.past = [kept and (kept[0][rows], kept[1][rows]) for kept in self.past]
+        self.mask = self.mask[rows]
 
 
 class MineBlock(nn.Module):
@@ -104,13 +122,19 @@ class MineBlock(nn.Module):
         self.wide, self.narrow = nn.Linear(dim, 4 * dim), nn.Linear(4 * dim, dim)
         self.dropout = nn.Dropout(dropout)
 
-    def forward(self, x: Tensor, past: Tensor, memory: Tensor, heard: Tensor) -> Tensor:
-        """(B, S, D) states, (S, S) mask, (B, T, D) memory, (B, 1, 1, T) mask -> (B, S, D)."""
+    def forward(
+        self, x: Tensor, mask: Tensor | None, heard: Kept, heard_mask: Tensor, before: Kept | None = None
+    ) -> tuple[Tensor, Kept]:
+        """(B, S, D) states, (S, S) mask, what is kept of the memory, its (B, 1, 1, T) mask, what is kept of the steps
+        before -> (B, S, D), and what is to be kept of all steps."""
         first, second, third = self.norms
         inner = first(x)
-        x = x + self.dropout(self.past(inner, inner, past))
-        x = x + self.dropout(self.heard(second(x), memory, heard))
-        return x + self.dropout(self.narrow(F.gelu(self.wide(third(x)))))
+        keys, values = self.past.remember(inner)
+        if before is not None:
+            keys, values = torch.cat([before[0], keys], 2), torch.cat([before[1], values], 2)
+        x = x + self.dropout(self.past(inner, (keys, values), mask))
+        x = x + self.dropout(self.heard(second(x), heard, heard_mask))
+        return x + self.dropout(self.narrow(F.gelu(self.wide(third(x))))), (keys, values)
 
 
 class MineAttention(nn.Module):
@@ -121,13 +145,16 @@ class MineAttention(nn.Module):
         self.num_heads = num_heads
         self.query, self.key, self.value, self.out = (nn.Linear(dim, dim) for _ in range(4))
 
-    def forward(self, x: Tensor, memory: Tensor, mask: Tensor) -> Tensor:
-        """(B, S, D) that ask, (B, T, D) that are asked, mask that broadcasts to (B, heads, S, T) -> (B, S, D)."""
+    def remember(self, memory: Tensor) -> Kept:
+        """(B, T, D) that are asked -> their keys and values."""
+        return self._heads(self.key(memory)), self._heads(self.value(memory))
 
-        def heads(y: Tensor) -> Tensor:  # (B, S, D) -> (B, heads, S, D / heads)
-            return y.unflatten(2, (self.num_heads, -1)).transpose(1, 2)
-
-        read = F.scaled_dot_product_attention(
-            heads(self.query(x)), heads(self.key(memory)), heads(self.value(memory)), attn_mask=mask
-        )
+    def forward(self, x: Tensor, kept: Kept, mask: Tensor | None) -> Tensor:
+        """(B, S, D) that ask, what `remember` gave, mask that broadcasts to (B, heads, S, T) -> (B, S, D)."""
+        keys, values = kept
+        read = F.scaled_dot_product_attention(self._heads(self.query(x)), keys, values, attn_mask=mask)
         return self.out(read.transpose(1, 2).flatten(2))
+
+    def _heads(self, x: Tensor) -> Tensor:
+        """(B, S, D) -> (B, heads, S, D / heads)."""
+        return x.unflatten(2, (self.num_heads, -1)).transpose(1, 2)
