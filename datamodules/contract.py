@@ -71,9 +71,10 @@ def examine_data(data: Any, needs: Iterable[str] | None = None) -> list[Outcome]
     """As `check_data`; what is broken is said in the outcomes and not raised."""
     if torch.distributed.is_initialized():
         raise UserError("check_data plays several ranks in one process: call it where there is no process group")
-    if not isinstance(data, DataModule) and (isinstance(data, type) or not callable(data)):
-        name = data.__name__ if isinstance(data, type) else type(data).__name__
-        return [Outcome("role", f"{name} is no DataModule: derive it from voxzoo.datamodules.UtteranceData")]
+    made = data() if callable(data) and not isinstance(data, DataModule) else data
+    if not isinstance(made, DataModule):
+        fault = f"{type(made).__name__} is no DataModule: derive it from voxzoo.datamodules.UtteranceData"
+        return [Outcome("role", fault)]
     with torch.random.fork_rng(devices=[]), _quiet():
         return collect(_Checks(data, needs).all())
 
