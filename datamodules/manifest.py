@@ -19,6 +19,7 @@ from typing import Any
 
 from ..components.errors import UserError
 from ..components.languages import language_name
+from ..components.lines import json_line, open_text, raw_lines
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,18 +150,13 @@ def manifest_rows(path: Path, scan: Scan) -> Iterator[tuple[int, dict[str, Any],
     Raises:
         UserError: the file is no text.
     """
-    try:
-        for line, row in _READERS[path.suffix](path):
-            if isinstance(row, str):
-                scan.faults.append(Fault(line, "", row))
-                continue
-            before = len(scan.faults)
-            values = _check(line, row, scan)
-            yield line, values, len(scan.faults) == before
-    except UnicodeDecodeError as error:
-        raise UserError(
-            f"{path}: not UTF-8 text ({error.reason} at byte {error.start}); save the manifest as UTF-8"
-        ) from None
+    for line, row in _READERS[path.suffix](path):
+        if isinstance(row, str):
+            scan.faults.append(Fault(line, "", row))
+            continue
+        before = len(scan.faults)
+        values = _check(line, row, scan)
+        yield line, values, len(scan.faults) == before
 
 
 def write_manifest(path: str | Path, utterances: Iterable[Utterance]) -> None:
@@ -187,38 +183,59 @@ def write_manifest(path: str | Path, utterances: Iterable[Utterance]) -> None:
                     f"{path}: a text has a tab or a line break, which .tsv cannot hold; write .jsonl"
                 ) from None
         elif path.suffix == ".jsonl":
-            out.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+            out.writelines(json_line(row) + "\n" for row in rows)
         else:
             raise UserError(f"{path}: expected a manifest name that ends in .jsonl or .tsv")
 
 
 def _json_rows(path: Path) -> Iterator[tuple[int, dict[str, Any] | str]]:
-    with path.open(encoding="utf-8-sig") as lines:
-        for number, line in enumerate(lines, 1):
+    with open_text(path) as file:
+        for number, line in enumerate(raw_lines(file, path), 1):
             if not line.strip():
                 continue
             try:
-                row = json.loads(line)
+                row = json.loads(line.decode())
+            except UnicodeDecodeError as error:
+                yield (
+                    number,
+                    f"not UTF-8 text: byte {line[error.start]:#04x} at column {error.start + 1}; save it as UTF-8",
+                )
+                continue
             except json.JSONDecodeError as error:
                 yield number, f"not JSON: {error.msg} at column {error.colno}"
+                continue
+            except RecursionError:
+                yield number, "not JSON of a row: nested too deep"
                 continue
             yield number, row if isinstance(row, dict) else f"expected a JSON object, got {type(row).__name__}"
 
 
 def _tsv_rows(path: Path) -> Iterator[tuple[int, dict[str, Any] | str]]:
-    with path.open(encoding="utf-8-sig") as lines:
-        header = next(lines, "").rstrip("\r\n").split("\t")
+    with open_text(path) as file:
+        lines = raw_lines(file, path)
+        header = next(lines, b"").decode(errors="replace").split("\t")
         if "id" not in header:
             yield 1, f"the header has no column 'id'; it has {', '.join(map(repr, header))}"
             return
         for number, line in enumerate(lines, 2):
             if not line.strip():
                 continue
-            values = line.rstrip("\r\n").split("\t")
+            try:
+                values = line.decode().split("\t")
+            except UnicodeDecodeError as error:
+                yield (
+                    number,
+                    f"not UTF-8 text: byte {line[error.start]:#04x} at column {error.start + 1}; save it as UTF-8",
+                )
+                continue
             if len(values) != len(header):
                 yield number, f"{len(values)} columns where the header has {len(header)}"
                 continue
             yield number, {key: value for key, value in zip(header, values) if value != ""}
+
+
+def _no_text(line: bytes, error: UnicodeDecodeError) -> str:
+    return f"not UTF-8 text: byte {line[error.start]:#04x} at column {error.start + 1}; save the manifest as UTF-8"
 
 
 _READERS = {".jsonl": _json_rows, ".tsv": _tsv_rows}

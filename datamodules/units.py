@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from ..components.errors import UserError
+from ..components.lines import open_text, raw_lines
 from .array_file import Arrays, Spill, Texts, TextWriter
 from .derived import arrays_of
 
@@ -90,13 +91,13 @@ class _NotFlat(Exception):
 
 
 def _lines(path: Path) -> Iterator[tuple[Any, np.ndarray]]:
-    with path.open(encoding="utf-8") as lines:
-        for number, line in enumerate(lines, 1):
+    with open_text(path) as file:
+        for number, line in enumerate(raw_lines(file, path), 1):
             try:
                 row = json.loads(line)
                 name, units = row["id"], np.asarray(row["units"], np.int32)
                 hash(name)
-            except (ValueError, KeyError, TypeError):
+            except (ValueError, KeyError, TypeError, RecursionError):
                 raise UserError(f'{path}, line {number}: expected {{"id": ..., "units": [...]}}') from None
             yield name, units
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from typing import Any
 
+from ...components.lines import json_line
 from ..serving.choices import PRECISIONS, TRANSLATED
 
 HELP = "translate audio files, folders or text with a trained run"
@@ -72,7 +72,7 @@ def run(args: argparse.Namespace) -> dict:
         if args.json:
             results.append(result)
         else:
-            print(json.dumps(result, ensure_ascii=False), flush=True)
+            print(json_line(result), flush=True)
     answer: dict[str, Any] = {"status": "failed" if failures else "ok", "results": results, "failures": failures}
     if failures:
         rest = "; the others were" if served else ""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 import sys
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -15,6 +14,7 @@ from rich.console import Console
 from rich.progress import track
 
 from ...components.errors import UserError
+from ...components.lines import json_line
 from ...datamodules.audio import audio_seconds
 from ...datamodules.utterances import UtteranceData
 from ..processes.console import quiet_libraries
@@ -24,6 +24,7 @@ from ..scoring.listening import Listener, note_audio
 from ..scoring.recogniser import Recogniser
 from ..scoring.speech import write_wav, write_whole
 from .choices import EVALUATED
+from .names import FileNames
 from .translator import Item, Translator, joined, require_positive, search_options
 
 
@@ -118,7 +119,7 @@ def evaluate(
     signature = judge.signature if judge is not None else None
     scores = {name: score_rows(groups[name], signature) for name in EVALUATED if name in groups}
     main = next(iter(scores.values()))
-    lines = "".join(json.dumps(row.line(), ensure_ascii=False) + "\n" for row in scored)
+    lines = "".join(json_line(row.line()) + "\n" for row in scored)
     answer: dict[str, Any] = {
         "split": split,
         **{name: value for name, value in main.items() if name not in ("num_utterances", "directions")},
@@ -132,7 +133,8 @@ def evaluate(
         "hypotheses": str(out / f"{split}.hypotheses.jsonl"),
     }
     write_whole(out / f"{split}.hypotheses.jsonl", lines.encode())
-    write_whole(out / f"{split}.json", json.dumps(answer, ensure_ascii=False, indent=1).encode())
+    text = json.dumps(answer, ensure_ascii=False, indent=1)
+    write_whole(out / f"{split}.json", text.encode(errors="backslashreplace"))
     return answer
 
 
@@ -214,7 +216,7 @@ class _Evaluation:
         self.collate = model.collator()
         if isinstance(data, UtteranceData):
             self.collate.audio = data.audio
-        self._names: set[str] = set()
+        self._names = FileNames()
 
     def serve(self, rows: Sequence[Any]) -> list[Any]:
         """Predict and judge; what comes back is in the order of the split."""
@@ -305,7 +307,7 @@ class _Evaluation:
             )
             if prediction.audio is not None:
                 note_audio(scored, prediction.audio, prediction.sample_rate)
-                path = self.folder / f"{self._name(row.id)}.wav"
+                path = self.folder / f"{self._names.free(row.id)}.wav"
                 write_wav(path, prediction.audio, prediction.sample_rate)
                 scored.audio = str(path.relative_to(self.folder.parent))
             entered.append(scored)
@@ -348,16 +350,6 @@ class _Evaluation:
         except UserError as error:
             self.notes.append(f"no ceiling for {len(rows)} utterances: {' '.join(str(error).split())}")
             return None
-
-    def _name(self, given: str) -> str:
-        """A file name for an id, whatever characters it has; no two ids share one."""
-        base = re.sub(r"[^\w.-]", "_", given).strip(".") or "utterance"
-        name, number = base, 1
-        while name in self._names:
-            number += 1
-            name = f"{base}-{number}"
-        self._names.add(name)
-        return name
 
 
 def _progress(items: Iterable[Any], description: str) -> Iterator[Any]:

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
-import soundfile
 import torch
 
 from ...components.errors import UserError
@@ -15,7 +13,9 @@ from ...components.layers.runs import reduce_runs
 from ...components.types import Padded
 from ..distributed.devices import pick_device
 from ..runs.run import load_run
+from ..scoring.speech import write_wav
 from ..units import Progress, card_of, card_path, read_units
+from .names import FileNames
 
 
 @torch.inference_mode()
@@ -64,7 +64,7 @@ def resynthesise(
     rows = [(name, ids) for name, ids in rows if ids]
     folder = Path(out)
     folder.mkdir(parents=True, exist_ok=True)
-    files, seconds = [], 0.0
+    files, seconds, names = [], 0.0, FileNames()
     for start in range(0, len(rows), batch_size):
         chunk = rows[start : start + batch_size]
         batch = Padded.from_list([torch.tensor(row) for _, row in chunk]).to(place)
@@ -77,7 +77,9 @@ def resynthesise(
         except (ValueError, IndexError) as error:
             raise UserError(f"{run}: {error} (see --speaker and --lang)") from error
         for (name, _), samples in zip(chunk, audio.unpad(), strict=True):
-            files.append(_write(folder, name, samples, vocoder.sample_rate))
+            path = folder / f"{names.free(name)}.wav"
+            write_wav(path, samples, vocoder.sample_rate)
+            files.append(str(path))
             seconds += len(samples) / vocoder.sample_rate
         if progress is not None:
             progress(start + len(chunk), len(rows))
@@ -101,11 +103,3 @@ def _same_card(units: Path, extractor: Any, run: Path | str) -> None:
             f"{units}: these units are not those that the vocoder of {run} was trained on; their cards differ in "
             f"{', '.join(differing)}. Extract them with that run: `voxzoo units extract {run} MANIFEST --out {units}`"
         )
-
-
-def _write(folder: Path, name: str, samples: torch.Tensor, sample_rate: int) -> str:
-    path = folder / (name.replace("/", "_").replace("\\", "_") + ".wav")
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    soundfile.write(temporary, samples.float().cpu().numpy(), sample_rate, format="WAV", subtype="PCM_16")
-    os.replace(temporary, path)
-    return str(path)

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import io
+import os
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 from torch import Tensor
 
 from ...components.errors import UserError
 from ...components.languages import is_spaceless, match
+from ...components.lines import open_text, raw_lines
 from ...components.search import SearchOptions
 from ...components.types import Batch, Padded
 from ...datamodules.audio import audio_blocks, audio_seconds, level
@@ -126,25 +129,40 @@ def read_inputs(inputs: Sequence[str], text: bool, out: Path | None) -> Iterator
         taken.add(candidate)
         return candidate
 
+    def sentences(lines: Iterator[bytes], stem: str, name: str) -> Iterator[Item]:
+        number = 0
+        try:
+            for number, line in enumerate(lines, 1):
+                one, where = unique(f"{stem}-{number:05d}"), f"{name}, line {number}"
+                try:
+                    yield Item(one, where, text=line.decode().strip())
+                except UnicodeDecodeError:
+                    yield Item(one, where, error="not UTF-8 text")
+        except (OSError, UserError) as error:
+            yield Item(unique(f"{stem}-{number + 1:05d}"), name, error=_reason(error, name))
+
     suffixes = frozenset({".txt"}) if text else AUDIO_SUFFIXES
     for given in inputs:
         if given == "-":
-            for number, line in enumerate((line.strip() for line in sys.stdin), 1):
-                if text:
-                    yield Item(unique(f"line-{number:05d}"), f"standard input, line {number}", text=line)
-                elif line:
-                    yield Item(unique(Path(line).stem), line, Path(line))
+            if sys.stdin is None or sys.stdin.closed:
+                yield Item(unique("input"), "standard input", error="it is closed; give a file or folder")
+            elif text:
+                yield from sentences(raw_lines(_standard_input(), "standard input"), "line", "standard input")
+            else:
+                for line in raw_lines(_standard_input(), "standard input"):
+                    if name := os.fsdecode(line).strip():
+                        yield Item(unique(Path(name).stem), name, Path(name))
             continue
         if not given.strip():
             yield Item(unique("input"), "(empty INPUT)", error="expected a file or folder")
             continue
         path = Path(given)
-        if path.is_dir():
-            if out is not None and out.resolve().is_relative_to(path.resolve()):
+        if os.path.isdir(path):
+            if out is not None and Path(os.path.realpath(out)).is_relative_to(os.path.realpath(path)):
                 raise UserError(
                     f"--out {out} lies in the input folder {path}: its audio would become input; give another one"
                 )
-            found = sorted(p for p in path.rglob("*") if p.suffix.lower() in suffixes and p.is_file())
+            found = sorted(p for p in path.rglob("*") if p.suffix.lower() in suffixes and os.path.isfile(p))
             if not found:
                 kinds = ", ".join(sorted(suffixes))
                 yield Item(unique(path.name), given, error=f"no files to translate in this folder (looked for {kinds})")
@@ -155,13 +173,21 @@ def read_inputs(inputs: Sequence[str], text: bool, out: Path | None) -> Iterator
                 yield Item(unique(file.stem), str(file), file)
                 continue
             try:
-                lines = file.read_text(encoding="utf-8").splitlines()
-            except (OSError, UnicodeDecodeError) as error:
-                reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
-                yield Item(unique(file.stem), str(file), error=str(reason))
-                continue
-            for number, line in enumerate(lines, 1):
-                yield Item(unique(f"{file.stem}-{number:05d}"), f"{file}, line {number}", text=line.strip())
+                with open_text(file) as opened:
+                    yield from sentences(raw_lines(opened, file), file.stem, str(file))
+            except (OSError, ValueError) as error:
+                yield Item(unique(file.stem), str(file), error=_reason(error, file))
+
+
+def _standard_input() -> BinaryIO:
+    """Its bytes; a stand-in of Python's own may hold text alone."""
+    return getattr(sys.stdin, "buffer", None) or io.BytesIO(sys.stdin.read().encode(errors="surrogateescape"))
+
+
+def _reason(error: Exception, name: object) -> str:
+    """What an error says without the name of what it is about."""
+    said = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+    return " ".join(said.split()).removeprefix(f"{name}: ").removeprefix(f"{name}, ")
 
 
 class Translator:
@@ -213,7 +239,7 @@ class Translator:
         if self.speaks and out is None:
             raise UserError(f"--task {mode} needs --out: the folder for the audio")
         self.out = Path(out) if out is not None else None
-        self._taken: set[Path] = set()  # every input, and every file written so far
+        self._taken: set[str] = set()  # every input, and every file written so far
         self.batch_size = batch_size
         longest = None if self.reads_text else task.longest_seconds
         self.segment = segment if longest is None else min(segment, longest)
@@ -222,7 +248,7 @@ class Translator:
 
     def serve(self, items: Sequence[Item]) -> Iterator[Item]:
         """Predict items; each comes out in the order it was given, with its predictions or its error."""
-        self._taken |= {item.path.resolve() for item in items if item.path is not None}
+        self._taken |= {_real(item.path) for item in items if item.path is not None}
         window: list[Item] = []
         size = 0
         for item in items:
@@ -252,7 +278,7 @@ class Translator:
                 for start, cut in cut_at_quiet(speech_blocks(item.path, rate), rate, self.segment)
             ]
         except (ValueError, OSError) as error:
-            item.error = " ".join(str(error).split()).removeprefix(f"{item.path}: ")
+            item.error = _reason(error, item.path)
 
     def _predict(self, window: list[Item]) -> Iterator[Item]:
         pieces = [(item, index) for item in window for index in range(len(item.pieces)) if item.error is None]
@@ -339,10 +365,18 @@ class Translator:
         """Where the audio of an item goes: never onto an input; output of an earlier call is replaced."""
         assert self.out is not None
         path = self.out / f"{item.id}.{self.to}.wav"
-        while path.resolve() in self._taken:
+        while _real(path) in self._taken:
             path = path.with_name(f"{path.stem}.{self.to}.wav")
-        self._taken.add(path.resolve())
+        self._taken.add(_real(path))
         return path
+
+
+def _real(path: Path) -> str:
+    """The file that a path leads to; of a path that leads nowhere (a loop of links, a NUL in it) itself."""
+    try:
+        return os.path.realpath(path)
+    except (OSError, ValueError):
+        return str(path)
 
 
 def joined(predictions: Sequence[Any], waves: Sequence[Shelved | None] = ()) -> Any:

@@ -1,0 +1,65 @@
+"""Text by lines, in and out: a line ends at LF or CRLF and nowhere else.
+
+Python's own line ends (`str.splitlines`, U+2028, a lone CR, form feeds) stand inside sentences of real corpora.
+"""
+
+from __future__ import annotations
+
+import json
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from .errors import UserError
+
+LONGEST_LINE = 1 << 26
+"""Bytes: no row is as long, and a file without line ends is not read whole."""
+
+_BOM = b"\xef\xbb\xbf"
+
+
+def raw_lines(file: BinaryIO, name: object) -> Iterator[bytes]:
+    """Lines of an open file without their ends, and without a byte order mark.
+
+    Args:
+        file: open for reading bytes.
+        name: for messages.
+
+    Raises:
+        UserError: a line over `LONGEST_LINE`.
+    """
+    number = 0
+    while line := file.readline(LONGEST_LINE + 1):
+        number += 1
+        if len(line) > LONGEST_LINE:
+            raise UserError(f"{name}, line {number}: longer than {LONGEST_LINE >> 20} MB: this is no text by lines")
+        if number == 1:
+            line = line.removeprefix(_BOM)
+        yield line.removesuffix(b"\n").removesuffix(b"\r")
+
+
+def open_text(path: Path) -> BinaryIO:
+    """Open a file that is read by lines.
+
+    Raises:
+        UserError: it is no regular file (a device or a pipe that nobody writes to would be read for ever); what a shell
+            passes under /dev/fd is.
+        OSError: it cannot be opened.
+    """
+    if not str(path).startswith(("/dev/fd/", "/dev/stdin", "/proc/self/fd/")):
+        mode = path.stat().st_mode
+        if stat.S_ISDIR(mode):
+            raise UserError(f"{path}: a folder; expected a file")
+        if not stat.S_ISREG(mode):
+            raise UserError(f"{path}: no regular file; to read a pipe, give it on standard input")
+    return path.open("rb")
+
+
+def json_line(content: Any) -> str:
+    """One line of JSON, without its end, that every reader takes for one line and that can be written as UTF-8: lone
+    surrogates, and what some readers take for line ends, are escaped."""
+    text = json.dumps(content, ensure_ascii=False)
+    if text.isascii():
+        return text
+    return "".join(f"\\u{ord(c):04x}" if c in "\x85\u2028\u2029" or "\ud800" <= c <= "\udfff" else c for c in text)

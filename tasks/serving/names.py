@@ -1,0 +1,27 @@
+"""File names for ids: one for each, whatever characters the id has."""
+
+from __future__ import annotations
+
+import re
+
+_LONGEST = 120
+"""Characters: a name with its suffix stays below the 255 bytes of file systems, also in scripts of several bytes."""
+
+
+class FileNames:
+    """Gives out names that no other id has, letter case aside (some file systems know none)."""
+
+    def __init__(self) -> None:
+        self._taken: set[str] = set()
+
+    def free(self, given: str) -> str:
+        base = re.sub(r"[^\w.-]", "_", given).strip(".")
+        while len(base.encode()) > _LONGEST:
+            base = base[:-1]
+        base = base or "utterance"
+        name, number = base, 1
+        while name.lower() in self._taken:
+            number += 1
+            name = f"{base}-{number}"
+        self._taken.add(name.lower())
+        return name
