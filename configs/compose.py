@@ -215,7 +215,7 @@ def _lenient(override: str, folders: Sequence[Path]) -> str:
 
 def _fit_lora(config: DictConfig) -> None:
     """Leave out what a choice of `lora` has for roles that the task has not (`if_there`)."""
-    roles = config.get("lora")
+    roles: Any = config.get("lora")
     for role, node in [*roles.items()] if isinstance(roles, DictConfig) else []:
         if not isinstance(node, DictConfig) or "if_there" not in node:
             continue

@@ -158,7 +158,7 @@ def _goes_on(config: DictConfig, roles: list[str], given: str) -> bool:
     path = Path(str(config.run_dir)) / "config.yaml"
     if Path(given).expanduser().exists() or not path.is_file():
         return False
-    own = OmegaConf.load(path)
+    own: Any = OmegaConf.load(path)
     if own.get(KEY) != str(Path(given).expanduser().absolute()):
         return False
     for name in (*roles, *(["task"] if MARK in config.task else [])):

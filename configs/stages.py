@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from omegaconf import DictConfig
 
@@ -19,7 +20,7 @@ def active_stages(config: DictConfig) -> list[str]:
     return names
 
 
-def last_stage(folder: Path, config: DictConfig) -> Path:
+def last_stage(folder: Path, config: Any) -> Path:
     """The folder whose checkpoints a run folder stands for: its last stage, or itself."""
     stages = active_stages(config)
     return folder / "stages" / stages[-1] if stages else folder

@@ -204,3 +204,10 @@ def test_init_takes_every_part_that_fits(tiny: list[str], tmp_path: Path, capfd:
     assert [line.split()[1] for line in lines] == ["speech_encoder:", "text_seq2seq:", "not"]
     assert "not taken: adaptor: the adaptor of" in lines[2]
     assert "does not fit this config; " in lines[2]
+    call("train", "experiment=finetune", f"from={tmp_path / 'first'}", "data=tiny", tiny[-1], *short[-4:], "name=third")
+    lines = [line for line in capfd.readouterr().err.splitlines() if line.startswith("init ")]
+    names = ["speech_encoder:", "adaptor:", "text_seq2seq:", "heads:"]
+    assert [line.split()[1] for line in lines] == names, "also what the run trained beside its parts, for CTC"
+    third, first = (load_run(tmp_path / name) for name in ("third", "first"))
+    assert third.config.task.ctc_weight == first.config.task.ctc_weight > 0
+    assert third.task.tokenizer.to_bytes() == first.task.tokenizer.to_bytes()
