@@ -118,4 +118,5 @@ def told_as_users(node: Any) -> Iterator[None]:
 def _step(optimizer: Optimizer) -> None:
     for parameter in (parameter for group in optimizer.param_groups for parameter in group["params"]):
         parameter.grad = torch.ones_like(parameter)
-    optimizer.step(lambda: torch.ones(()))  # pyright: ignore[reportArgumentType]
+    step: Callable[..., Any] = optimizer.step
+    step(lambda: torch.ones(()))

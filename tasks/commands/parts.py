@@ -85,7 +85,8 @@ def _new(args: argparse.Namespace, words: list[str]) -> dict:
     if len(words) != 2 or not args.out:
         usage = "voxzoo parts new adaptor mine --out my_zoo"
         raise UserError(f"parts new takes a kind, a name and --out DIR: {usage}. Kinds: {', '.join(KINDS)}")
-    written = write_new(*words, args.out)
+    kind, name = words
+    written = write_new(kind, name, args.out)
     here = written.folder == Path.cwd()
     if not args.json:
         for path in written.files:
