@@ -11,7 +11,7 @@ import inspect
 import types
 import typing
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, Union, get_args, get_origin
 
 from omegaconf import DictConfig, ListConfig, OmegaConf
@@ -21,6 +21,7 @@ from ..components.errors import UserError
 from .build import build
 from .compose import compose
 from .optimisation import FACTORIES
+from .origins import Origins
 from .pretrained import KEY
 from .signatures import parameters_of
 from .targets import allow_list, locate
@@ -67,17 +68,28 @@ class Fault:
 
     path: str
     message: str
+    origin: str = ""
 
     def __str__(self) -> str:
-        return f"{self.path}: {self.message}"
+        return f"{self.path}: {self.message}" + (f" ({self.origin})" if self.origin else "")
 
 
-def require_valid(config: DictConfig) -> None:
-    """Raise one UserError that lists every fault."""
-    faults = check(config)
+def require_valid(config: DictConfig, origins: Origins | None = None) -> None:
+    """Raise one UserError that lists every fault, with the file and line of each where `origins` are given."""
+    faults = [_placed(fault, origins) for fault in check(config)]
     if faults:
         count = f"{len(faults)} fault{'s' if len(faults) > 1 else ''} in the config:"
         raise UserError("\n  ".join([count, *map(str, faults)]))
+
+
+def _placed(fault: Fault, origins: Origins | None) -> Fault:
+    """A fault with where its key was written, and how to leave out what an experiment sets."""
+    found = origins.of(fault.path) if origins is not None else None
+    if found is None:
+        return fault
+    at = origins.exactly(fault.path) if origins is not None else None
+    leave = f"; ~{at.key} leaves it out" if at is not None and at.is_extra and "." in fault.path else ""
+    return replace(fault, origin=f"{found}{leave}")
 
 
 @functools.cache
@@ -198,6 +210,7 @@ class _Walker:
 
     def value(self, parent: DictConfig | ListConfig, key: Any, path: str) -> tuple[str, Any]:
         """Follow interpolations: the path where the value is written, and the value."""
+        asked = path
         try:
             found = self.raw(parent, key)
             while isinstance(found, _Link):
@@ -205,8 +218,8 @@ class _Walker:
                 head, _, tail = path.rpartition(".")
                 owner = OmegaConf.select(self.config, head) if head else self.config
                 if owner is None or tail not in owner.keys():  # noqa: SIM118 - `in` leaves out what is still ???
-                    self.add(path, "is referred to but does not exist")
-                    return path, _FAULTY
+                    self.add(asked, f"refers to {path}, which does not exist")
+                    return asked, _FAULTY
                 found = self.raw(owner, tail)
             return path, found
         except OmegaConfBaseException as error:

@@ -7,7 +7,7 @@ import difflib
 import functools
 import logging
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +21,14 @@ from omegaconf.errors import OmegaConfBaseException
 
 from ..components.errors import UserError
 from .compat import fill_compat
-from .pretrained import fill_pretrained
+from .origins import ROOT as CONFIG_DIR
+from .origins import Origins
+from .pretrained import KEY, fill_pretrained, pretrained_sources
+from .signatures import parameters_of
 from .source import fill_source
+from .stages import active_stages
+from .targets import allow_list, locate
 
-CONFIG_DIR = Path(__file__).resolve().parent
 _PATHS = ("root", "cache_dir", "data.train", "data.valid", "data.units", "tokenizer.model", "tokenizer.characters")
 _PATH_MAPS = ("data.test",)
 _SHORT = {"lr": "optim.lr"}  # one word for what is said often
@@ -40,55 +44,136 @@ def _product(values: Iterable[int]) -> int:
     return result
 
 
-def compose(overrides: Sequence[str] = (), *, stage: str | None = None, config_dirs: Sequence[str] = ()) -> DictConfig:
+def compose(
+    overrides: Sequence[str] = (),
+    *,
+    stage: str | None = None,
+    config_dirs: Sequence[str] = (),
+    fit: bool = True,
+    note: Callable[[str], None] | None = None,
+) -> DictConfig:
     """Compose `configs/config.yaml` with overrides such as `experiment=quickstart adaptor=none trainer.max_steps=10`.
 
-    Unknown keys are kept here, so that `check` can report them together with every other fault.
+    Unknown keys are kept here, so that `check` can report them together with every other fault. What an experiment sets
+    beside its choices follows these: where another part is chosen, a setting that it does not have is left out.
 
     Args:
         overrides: Hydra override grammar, as on the command line.
         stage: name of one of `stages`: its group choices and settings are laid over the rest.
         config_dirs: further folders of YAML groups, searched before the shipped ones.
+        fit: whether an experiment's settings that a chosen part does not have are left out, for which its class is
+            imported.
+        note: is given a line on each setting that was left out.
 
     Raises:
         UserError: an override that does not parse, or a choice that does not exist (with the nearest ones).
     """
-    searched = [Path(folder).resolve() for folder in config_dirs]
-    for folder in searched:
-        if not folder.is_dir():
-            raise UserError(f"--config-dir {folder}: no such folder")
     overrides = [_in_full(override) for override in overrides]
-    lenient = [_lenient(override, [*searched, CONFIG_DIR]) for override in overrides]
-    if searched:
-        lenient.append("hydra.searchpath=[" + ",".join(f"file://{folder}" for folder in searched) + "]")
-    folders = (*searched, CONFIG_DIR)
-    config = _hydra(lenient, folders)
-    _require_stages(config)
+    words, folders = _asked(overrides, stage, config_dirs)
+    config = _hydra(words, folders)
     if stage is not None:
-        if stage not in config.stages:
-            raise UserError(f"stage {stage!r} is not in this config; stages: {', '.join(config.stages) or 'none'}")
-        chosen = config.stages[stage]
-        groups = [f"{group}={choice}" for group, choice in (chosen.get("choose") or {}).items()]
-        # The stage's group choices come first, so that what the user asked for on the command line still wins.
-        named = {override.split("=", 1)[0].lstrip("+~") for override in lenient}
-        chosen_groups = [g for g in groups if g.split("=", 1)[0] not in named or g.startswith("task=")]
-        config = _hydra([*chosen_groups, *lenient], folders)
         settings = config.stages[stage].get("set") or {}
         OmegaConf.set_struct(config, False)
         run_name = config.name
         config.stage_dir = _full(config.stage_dir)
         config = OmegaConf.merge(config, settings)
         assert isinstance(config, DictConfig)
-        for override in lenient:  # what was said on the command line also wins over what a stage sets
-            _again(config, override)
+        for word in words:  # what was said on the command line also wins over what a stage sets
+            _again(config, word)
         config.name = f"{run_name}/stages/{stage}"
         config.stages = {}
     fill_source(config, lambda: _hydra((), (CONFIG_DIR,)))
     fill_pretrained(config)
     _fit_lora(config)
+    if fit:
+        _leave_out_misfits(config, Origins(words, folders, stage), note)
     fill_compat(config, overrides)
     _absolute(config)
     return config
+
+
+def origins(overrides: Sequence[str], *, stage: str | None = None, config_dirs: Sequence[str] = ()) -> Origins:
+    """Where the keys of `compose(overrides, ...)` were written."""
+    return Origins(*_asked(overrides, stage, config_dirs), stage)
+
+
+def _asked(
+    overrides: Sequence[str], stage: str | None, config_dirs: Sequence[str]
+) -> tuple[list[str], tuple[Path, ...]]:
+    """The overrides as Hydra gets them, those of a stage's choices first, and the folders that are searched."""
+    searched = [Path(folder).resolve() for folder in config_dirs]
+    for folder in searched:
+        if not folder.is_dir():
+            raise UserError(f"--config-dir {folder}: no such folder")
+    folders = (*searched, CONFIG_DIR)
+    words = [_lenient(_in_full(override), folders) for override in overrides]
+    if searched:
+        words.append("hydra.searchpath=[" + ",".join(f"file://{folder}" for folder in searched) + "]")
+    config = _hydra([word for word in words if not _deleted(word)], folders)
+    _require_stages(config)
+    of_stages = [stage.get("set") for stage in (config.stages or {}).values() if stage is not None]
+    for word in words:
+        if _deleted(word) and not any(_owner(one, _deleted(word)) is not None for one in (config, *of_stages)):
+            raise UserError(f"{word}: there is no such key to leave out")
+    _require_task_to_reach(config, words)
+    if stage is None:
+        return words, folders
+    if stage not in config.stages:
+        raise UserError(f"stage {stage!r} is not in this config; stages: {', '.join(config.stages) or 'none'}")
+    choices = {str(group): choice for group, choice in (config.stages[stage].get("choose") or {}).items()}
+    if "task" in choices:  # what a stage is for; `task=` is for those that do not say
+        words = [word for word in words if _group(word) != "task"]
+    # The stage's group choices come first, and what the user asked for on the command line still wins.
+    named = {_group(word) for word in words}
+    return [*(f"{group}={choice}" for group, choice in choices.items() if group not in named), *words], folders
+
+
+def _group(word: str) -> str:
+    return word.split("=", 1)[0].lstrip("+~")
+
+
+def _require_task_to_reach(config: DictConfig, words: Sequence[str]) -> None:
+    """Refuse `task=` where no stage takes it."""
+    stages = {name: (config.stages[name].get("choose") or {}).get("task") for name in active_stages(config)}
+    said = next((word for word in words if _group(word) == "task" and word[0] != "~"), None)
+    if said is None or not stages or None in stages.values():
+        return
+    last = list(stages)[-1]
+    raise UserError(
+        f"{said}: each stage has a task of its own ({', '.join(f'{name}: {task}' for name, task in stages.items())}); "
+        f"change that of one by stages.NAME.choose.{said}, as in stages.{last}.choose.{said}, or train no stages, "
+        "stages=null"
+    )
+
+
+def _leave_out_misfits(config: DictConfig, origins: Origins, note: Callable[[str], None] | None) -> None:
+    """Take out what an experiment sets for a part that is not the one it set it for."""
+    chosen = {_group(word) for word in origins.overrides}
+    if not (chosen & {"experiment"} or origins.stage):
+        return
+    OmegaConf.set_struct(config, False)
+    for group in sorted(chosen | set(pretrained_sources(config))):
+        node = config.get(group)
+        if not isinstance(node, DictConfig) or not isinstance(node.get("_target_"), str):
+            continue
+        known = _parameters(node._target_, allow_list(config))
+        for key in [str(key) for key in node if not str(key).startswith("_") and key != KEY]:
+            origin = origins.exactly(f"{group}.{key}") if known is not None and key not in known else None
+            if origin is not None and origin.is_extra:
+                del node[key]
+                if note is not None:
+                    note(
+                        f"{group}.{key} ({origin}) is left out: {node._target_.rpartition('.')[2]} has no such setting"
+                    )
+
+
+def _parameters(path: str, allowed: tuple[str, ...]) -> set[str] | None:
+    """Names of what a class takes; None where it takes any, or cannot be imported (said where it stands)."""
+    try:
+        parameters = parameters_of(locate(path, allowed))[0].values()
+    except (ImportError, PermissionError, ValueError):
+        return None
+    return None if any(p.kind is p.VAR_KEYWORD for p in parameters) else {p.name for p in parameters}
 
 
 def compose_choices(overrides: Sequence[str]) -> DictConfig:
@@ -147,9 +232,31 @@ def _hydra(overrides: Sequence[str], folders: Sequence[Path]) -> DictConfig:
     tenth of a second and more. Another content of the folders is composed anew."""
     files = sorted(path for folder in folders for path in folder.glob("**/*.yaml"))
     states = [(path, path.stat()) for path in files]
-    return copy.deepcopy(
-        _composed(tuple(overrides), tuple((str(path), s.st_mtime_ns, s.st_size, s.st_ino) for path, s in states))
-    )
+    stamps = tuple((str(path), s.st_mtime_ns, s.st_size, s.st_ino) for path, s in states)
+    config = copy.deepcopy(_composed(tuple(word for word in overrides if not _deleted(word)), stamps))
+    for word in overrides:
+        _delete(config, word)
+    return config
+
+
+def _deleted(word: str) -> str:
+    """The key below a node that an override such as `~frontend.stack` deletes; "" of any other override. Hydra itself
+    deletes nothing whose value is null, nor what only a stage sets."""
+    return word[1:] if word[0] == "~" and "." in word and "=" not in word else ""
+
+
+def _owner(config: Any, key: str) -> DictConfig | None:
+    """The node that has a key; None where none has."""
+    owner, _, name = key.rpartition(".")
+    node = OmegaConf.select(config, owner) if owner and config is not None else None
+    return node if isinstance(node, DictConfig) and name in node.keys() else None  # noqa: SIM118 - `in` leaves out ???
+
+
+def _delete(config: DictConfig, word: str) -> None:
+    owner = _owner(config, _deleted(word))
+    if owner is not None:
+        OmegaConf.set_struct(owner, False)
+        del owner[word.rpartition(".")[2]]
 
 
 @functools.lru_cache(maxsize=64)
@@ -228,9 +335,11 @@ def _again(config: DictConfig, override: str) -> None:
     """Apply a value override a second time; choices of groups, stages and the place of the run are left alone."""
     parsed = OverridesParser.create().parse_override(override)
     key = parsed.key_or_group
-    is_value = parsed.is_add() or parsed.is_force_add()
-    if is_value and key.split(".")[0] not in ("name", "root", "run_dir", "stage_dir", "stages", "hydra"):
+    if key.split(".")[0] in ("name", "root", "run_dir", "stage_dir", "stages", "hydra"):
+        return
+    if parsed.is_add() or parsed.is_force_add():
         OmegaConf.update(config, key, parsed.value(), force_add=True)
+    _delete(config, override)
 
 
 def _absolute(config: DictConfig) -> None:

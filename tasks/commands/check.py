@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import math
+import sys
 from collections.abc import Iterator
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
@@ -58,12 +59,16 @@ def _gigabytes(text: str) -> float:
 
 def run(args: argparse.Namespace) -> dict:
     from ...configs.check import require_valid
-    from ...configs.compose import compose, to_yaml
+    from ...configs.compose import compose, origins, to_yaml
     from ...configs.stages import active_stages
 
-    config = compose(args.overrides, stage=args.stage, config_dirs=args.config_dir)
+    notes: dict[str, None] = {}  # the same one comes from several stages
+    asked: dict[str, Any] = {"config_dirs": args.config_dir, "note": lambda line: notes.setdefault(line)}
+    config = compose(args.overrides, stage=args.stage, **asked)
     stages = active_stages(config)
-    configs = {s: compose(args.overrides, stage=s, config_dirs=args.config_dir) for s in stages} or {"run": config}
+    configs = {s: compose(args.overrides, stage=s, **asked) for s in stages} or {"run": config}
+    for line in notes:
+        print(line, file=sys.stderr)
 
     from ..planning.plan import plan_run  # a wrong choice does not wait for torch
     from ..planning.shapes import trace
@@ -72,7 +77,7 @@ def run(args: argparse.Namespace) -> dict:
     quiet_libraries()
     tables: dict[str, list[Row]] = {}
     for name, stage in configs.items():
-        require_valid(stage)
+        require_valid(stage, origins(args.overrides, stage=name if stages else args.stage, config_dirs=args.config_dir))
         tables[name] = trace(stage)
     if not args.json and args.print_config:
         print(to_yaml(config))

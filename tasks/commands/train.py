@@ -42,6 +42,6 @@ def _share(args: argparse.Namespace) -> None:
     from ...configs.stages import active_stages
     from ..training.sharing import import_as_a_stage
 
-    config = compose(args.overrides, stage=args.stage, config_dirs=args.config_dir)
+    config = compose(args.overrides, stage=args.stage, config_dirs=args.config_dir, fit=False)
     if active_stages(config) and "torch" not in sys.modules:
         import_as_a_stage(config)

@@ -20,8 +20,9 @@ from ...components.layers.blocks import unfound_blocks
 from ...components.tokenizer import train_sentencepiece
 from ...configs.build import build
 from ...configs.check import require_valid
-from ...configs.compose import compose, to_yaml
+from ...configs.compose import compose, origins, to_yaml
 from ...configs.optimisation import factory
+from ...configs.origins import Origins
 from ...configs.stages import active_stages
 from ...configs.targets import allow_list, class_of
 from ..checkpoints.files import AtomicCheckpointIO, Checkpointer, write_atomically
@@ -60,26 +61,38 @@ def train(overrides: Sequence[str], *, stage: str | None = None, config_dirs: Se
         UserError: a faulty config, data that cannot be read, a folder that holds another run.
     """
     has_imported()
-    config = compose(overrides, stage=stage, config_dirs=config_dirs)
+    config = _compose(overrides, stage, config_dirs)
     names = active_stages(config)
     if names:
-        stages = {name: compose(overrides, stage=name, config_dirs=config_dirs) for name in names}
+        stages = {name: _compose(overrides, name, config_dirs) for name in names}
         try:
-            for one in stages.values():  # every stage's faults before the first stage runs
-                _require_sound(one)
+            for name, one in stages.items():  # every stage's faults before the first stage runs
+                _require_sound(one, origins(overrides, stage=name, config_dirs=config_dirs))
                 _sound.add(to_yaml(one))
             return train_stages(config, stages, overrides, config_dirs)
         finally:
             _sound.clear()
     if to_yaml(config) not in _sound:
-        _require_sound(config)
+        _require_sound(config, origins(overrides, stage=stage, config_dirs=config_dirs))
     return _train_one(config)
 
 
 _sound: set[str] = set()  # configs found sound by the process that this one was forked from to train a stage
+_noted: set[str] = set()  # what was said by then
 
 
-def _require_sound(config: DictConfig) -> None:
+def _compose(overrides: Sequence[str], stage: str | None, config_dirs: Sequence[str]) -> DictConfig:
+    """`compose`, which says once what was left out."""
+
+    def note(line: str) -> None:
+        if line not in _noted:
+            _noted.add(line)
+            say(line)
+
+    return compose(overrides, stage=stage, config_dirs=config_dirs, note=note)
+
+
+def _require_sound(config: DictConfig, origins: Origins) -> None:
     """Refuse what `voxzoo check` refuses, before data is read or a vocabulary trained.
 
     What a part says itself counts, and so do parts that do not fit each other; that a part of someone's own cannot run
@@ -88,7 +101,7 @@ def _require_sound(config: DictConfig) -> None:
     Raises:
         UserError: the faults.
     """
-    require_valid(config)
+    require_valid(config, origins)
     try:
         trace(config, serving=False)
     except UserError as error:
@@ -110,10 +123,10 @@ def prepare(
     Raises:
         UserError: a faulty config, one of several stages, data that cannot be read, a folder that holds another run.
     """
-    config = compose(overrides, stage=stage, config_dirs=config_dirs)
+    config = _compose(overrides, stage, config_dirs)
     if active_stages(config):
         raise UserError(f"these are several trainings: choose one, stage={' or '.join(active_stages(config))}")
-    _require_sound(config)
+    _require_sound(config, origins(overrides, stage=stage, config_dirs=config_dirs))
     folder = Path(config.run_dir)
     refuse_another(folder, config)
     data = _settle(config, folder)
