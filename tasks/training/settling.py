@@ -99,10 +99,12 @@ def _of_any_length(config: Any) -> bool:
 
 def _settled(config: Any, free: Sequence[str] = ()) -> list[str]:
     """What may not change in a run, as lines of YAML."""
-    for key in (*_FREE, *free):
-        owner = OmegaConf.select(config, key.rpartition(".")[0]) if "." in key else config
-        if owner is not None:
-            owner.pop(key.rpartition(".")[2], None)
+    stages = [stage.set for stage in (config.get("stages") or {}).values() if stage and stage.get("set")]
+    for settings, keys in ((config, (*_FREE, *free)), *((settings, _FREE) for settings in stages)):
+        for key in keys:
+            owner = OmegaConf.select(settings, key.rpartition(".")[0]) if "." in key else settings
+            if owner is not None:
+                owner.pop(key.rpartition(".")[2], None)
     return present_path(OmegaConf.to_yaml(config, sort_keys=True)).splitlines()
 
 

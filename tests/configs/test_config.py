@@ -283,6 +283,15 @@ def test_class_paths_of_before_are_found(tmp_path: Path):
         settle_config(tmp_path, text.replace("schedules.cosine", "schedules.linear"))
 
 
+def test_stages_may_be_executed_otherwise_in_a_run(tmp_path: Path):
+    words, stage = ["experiment=quickstart"], "stages.second_pass.set."
+    settle_config(tmp_path, to_yaml(compose(words)))
+    free = [f"{stage}trainer.devices=2", f"{stage}trainer.accumulate_grad_batches=1", f"{stage}data.num_workers=0"]
+    settle_config(tmp_path, to_yaml(compose([*words, *free])))
+    with pytest.raises(UserError, match="another config"):
+        settle_config(tmp_path, to_yaml(compose([*words, f"{stage}data.batch_size=16"])))
+
+
 def test_what_only_saves_and_shows_may_change_in_a_run(tmp_path: Path):
     """All that is free is a setting somewhere: none is misspelled."""
     words = ["trainer=ddp", "adaptor=none"]
