@@ -26,6 +26,8 @@ class WhisperEncoder(SpeechEncoder):
     Args:
         input_dim: F.
         dim: D.
+        num_layers: Transformer layers.
+        num_heads: attention heads of each layer.
         ffn_dim: inner width of the feed-forward blocks.
         dropout: on the input of the layers, and on what attention and feed-forward add.
         attention_dropout: on attention weights.

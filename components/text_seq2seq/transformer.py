@@ -26,8 +26,13 @@ class TransformerSeq2Seq(TextSeq2Seq):
     map; where two code bases disagree over the same weights there is a switch.
 
     Args:
+        vocab_size: V, of the tokenizer.
         dim: width of embeddings, states and memory.
+        num_heads: attention heads of each layer.
+        ffn_dim: inner width of the FFN.
         num_encoder_layers: 0 for no text encoder.
+        num_decoder_layers: layers of the decoder.
+        activation: of the FFN.
         dropout: on embeddings, and on what attention adds.
         attention_dropout: on attention weights.
         activation_dropout: inside the FFN.

@@ -11,8 +11,9 @@ from typing import Any
 from ... import components
 from ...components.errors import UserError
 
-HELP = "list the zoo: every part by role, its choices in YAML, parameters and paper; or check parts, or write your own"
+HELP = "list the zoo: every part by role, its choices and paper; what one takes; check parts, or write your own"
 EXAMPLE = """voxzoo parts adaptor
+  voxzoo parts adaptor=conformer
   voxzoo parts new adaptor mine --out my_zoo
   voxzoo parts check --config-dir my_zoo/configs adaptor=mine allow=[my_zoo]"""
 _WITH = "# with: "
@@ -25,10 +26,10 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "overrides",
         nargs="*",
-        metavar="ROLE | check ROLE=CHOICE... | new ROLE NAME",
-        help="one role alone; or `check` and what to check: choices of roles, `task=CHOICE` and settings, as for "
-        "`voxzoo train`; or `new`, a role (or task, callback, optim, schedule) and a name: writes its class, YAML and "
-        "test into --out",
+        metavar="ROLE | ROLE=CHOICE | CLASS | check ROLE=CHOICE... | new ROLE NAME",
+        help="one role alone; or choices and classes: what each takes; or `check` and what to check: choices of roles, "
+        "`task=CHOICE` and settings, as for `voxzoo train`; or `new`, a role (or task, callback, optim, schedule) and "
+        "a name: writes its class, YAML and test into --out",
     )
     parser.add_argument(
         "--config-dir", action="append", default=[], metavar="DIR", help="a folder of your own YAML groups"
@@ -43,12 +44,59 @@ def run(args: argparse.Namespace) -> dict:
         return _check(args, rest)
     if first == "new":
         return _new(args, rest)
-    known = sorted([*components.parts(), "data"])
-    if rest or (first is not None and first not in known):
-        near = difflib.get_close_matches(str(first), [*known, *_WORDS], n=1)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
-        raise UserError(f"{' '.join(args.overrides)}: expected a role, check or new{hint} Roles: {', '.join(known)}")
-    return _list(args, [first] if first else [*components.parts(), "data"])
+    known = [*components.parts(), "data"]
+    words, allow = _allowed(args.overrides)
+    if not all(word in known for word in words):
+        for word in words:
+            near = difflib.get_close_matches(word, [*known, *_WORDS], n=1, cutoff=0.75)
+            if near and word not in known and "=" not in word:
+                raise UserError(f"{word}: expected a role, check or new; did you mean {near[0]!r}?")
+        return _explain(args, words, allow)
+    return _list(args, words or known, allow)
+
+
+def _allowed(words: list[str]) -> tuple[list[str], list[str]]:
+    """Words that are no `allow=`, and what those of `allow=` name."""
+    if not any(word.startswith("allow=") for word in words):
+        return words, []
+    from ..planning.describe import allowed_words
+
+    return allowed_words(words)
+
+
+def _explain(args: argparse.Namespace, names: list[str], allow: list[str]) -> dict:
+    from ..planning.describe import describe_part
+    from ..processes.console import quiet_libraries
+
+    quiet_libraries()
+    found = {name: describe_part(name, config_dirs=args.config_dir, allow=allow) for name in names}
+    if not args.json:
+        from rich import box
+        from rich.console import Console
+        from rich.table import Table
+
+        console = Console(width=None if Console().is_terminal else 140)
+        for name, part in found.items():
+            console.print(f"{name}: {part['path']}", markup=False, highlight=False, soft_wrap=True)
+            for line in (part["about"], part["paper"] and f"Paper: {part['paper']}"):
+                if line:
+                    console.print(line, markup=False, highlight=False)
+            table = Table(box=box.SIMPLE_HEAD)
+            columns = ["argument", *(["value"] if part["file"] else []), "default", "type", "what it is"]
+            for column in columns:
+                table.add_column(column, overflow="fold", max_width=None if column == "what it is" else 28)
+            for each in part["arguments"]:
+                value = [each["value"] or ""] if part["file"] else []
+                default = "(needed)" if each["is_needed"] else each["default"]
+                table.add_row(*map(_escaped, (each["name"], *value, default, each["type"], each["about"])))
+            console.print(table)
+    return {"status": "ok", "parts": found}
+
+
+def _escaped(text: str) -> str:
+    from rich.markup import escape
+
+    return escape(text)
 
 
 def _check(args: argparse.Namespace, overrides: list[str]) -> dict:
@@ -102,12 +150,16 @@ def _new(args: argparse.Namespace, words: list[str]) -> dict:
     }
 
 
-def _list(args: argparse.Namespace, roles: list[str]) -> dict:
+def _list(args: argparse.Namespace, roles: list[str], allow: list[str]) -> dict:
     from ...configs.compose import CONFIG_DIR
     from ..processes.console import quiet_libraries
 
     quiet_libraries()
-    found = {role: [_describe(role, path) for path in sorted((CONFIG_DIR / role).glob("*.yaml"))] for role in roles}
+    found: dict[str, list[dict[str, Any]]] = {}
+    for role in roles:
+        folders = [CONFIG_DIR, *map(Path, reversed(args.config_dir))]  # the ones searched first come last, and win
+        files = {path.stem: path for folder in folders for path in (folder / role).glob("*.yaml")}
+        found[role] = [_describe(role, files[name], args.config_dir, allow) for name in sorted(files)]
     if not args.json:
         from rich import box
         from rich.console import Console
@@ -125,14 +177,14 @@ def _list(args: argparse.Namespace, roles: list[str]) -> dict:
     return {"status": "ok", "roles": found}
 
 
-def _describe(role: str, path: Path) -> dict[str, Any]:
+def _describe(role: str, path: Path, config_dirs: list[str], allow: list[str]) -> dict[str, Any]:
     import torch
     from omegaconf import DictConfig, OmegaConf
 
     from ...components.roles import Part
     from ...configs.build import build
-    from ...configs.compose import compose_choices
-    from ...configs.targets import locate
+    from ...configs.compose import CONFIG_DIR, compose, compose_choices
+    from ...configs.targets import locate, trusted
 
     lines = path.read_text().splitlines()
     about = lines[0].lstrip("# ").strip()
@@ -145,11 +197,16 @@ def _describe(role: str, path: Path) -> dict[str, Any]:
     entry["with"] = beside
     if target is None:
         return entry
-    cls = locate(target)
+    own = not path.is_relative_to(CONFIG_DIR)
+    try:
+        cls = locate(target, trusted(allow))
+    except (ImportError, PermissionError) as error:
+        raise UserError(f"{role}={path.stem}: {error}") from None
     entry.update({"class": cls.__name__, "paper": getattr(cls, "paper", ""), "doc": inspect.getdoc(cls) or ""})
     if issubclass(cls, Part):
-        config = compose_choices([f"{role}={path.stem}", *beside])
+        words = [f"{role}={path.stem}", *beside]
+        config = compose(words, config_dirs=config_dirs) if own else compose_choices(words)
         with torch.device("meta"):
-            part = build(config[role])
+            part = build(config[role], allowed=trusted(allow))
         entry["parameters"] = sum(p.numel() for p in part.parameters())
     return entry

@@ -7,17 +7,21 @@ import sys
 
 from ..processes.forked import is_own
 from ..processes.signals import stopped_at_once, tell_launcher
+from .settings import overview
 
 HELP = "train the run that the overrides describe, or go on with it"
 EXAMPLE = "voxzoo train experiment=quickstart adaptor=none trainer.max_steps=500"
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="config overrides; see `voxzoo check`")
+    parser.add_argument(
+        "overrides", nargs="*", metavar="KEY=VALUE", help="choices of groups and settings, listed below"
+    )
     parser.add_argument("--stage", help="train one stage of a staged experiment alone")
     parser.add_argument(
         "--config-dir", action="append", default=[], metavar="DIR", help="a folder of your own YAML groups"
     )
+    parser.epilog = f"{parser.epilog}\n\n{overview()}"
 
 
 @stopped_at_once(process_ends=True)
