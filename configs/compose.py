@@ -217,9 +217,10 @@ def _require_stages(config: DictConfig) -> None:
                 raise UserError(
                     f"stages.{name}.{key}: a stage has {', '.join(_OF_A_STAGE)}{_nearest(str(key), _OF_A_STAGE)}"
                 )
+        known = [str(other) for other in stages or ()]
         for other in stage.get("after") or ():
             if other not in stages:
-                raise UserError(f"stages.{name}.after: there is no stage {other!r}{_nearest(str(other), list(stages))}")
+                raise UserError(f"stages.{name}.after: there is no stage {other!r}{_nearest(str(other), known)}")
 
 
 def _nearest(word: str, choices: Sequence[str]) -> str:
