@@ -82,7 +82,7 @@ def watch_processes(trainer: Trainer) -> None:
     if isinstance(launcher, _SubprocessScriptLauncher):
         own = Launcher(launcher.cluster_environment, launcher.num_processes, launcher.num_nodes)
         # On the CPU alone, where counting GPUs spoils nothing, and for DDP: a forked process of FSDP2 has been seen to
-        # end by a c10::Error in a thread when the run was stopped, in two of seven runs.
+        # end by a c10::Error in a thread when the run was stopped, in two of five runs.
         own.forks = isinstance(trainer.accelerator, CPUAccelerator) and isinstance(trainer.strategy, DDPStrategy)
         trainer.strategy._launcher = own
 
