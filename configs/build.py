@@ -3,32 +3,90 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping
-from typing import Any
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any, get_args, get_origin
 
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from ..components.errors import UserError
 from .pretrained import KEY
+from .signatures import parameters_of
 from .targets import ALLOWED, locate
 
 
-def build(node: Any, *, allowed: tuple[str, ...] = ALLOWED, **given: Any) -> Any:
-    """Build the object a node describes: `_target_` is called with the other keys, inner nodes first.
+def build(node: Any, *, allowed: tuple[str, ...] = ALLOWED, wanted: type = object, **given: Any) -> Any:
+    """Build the object a node describes: `_target_` is called with the other keys.
 
     A node whose `_target_` is null is an absent part: None. `_partial_: true` gives a `functools.partial`.
+
+    What may stand where follows from the signature that takes it, and is looked at from the outside in, before anything
+    is built: an inner node names a class of the kind that the parameter's type says. A config cannot name a logger
+    where a part is expected, and no class at all where a number is.
 
     Args:
         node: a DictConfig, mapping, list or plain value.
         allowed: module prefixes that `_target_` may start with.
+        wanted: what the node has to be.
         **given: constructor arguments that come from code rather than from the config.
 
     Raises:
-        UserError: the constructor refused its values; the message names the class.
+        UserError: a class of another kind, or the constructor refused its values; the message names the class.
     """
     if isinstance(node, DictConfig | ListConfig):
         node = OmegaConf.to_container(node, resolve=True)
+    _require_kinds(node, allowed, (wanted,), "the config")
     return _build(node, allowed, given)
+
+
+def _require_kinds(node: Any, allowed: tuple[str, ...], wanted: tuple[type, ...], place: str) -> None:
+    """Refuse a node, or one inside it, that names a class of another kind than its place takes."""
+    if isinstance(node, list):
+        for value in node:
+            _require_kinds(value, allowed, wanted, place)
+    if not isinstance(node, Mapping):
+        return
+    path = node.get("_target_")
+    if path is None:
+        for key, value in node.items():
+            _require_kinds(value, allowed, wanted, f"{place}.{key}" if "_target_" not in node else place)
+        return
+    if not wanted:
+        raise UserError(f"{place} is {path}: no class can stand there")
+    try:
+        target = locate(str(path), allowed)
+    except (ImportError, PermissionError) as error:
+        raise UserError(f"{path}: {error}") from error
+    if object not in wanted and isinstance(target, type) and not issubclass(target, wanted):
+        kinds = " or ".join(kind.__name__ for kind in wanted)
+        raise UserError(f"{place} is {path}, which is not a {kinds}")
+    inner = {key: value for key, value in node.items() if not _is_note(key, path) and _names_class(value)}
+    if inner:
+        hints = parameters_of(target)[1]
+        for key, value in inner.items():
+            _require_kinds(value, allowed, _kinds(hints.get(key, object), path), f"{path}: {key}")
+
+
+def _names_class(value: Any) -> bool:
+    if isinstance(value, Mapping):
+        return value.get("_target_") is not None or any(map(_names_class, value.values()))
+    return isinstance(value, list) and any(map(_names_class, value))
+
+
+def _kinds(hint: Any, path: str) -> tuple[type, ...]:
+    """The classes that a type names: what may stand there. None of them for plain values; any for a class of one's own
+    (it is trusted) that says no type."""
+    if hint in (object, Any, inspect.Parameter.empty):
+        return () if path.startswith(ALLOWED) else (object,)
+    origin = get_origin(hint)
+    if origin is Callable:
+        return (object,)
+    if origin is not None:
+        return tuple(kind for one in get_args(hint) if one is not None for kind in _kinds(one, path))
+    return (hint,) if isinstance(hint, type) and hint not in _PLAIN else ()
+
+
+_PLAIN = (str, int, float, bool, bytes, type(None), dict, list, tuple, type)
 
 
 def _is_note(key: str, path: str) -> bool:

@@ -71,6 +71,7 @@ def compose(
     overrides = [_in_full(override) for override in overrides]
     words, folders = _asked(overrides, stage, config_dirs)
     config = _hydra(words, folders)
+    _trust_what_is_said(config, words)
     if stage is not None:
         settings = config.stages[stage].get("set") or {}
         OmegaConf.set_struct(config, False)
@@ -82,6 +83,7 @@ def compose(
             _again(config, word)
         config.name = f"{run_name}/stages/{stage}"
         config.stages = {}
+        _trust_what_is_said(config, words)
     fill_source(config, lambda: _hydra((), (CONFIG_DIR,)))
     fill_pretrained(config)
     _fit_lora(config)
@@ -341,6 +343,25 @@ def _again(config: DictConfig, override: str) -> None:
     if parsed.is_add() or parsed.is_force_add():
         OmegaConf.update(config, key, parsed.value(), force_add=True)
     _delete(config, override)
+
+
+def _trust_what_is_said(config: DictConfig, words: Iterable[str]) -> None:
+    """`allow` as the command line has it. A YAML file that could widen the list would be a way to run code.
+
+    Raises:
+        UserError: one tries to.
+    """
+    said = [word for word in words if word.lstrip("+").partition("=")[0].strip() == "allow"]
+    written = config.get("allow")
+    OmegaConf.update(config, "allow", [], merge=False)
+    for word in said:
+        OmegaConf.update(config, "allow", OverridesParser.create().parse_override(word).value(), merge=False)
+    if written and not said:
+        names = OmegaConf.to_container(written) if OmegaConf.is_config(written) else written
+        raise UserError(
+            f"allow: {names} stands in a YAML file, "
+            "which cannot say what is trusted; if you trust it, say allow=[...] on the command line, or VOXZOO_ALLOW"
+        )
 
 
 def _absolute(config: DictConfig) -> None:

@@ -17,6 +17,7 @@ from torch import Tensor
 from torchaudio.transforms import Resample
 
 from ..components.errors import UserError
+from .segments import Segment, segment_of
 
 SAMPLE_RATE = 16000
 MIN_SECONDS = 0.025
@@ -59,10 +60,15 @@ def load_audio(path: str | Path, sample_rate: int = SAMPLE_RATE) -> Tensor:
 
 def read_audio(path: str | Path) -> tuple[Tensor, int]:
     """Like `load_audio`, at the file's own rate: (N,) samples and the rate."""
-    _require(path)
-    with _open(path) as file:
-        waveform, rate = _mono(file.read(dtype="float32", always_2d=True)), file.samplerate
-        share = _share_there(file.extra_info)
+    segment = segment_of(path)
+    _require(segment.path)
+    with _open(segment.path) as file:
+        rate = file.samplerate
+        first, count = _bounds(segment, file.frames, rate, file.channels, path)
+        if first:
+            file.seek(first)
+        waveform = _mono(file.read(count, dtype="float32", always_2d=True), segment.channel)
+        share = _share_there(file.extra_info) if segment.end is None else 1.0
     _check_read(path, len(waveform), rate, share, bool(torch.isfinite(waveform).all()))
     return waveform, rate
 
@@ -80,18 +86,22 @@ def audio_blocks(path: str | Path, sample_rate: int = SAMPLE_RATE, seconds: floa
     Raises:
         AudioError: as `load_audio`.
     """
-    _require(path)
+    segment = segment_of(path)
+    _require(segment.path)
     count, finite = 0, True
-    with _open(path, _Forward) as file:
+    with _open(segment.path, _Forward if segment.is_whole else soundfile.SoundFile) as file:
         rate = file.samplerate
+        first, there = _bounds(segment, file.frames, rate, file.channels, path)
+        if first:
+            file.seek(first)
         size = max(1, int(seconds * rate))
         parts = _Resampling(rate, sample_rate, size)
-        while len(samples := file.read(min(size, file.frames - count), dtype="float32", always_2d=True)):
-            waveform = _mono(samples)
+        while len(samples := file.read(min(size, there - count), dtype="float32", always_2d=True)):
+            waveform = _mono(samples, segment.channel)
             count += len(waveform)
             finite = finite and bool(torch.isfinite(waveform).all())
             yield parts.add(waveform)
-        share = _share_there(file.extra_info)
+        share = _share_there(file.extra_info) if segment.end is None else 1.0
     _check_read(path, count, rate, share, finite)
     yield parts.rest()
 
@@ -153,8 +163,30 @@ def _open(path: str | Path, kind: type[soundfile.SoundFile] = soundfile.SoundFil
         raise AudioError(f"{path}: cannot be read as audio ({_reason(error)}); convert it to wav or flac") from None
 
 
-def _mono(samples: np.ndarray) -> Tensor:
+def _bounds(segment: Segment, frames: int, rate: int, channels: int, name: object) -> tuple[int, int]:
+    """First frame of a part, and how many frames it has.
+
+    Raises:
+        AudioError: the file does not have them.
+    """
+    if segment.is_whole:
+        return 0, frames
+    if segment.channel is not None and segment.channel >= channels:
+        raise AudioError(f"{name}: channel {segment.channel} of a file with {channels}; they are counted from 0")
+    first, last = segment.frames(rate)
+    last = frames if last is None else last
+    if first >= frames or last > frames + _SLACK * rate:
+        raise AudioError(
+            f"{name}: {first / rate:.3f} to {last / rate:.3f} s of a file of {frames / rate:.3f} s: its offset and "
+            "duration (seconds) lie beyond its end"
+        )
+    return first, min(last, frames) - first
+
+
+def _mono(samples: np.ndarray, channel: int | None = None) -> Tensor:
     waveform = torch.from_numpy(samples)
+    if channel is not None:
+        return waveform[:, channel].contiguous()
     return waveform[:, 0] if waveform.shape[1] == 1 else waveform.mean(1)
 
 
@@ -176,12 +208,13 @@ def _check_read(path: str | Path, count: int, rate: int, share: float, finite: b
 
 def audio_seconds(path: str | Path) -> float:
     """Seconds of a file, from its header. Raises AudioError where it is missing or unreadable."""
-    _require(path)
+    segment = segment_of(path)
+    _require(segment.path)
     try:
-        about = soundfile.info(str(path))
+        about = soundfile.info(segment.path)
     except (soundfile.LibsndfileError, RuntimeError, ValueError) as error:
         raise AudioError(f"{path}: cannot be read as audio ({_reason(error)}); convert it to wav or flac") from None
-    return about.frames / about.samplerate
+    return _bounds(segment, about.frames, about.samplerate, about.channels, path)[1] / about.samplerate
 
 
 class AudioFiles:

@@ -131,16 +131,43 @@ class SpeechTranslationData(UtteranceData):
         if rows.extra:
             keys = ", ".join(f"{key!r} ({count})" for key, count in rows.extra.most_common(_SHOWN))
             say(f"{path}: ignored {len(rows.extra)} unknown key{'s' if len(rows.extra) > 1 else ''}: {keys}")
-        own = rows.of_split(split)
-        if own:  # one manifest for several splits
-            if len(own) < len(rows):
-                say(f"{path}: {len(own)} of {len(rows)} rows are of the split {split}")
-            rows = own
-        return rows
+        return _of_split(rows, split, path)
 
     def statistics(self) -> dict[str, dict[str, Any]]:
         """Split -> utterances, hours, shortest and longest (seconds), words a side, languages, speakers."""
         return {split: describe(self.rows(split)) for split in self.splits()}
+
+
+_SAME = (frozenset({"train", "training"}), frozenset({"valid", "validation", "val", "dev", "development"}))
+"""Names that corpora have for one split."""
+
+
+def _of_split(rows: Rows, split: str, path: object) -> Rows:
+    """The rows of a split, of a manifest for several; all of one that names no splits, or a single one.
+
+    Raises:
+        UserError: it names other splits.
+    """
+    labels = rows.labels("split")
+    names = sorted(labels - {""})
+    if not names:
+        return rows
+    alike = next((group for group in _SAME if split in group), frozenset({split}))
+    found = [split] if split in labels else [name for name in names if name in alike]
+    if not found and len(labels) == 1:
+        say(f"{path}: all rows are of the split {names[0]!r}; they are taken as {split}")
+        return rows
+    if len(found) != 1:
+        there = ", ".join(f"{name!r} ({len(rows.of_split(name))} rows)" for name in names)
+        raise UserError(
+            f"{path}: none of its rows is of the split {split!r}; there are {there}: name one of them {split!r}, or "
+            "give a manifest of its own"
+        )
+    own = rows.of_split(found[0])
+    if len(own) < len(rows):
+        called = "" if found[0] == split else f", which it calls {found[0]!r}"
+        say(f"{path}: {len(own)} of {len(rows)} rows are of the split {split}{called}")
+    return own
 
 
 def describe(rows: Iterable[Utterance]) -> dict[str, Any]:

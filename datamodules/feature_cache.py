@@ -33,6 +33,7 @@ from torch import Tensor
 
 from ..components.errors import UserError
 from .array_file import open_arrays, write_arrays
+from .segments import segment_of
 
 _log = logging.getLogger(__name__)
 CacheDtype = Literal["float32", "float16"]
@@ -85,7 +86,7 @@ class FeatureCache:
 
     def key(self, path: str, speed: float) -> str:
         """Changes whenever the file does."""
-        about = os.stat(path)
+        about = os.stat(segment_of(path).path)
         text = f"{os.path.abspath(path)}|{about.st_size}|{about.st_mtime_ns}|{speed:g}"
         return hashlib.sha256(text.encode()).hexdigest()[:24]
 

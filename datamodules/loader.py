@@ -2,18 +2,51 @@
 
 from __future__ import annotations
 
+import traceback
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch.utils.data import DataLoader, Dataset
 
+from ..components.errors import UserError, few
 from .batching import BatchSampler
 
 
+@dataclass(frozen=True)
+class _Failure:
+    """What a data worker sends instead of a batch: torch would show its traceback, many lines for a missing file."""
+
+    line: str
+    is_ours: bool
+    trace: str
+
+
+@dataclass(frozen=True)
+class _Guarded:
+    """A collate function whose errors are values."""
+
+    collate: Callable[[list[Any]], Any]
+
+    def __call__(self, rows: list[Any]) -> Any:
+        try:
+            return self.collate(rows)
+        except (ValueError, OSError) as error:
+            return _Failure(_one_line(error, rows), True, "")
+        except Exception as error:
+            return _Failure(f"{type(error).__name__}: {_one_line(error, rows)}", False, traceback.format_exc())
+
+
+def _one_line(error: Exception, rows: Sequence[Any]) -> str:
+    text = " ".join(str(error).split())
+    ids = [str(row.id) for row in rows if hasattr(row, "id")]
+    return text if not ids or any(name in text for name in ids) else f"{text} (in the batch of {few(ids)})"
+
+
 class _Lazy(Iterator[Any]):
-    """Asks for an iterator when the first batch is wanted."""
+    """Asks for an iterator when the first batch is wanted; raises what a worker could not do."""
 
     def __init__(self, begin: Callable[[], Iterator[Any]]) -> None:
         self._begin = begin
@@ -22,7 +55,20 @@ class _Lazy(Iterator[Any]):
     def __next__(self) -> Any:
         if self._iterator is None:
             self._iterator = self._begin()
-        return next(self._iterator)
+        try:
+            batch = next(self._iterator)
+        except RuntimeError as error:
+            if "DataLoader worker" not in str(error):
+                raise
+            raise UserError(
+                f"a process that reads data was killed ({' '.join(str(error).split())}): out of memory? Fewer of them "
+                "(data.num_workers) or smaller batches need less; the same command goes on from the last save"
+            ) from None
+        if isinstance(batch, _Failure):
+            if batch.is_ours:
+                raise UserError(batch.line)
+            raise RuntimeError(f"{batch.line}\n{batch.trace}")
+        return batch
 
 
 class ResumableLoader(DataLoader):
@@ -55,6 +101,8 @@ class ResumableLoader(DataLoader):
         self.begun: Callable[[], None] | None = None
         # Its own generator: making an iterator draws nothing from the global one.
         generator = torch.Generator()
+        if options.get("num_workers") and "collate_fn" in options:
+            options = {**options, "collate_fn": _Guarded(options["collate_fn"])}
         super().__init__(dataset, batch_sampler=sampler, generator=generator, **options)
 
     def __iter__(self) -> Any:

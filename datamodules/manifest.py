@@ -1,8 +1,9 @@
 """Manifests: one row per utterance, as JSON lines or as tab-separated values with a header.
 
 Keys: `id`, `src_lang`; `audio` or `src_text` or both; `duration` (seconds), `tgt_lang`, `tgt_text`, `tgt_audio`,
-`speaker`, `split`. Audio paths are relative to the folder of the manifest. Monolingual manifests may say `lang` and
-`text` for `src_lang` and `src_text`.
+`speaker`, `split`. `offset` (seconds) with `duration`, and `channel` (from 0), make `audio` a part of a longer
+recording. Audio paths are relative to the folder of the manifest. Monolingual manifests may say `lang` and `text` for
+`src_lang` and `src_text`.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import difflib
 import json
 import math
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from typing import Any
 from ..components.errors import UserError
 from ..components.languages import language_name
 from ..components.lines import json_line, open_text, raw_lines
+from .segments import segment_name
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +30,7 @@ class Utterance:
 
     Attributes:
         id: unique in its manifest.
-        audio: path of the source speech, or None for text.
+        audio: path of the source speech, or a part of it (`segments`), or None for text.
         duration: seconds of `audio`, or None where the manifest does not say.
         src_lang, tgt_lang: codes as `components.languages` writes them; tgt_lang is "" where there is no target.
         src_text, tgt_text: "" where there is none.
@@ -58,6 +60,16 @@ PATHS = ("audio", "tgt_audio")
 """Keys whose values are relative to the folder of the manifest."""
 _PLAIN = frozenset(KEYS) - {"duration", "src_text", "tgt_text"}
 _ALIASES = {"lang": "src_lang", "text": "src_text"}
+_PART = ("offset", "channel")
+"""Keys that make `audio` a part of a recording (`segments`)."""
+_ELSEWHERE = {
+    **dict.fromkeys(("audio_filepath", "audio_path", "file_name", "path", "wav"), "audio"),
+    **dict.fromkeys(("start", "begin", "start_time", "start_offset"), "offset"),
+    **dict.fromkeys(("end", "stop", "end_time", "end_offset"), "duration"),
+    **dict.fromkeys(("sentence", "transcript", "transcription"), "src_text"),
+    "translation": "tgt_text",
+}
+"""What other manifests call the keys that decide what a row means: not read, and never passed over."""
 
 
 @dataclass(frozen=True)
@@ -241,6 +253,24 @@ def _no_text(line: bytes, error: UnicodeDecodeError) -> str:
 _READERS = {".jsonl": _json_rows, ".tsv": _tsv_rows}
 
 
+_IN_SECONDS = {"offset": " (seconds from the beginning)", "duration": " (seconds)"}
+
+
+def _part(key: str, value: Any, fault: Callable[[str, str], None]) -> float | int | None:
+    """The value of `offset` or `channel`."""
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        number = math.nan
+    if isinstance(value, bool) or not (math.isfinite(number) and number >= 0):
+        fault(key, f"{value!r}: expected {'seconds' if key == 'offset' else 'a number'} from 0")
+        return None
+    if key == "channel" and number != int(number):
+        fault(key, f"{value!r}: expected a whole number, 0 for the first channel")
+        return None
+    return int(number) if key == "channel" else number
+
+
 def _check(line: int, row: dict[str, Any], scan: Scan) -> dict[str, Any]:
     """The row's values in their types; faults and unknown keys go into `scan`."""
 
@@ -248,13 +278,21 @@ def _check(line: int, row: dict[str, Any], scan: Scan) -> dict[str, Any]:
         scan.faults.append(Fault(line, key, message))
 
     values: dict[str, Any] = {}
+    part: dict[str, Any] = {}
     for name, value in row.items():
         if name in _PLAIN and type(value) is str:
             values[name] = value
             continue
         key = _ALIASES[name] if name in _ALIASES and _ALIASES[name] not in row else name
-        if key not in KEYS:
-            scan.extra[key] += 1
+        if key in _PART:
+            if value is not None:
+                part[key] = _part(key, value, fault)
+        elif key not in KEYS:
+            meant = _ELSEWHERE.get(key)
+            if meant is not None and row.get(meant) is None and value is not None:
+                fault(key, f"not read here: say {meant}{_IN_SECONDS.get(meant, '')}")
+            else:
+                scan.extra[key] += 1
         elif value is None:
             continue
         elif key == "duration":
@@ -271,6 +309,8 @@ def _check(line: int, row: dict[str, Any], scan: Scan) -> dict[str, Any]:
             fault(key, f"expected text, got {value!r}")
         else:
             values[key] = value.strip() if key.endswith("text") else value
+    if part and values.get("audio"):
+        values["audio"] = segment_name(values["audio"], part.get("offset"), values.get("duration"), part.get("channel"))
     for key in ("src_lang", "tgt_lang"):
         if code := values.get(key):
             try:

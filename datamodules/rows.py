@@ -20,7 +20,7 @@ from .array_file import Arrays, Spill, Texts, TextWriter
 from .derived import arrays_of
 from .manifest import KEYS, PATHS, Scan, Utterance, manifest_rows, read_manifest, scan_manifest
 
-_VERSION = 1
+_VERSION = 2
 _BLOCK = 8192  # rows that are turned into columns at a time
 _TABLE = 1 << 16  # labels that are kept as text, once read
 _TEXTS = ("id", "audio", "src_text", "tgt_text", "tgt_audio")

@@ -35,6 +35,7 @@ from ..errors import UserError
 from ..languages import match
 from ..roles import Tokenizer
 from .pieces import NUM_CONTROLS, FastPieces, Layout, Normaliser, Pieces, SentencePieces
+from .vocabulary import Normalisation
 
 _MAGIC = b"voxzoo tokenizer\n"
 
@@ -69,6 +70,9 @@ class SentencePieceTokenizer(Tokenizer):
         characters: path of a JSON file with `char_to_id` and `id_to_text`, the character vocabulary of SeamlessM4T v2
             (its generation_config.json); None: characters of the pieces in code point order.
         train: `voxzoo train` may train the model where the file is missing; false for published vocabularies.
+        normalisation: of a model that is trained: what is done to a text before it is cut into pieces, as SentencePiece
+            names it. `identity` changes nothing: `nmt_nfkc`, SentencePiece's own default, drops joiners that some
+            scripts cannot be read without, and turns "10½ km²" into "101⁄2 km2".
 
     Raises:
         UserError: no such file, not a SentencePiece model, another order of controls, a language twice, or few rows.
@@ -87,6 +91,7 @@ class SentencePieceTokenizer(Tokenizer):
         legacy_source: bool = False,
         characters: str | None = None,
         train: bool = True,
+        normalisation: Normalisation = "identity",
     ) -> None:
         path = Path(model)
         if not path.is_file():
@@ -108,6 +113,7 @@ class SentencePieceTokenizer(Tokenizer):
         legacy_source: bool = False,
         characters: str | None = None,
         train: bool = True,
+        normalisation: Normalisation = "identity",
     ) -> SentencePieceTokenizer:
         """Build from what `to_bytes` gave: bytes, or the same as a (N,) uint8 tensor out of a checkpoint. The contents
         of the file `characters` are in the bytes, so its path counts for nothing here."""

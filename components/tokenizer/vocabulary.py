@@ -14,9 +14,13 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import Any, Literal
 
+import sentencepiece
+
 from ..errors import UserError
 from . import vocabulary_process
 from .pieces import NUM_CONTROLS
+
+Normalisation = Literal["identity", "nmt_nfkc", "nfkc", "nmt_nfkc_cf", "nfkc_cf"]
 
 SAMPLE = 200_000
 """Texts that a vocabulary is trained on where there are more: the pieces of a million sentences are those of a part."""
@@ -33,6 +37,7 @@ def train_sentencepiece(
     character_coverage: float = 1.0,
     seed: int = 0,
     *,
+    normalisation: Normalisation = "identity",
     max_texts: int = SAMPLE,
     report: Callable[[int, int], Any] = lambda used, total: None,
 ) -> Path:
@@ -46,6 +51,8 @@ def train_sentencepiece(
         model_type: how pieces are found.
         character_coverage: share of the characters that get a piece; the rest becomes unk. 0.9995 for Chinese.
         seed: of the sample, and for the sampling inside SentencePiece.
+        normalisation: rule of SentencePiece for texts before they are cut. `identity`: what the model writes is what
+            was there, but for white space at the ends.
         max_texts: of more, so many are drawn, and a text for each character that these lack.
         report: called with the texts used and the texts there were.
 
@@ -65,6 +72,7 @@ def train_sentencepiece(
             f"tokenizer.vocab_size={vocab_size} leaves no piece beside 4 specials and {num_languages} languages"
         )
     settings = {"vocab_size": pieces, "model_type": model_type, "character_coverage": character_coverage}
+    settings |= {"normalization_rule_name": normalisation, "remove_extra_whitespaces": normalisation != "identity"}
     if len(first) > _HERE:
         answer, model = _elsewhere(chain(first, sentences), {"settings": settings, "seed": seed, "size": max_texts})
     else:
@@ -87,6 +95,21 @@ def train_sentencepiece(
     os.replace(part, path)
     report(answer["used"], answer["total"])
     return path
+
+
+def lost_texts(texts: Iterable[str], model: Path, most: int = _HERE) -> tuple[int, int, list[tuple[str, str]]]:
+    """What a vocabulary cannot write: of the first `most` texts, how many there are, how many do not come back from
+    their ids but for white space at the ends, and the first three, each with what comes back."""
+    pieces = sentencepiece.SentencePieceProcessor(model_file=str(model))
+    total, lost, examples = 0, 0, []
+    for text in islice((stripped for text in texts if (stripped := text.strip())), most):
+        total += 1
+        again = pieces.DecodeIds([piece for piece in pieces.EncodeAsIds(text) if piece >= NUM_CONTROLS])
+        if again != text:
+            lost += 1
+            if len(examples) < 3:
+                examples.append((text, again))
+    return total, lost, examples
 
 
 def _elsewhere(texts: Iterator[str], order: dict[str, Any]) -> tuple[dict[str, Any], bytes]:

@@ -298,7 +298,7 @@ class SpokenPhrases:
         workers = self.num_workers
         if not workers:
             workers = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        command = [sys.executable, "-m", "voxzoo.datamodules.spoken_phrases", str(plan), str(out),
+        command = [sys.executable, "-P", "-m", "voxzoo.datamodules.spoken_phrases", str(plan), str(out),
                    self.settings["voice"], str(self.settings["seed"]), str(workers)]  # fmt: skip
         threads = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
         with tempfile.TemporaryFile("w+") as errors, Progress(transient=True) as bar:

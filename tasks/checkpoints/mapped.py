@@ -15,6 +15,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 from ...components.converters.keymap import Loaded
 from ...components.converters.published import read_part
+from ...components.roles import ROLES
 from ...configs.build import build
 from ...configs.pretrained import pretrained_sources
 
@@ -35,7 +36,7 @@ def mapped_parts(config: DictConfig, allowed: tuple[str, ...], *, in_file: bool)
         if role in ("frontend", "tokenizer") or OmegaConf.select(config, f"task.{role}._target_") is None:
             continue
         with torch.device("meta"):
-            part = build(config.task[role], allowed=allowed)
+            part = build(config.task[role], allowed=allowed, wanted=ROLES[role])
         if _has_tables(part):
             continue
         state = part.state_dict()

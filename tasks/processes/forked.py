@@ -74,7 +74,8 @@ def start(
 
 
 def _command(words: Sequence[str]) -> list[str]:
-    return [sys.executable, "-m", _COMMAND, *words]
+    # -P: a random.py of the folder that the user stands in is not what a module of that name means.
+    return [sys.executable, "-P", "-m", _COMMAND, *words]
 
 
 # What is read from the environment once, when torch is imported.

@@ -53,12 +53,12 @@ def assemble(
     if weights == "empty":
         try:
             with parameters_on_meta():
-                task = build(config.task, allowed=allowed, **given)
+                task = build(config.task, allowed=allowed, wanted=Task, **given)
         except Exception:  # a part that looks into its weights while it is built; a true fault comes again
-            task = build(config.task, allowed=allowed, **given)
+            task = build(config.task, allowed=allowed, wanted=Task, **given)
     else:
         with torch.device("meta") if weights == "fake" else nullcontext():
-            task = build(config.task, allowed=allowed, **given)
+            task = build(config.task, allowed=allowed, wanted=Task, **given)
     apply_lora(task, config)
     task.files = {name.removeprefix(FILES): value for name, value in assets.items() if name.startswith(FILES)}
     task.config = OmegaConf.to_container(config, resolve=True)

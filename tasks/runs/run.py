@@ -11,6 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from ...components.errors import UserError
 from ...components.layers.linear import pack_for_inference
+from ...components.roles import DataModule
 from ...configs.build import build
 from ...configs.stages import last_stage
 from ...configs.targets import trusted
@@ -59,7 +60,7 @@ class Run:
             )
             if self.task.modes and "s2tt" not in self.task.modes:  # the data's default
                 node.tasks = {min(self.task.modes): True}
-        data = build(node, allowed=self.allowed, tokenizer=self.task.tokenizer)
+        data = build(node, allowed=self.allowed, wanted=DataModule, tokenizer=self.task.tokenizer)
         data.needs = self.task.needs
         return data
 

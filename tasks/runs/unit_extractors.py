@@ -85,7 +85,7 @@ def load_extractor(path: Path | str, allowed: tuple[str, ...] = ALLOWED) -> Unit
     path = Path(path)
     if (path / CONFIG).exists():
         content = json.loads((path / CONFIG).read_text("utf-8"))
-        extractor = build(content["config"], allowed=allowed)
+        extractor = build(content["config"], allowed=allowed, wanted=UnitExtractor)
         extractor.load_state_dict(load_file(path / WEIGHTS))
         return extractor.eval()
     from .run import load_run

@@ -7,6 +7,7 @@ import json
 import os
 from collections import defaultdict
 from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -45,7 +46,8 @@ class Listener:
     """Fills the `heard` fields of rows with what a recogniser makes of their speech.
 
     Utterances wait until there are many, because the recogniser takes those of like length together: a few of them make
-    small batches, and its threads wait for the last one. What it hears in one does not depend on the others.
+    small batches, and its threads wait for the last one. What it hears in one does not depend on the others. It hears
+    them in a thread, while the model speaks the next ones.
 
     Args:
         recogniser: Whisper, or what hears as it does.
@@ -60,6 +62,8 @@ class Listener:
         self._langs: set[str] = set()
         self._kept = None if folder is None else KeptTranscripts(folder, recogniser.signature)
         self._problem: str | None = None
+        self._thread: ThreadPoolExecutor | None = None
+        self._hearing: Future[dict[str, str]] | None = None
 
     def add(self, rows: Sequence[Scored], field: str, audio: Sequence[Tensor], sample_rate: int) -> None:
         """Speech of some rows, (N,) samples each; `field` is filled by the next `finish` at the latest.
@@ -83,14 +87,42 @@ class Listener:
             self._waiting.append(_Waiting(row, field, samples, key))
             self._seconds += len(samples) / SAMPLE_RATE
         if self._seconds >= TOGETHER_SECONDS:
-            self.finish()
+            self._hear()
 
     def finish(self) -> None:
-        """Hear what still waits."""
+        """Hear what still waits, and wait until all is heard."""
+        if self._waiting:
+            self._hear()
+        self._settle()
+        if self._thread is not None:
+            self._thread.shutdown()
+            self._thread = None
+
+    def _hear(self) -> None:
+        """Begin to hear what waits, once what is being heard is done."""
+        self._settle()
+        items, self._waiting, self._seconds = self._waiting, [], 0.0
+        if self._thread is None:
+            self._thread = ThreadPoolExecutor(1, "listener")
+        self._hearing = self._thread.submit(self._transcribe, items)
+
+    def _settle(self) -> None:
+        """Wait for what is being heard, and keep what is worth it."""
+        if self._hearing is None:
+            return
+        hearing, self._hearing = self._hearing, None
+        new = hearing.result()
+        if self._kept is not None and new:
+            try:
+                self._kept.add(new)
+            except OSError as error:
+                self._problem = f"transcripts of the target recordings could not be kept: {error}"
+
+    def _transcribe(self, items: Sequence[_Waiting]) -> dict[str, str]:
+        """Fill the rows; returns the texts to keep, by key."""
         by_lang: defaultdict[str, list[_Waiting]] = defaultdict(list)
-        for item in self._waiting:
+        for item in items:
             by_lang[item.row.tgt_lang].append(item)
-        self._waiting, self._seconds = [], 0.0
         new: dict[str, str] = {}
         for lang, items in sorted(by_lang.items()):
             texts = self.recogniser.transcribe([item.audio for item in items], lang)
@@ -98,11 +130,7 @@ class Listener:
                 setattr(item.row, item.field, text)
                 if item.key is not None:
                     new[item.key] = text
-        if self._kept is not None and new:
-            try:
-                self._kept.add(new)
-            except OSError as error:
-                self._problem = f"transcripts of the target recordings could not be kept: {error}"
+        return new
 
     def notes(self) -> list[str]:
         """What a reader of the scores should know."""

@@ -407,7 +407,7 @@ def search_options(task: Any, beam: int | None) -> Any:
 def speech_blocks(path: Path, rate: int) -> Iterator[Tensor]:
     """The speech of a file as (n,) float32 at `rate`, some of it at a time, or a ValueError that says in one line what
     is wrong with it, which may come at the end."""
-    if path.is_file() and path.stat().st_size == 0:
+    if os.path.isfile(path) and os.path.getsize(path) == 0:
         raise ValueError("the file is empty (0 bytes)")
     seconds = audio_seconds(path)
     if seconds > 60 * LONGEST_MINUTES:

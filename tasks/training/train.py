@@ -10,14 +10,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lightning import LightningDataModule
+from lightning import LightningDataModule, Trainer
 from lightning.fabric.utilities.rank_zero import rank_zero_only
 from lightning.pytorch.accelerators import CPUAccelerator
+from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.loggers import Logger
 from omegaconf import DictConfig, OmegaConf
 
 from ...components.errors import UserError
 from ...components.layers.blocks import unfound_blocks
+from ...components.roles import DataModule, Tokenizer
 from ...components.tokenizer import train_sentencepiece
+from ...components.tokenizer.vocabulary import lost_texts
 from ...configs.build import build
 from ...configs.check import require_valid
 from ...configs.compose import compose, origins, to_yaml
@@ -188,7 +192,7 @@ def prepare_data(config: DictConfig, turn: Callable[[], AbstractContextManager] 
         UserError: a file that is missing and is not trained here.
     """
     allowed = allow_list(config)
-    data = build(config.data, allowed=allowed, tokenizer=None)
+    data = build(config.data, allowed=allowed, wanted=DataModule, tokenizer=None)
     with turn():
         data.prepare_data()
     if "tokenizer" in config.task:
@@ -200,7 +204,7 @@ def prepare_data(config: DictConfig, turn: Callable[[], AbstractContextManager] 
         if trainable:
             with turn():
                 _train_vocabulary(config, data, Path(config.tokenizer.model))
-        data.tokenizer = build(config.tokenizer, allowed=allowed)
+        data.tokenizer = build(config.tokenizer, allowed=allowed, wanted=Tokenizer)
     return data
 
 
@@ -221,8 +225,17 @@ def _train_vocabulary(config: DictConfig, data: Any, model: Path) -> None:
         say(f"tokenizer: trained on {some or 'the '}texts of the training data: {model}")
 
     train_sentencepiece(
-        data.texts("train"), model, vocab_size=config.tokenizer.vocab_size, num_languages=languages, report=said
+        data.texts("train"),
+        model,
+        vocab_size=config.tokenizer.vocab_size,
+        num_languages=languages,
+        normalisation=config.tokenizer.get("normalisation", "identity"),
+        report=said,
     )
+    total, lost, examples = lost_texts(data.texts("train"), model)
+    if lost:
+        shown = "; ".join(f"{text[:60]!r} comes back as {again[:60]!r}" for text, again in examples)
+        say(f"tokenizer: {lost:,} of {total:,} texts do not come back from their ids: {shown}")
 
 
 def _is_trainable(tokenizer: DictConfig) -> bool:
@@ -271,7 +284,8 @@ def _fit(config: DictConfig, task: Task, data: Any, folder: Path) -> dict[str, A
     choose_kernels()
     keeper = Checkpointer(folder=str(folder / "checkpoints"), **OmegaConf.to_container(config.checkpoint))  # pyright: ignore[reportCallIssue]
     speed = Throughput()
-    callbacks = [Examples(), keeper, RunProgress(), speed, *build(config.callbacks, allowed=allowed).values()]
+    own = build(config.callbacks, allowed=allowed, wanted=Callback)
+    callbacks = [Examples(), keeper, RunProgress(), speed, *own.values()]
     precision = precision_settings(config.trainer.get("precision"))
     settings = config.trainer.copy()
     settings.use_distributed_sampler = False  # the data module deals the batches
@@ -280,7 +294,8 @@ def _fit(config: DictConfig, task: Task, data: Any, folder: Path) -> dict[str, A
     trainer = build(
         settings,
         allowed=allowed,
-        logger=build(config.logger, allowed=allowed) or False,
+        wanted=Trainer,
+        logger=build(config.logger, allowed=allowed, wanted=Logger) or False,
         callbacks=callbacks,
         default_root_dir=str(folder),
         **{**precision, "plugins": [AtomicCheckpointIO(), *precision["plugins"]]},

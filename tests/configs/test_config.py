@@ -119,7 +119,6 @@ def test_values_out_of_bounds_are_named(words: str, expected: str):
         ),
         ("name=", "name: is empty"),
         ("allow=3", "allow: 3 is not a list"),
-        ("callbacks=3", "callbacks: 3 is not a map of names to values"),
         ("callbacks.mine=3", "callbacks.mine: expected a map with _target_"),
         ("model_type=3", "model_type: 3 is not text"),
     ],
@@ -504,3 +503,16 @@ def test_strategies_that_are_not_ours_are_refused(name: str):
     (fault,) = check(compose(["trainer=gpu", f"+trainer.strategy={name}"]))
     assert fault.path == "trainer.strategy"
     assert "take trainer=fsdp2" in fault.message
+
+
+@pytest.mark.parametrize("stage", [None, "one"])
+def test_a_file_cannot_widen_what_is_trusted(tmp_path: Path, stage: str | None):
+    (tmp_path / "experiment").mkdir()
+    staged = "stages: {one: {set: {allow: [os]}}}\n" if stage else "allow: [os]\n"
+    text = f"# @package _global_\n{staged}adaptor: {{_target_: os.system, command: 'touch {tmp_path}/ran'}}\n"
+    (tmp_path / "experiment" / "mine.yaml").write_text(text)
+    with pytest.raises(UserError, match=r"allow: \['os'\] stands in a YAML file"):
+        compose(["experiment=mine"], config_dirs=[str(tmp_path)], stage=stage)
+    config = compose(["experiment=mine", "allow=[json]"], config_dirs=[str(tmp_path)], stage=stage)
+    assert list(config.allow) == ["json"]
+    assert not (tmp_path / "ran").exists()

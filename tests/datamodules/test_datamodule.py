@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import pickle
+import signal
 import warnings
 from dataclasses import replace
 
@@ -425,3 +427,37 @@ def test_two_processes_share_the_batches_and_one_goes_on(folder, tmp_path):
     assert sorted(valid) == [f"valid{index}" for index in range(7)]
     after = fit(make(folder), 6, resume=str(tmp_path / "step=1.ckpt")).seen
     assert [" ".join(ids) for _, _, ids in after] == plan[2:7]
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_what_a_row_breaks_is_one_line_with_and_without_workers(folder, tmp_path, workers):
+    rows = read_manifest(folder / "train.jsonl")
+    broken = tmp_path / "broken.wav"
+    broken.write_bytes(b"RIFF and no more")
+    write_manifest(tmp_path / "train.jsonl", [replace(rows[0], audio=str(broken), duration=0.5), *rows[1:]])
+    module = make(folder, train=str(tmp_path / "train.jsonl"), num_workers=workers)
+    with pytest.raises(UserError) as found:
+        list(module.train_dataloader())
+    assert "broken.wav" in str(found.value)
+    assert "\n" not in str(found.value)
+
+
+class _Killed(Fbank):
+    def __call__(self, waveform):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_a_killed_worker_is_one_line(folder):
+    module = make(folder, num_workers=1)
+    loader = module.train_dataloader()
+    loader.collate_fn.collate.frontend = _Killed()
+    with pytest.raises(UserError, match=r"reads data was killed .*data.num_workers"):
+        list(loader)
+
+
+def test_an_error_of_the_code_keeps_its_trace_from_a_worker(folder):
+    loader = make(folder, num_workers=1).train_dataloader()
+    loader.collate_fn.collate.frontend = None
+    with pytest.raises(RuntimeError, match="AssertionError") as found:
+        list(loader)
+    assert "_speech" in str(found.value)

@@ -209,7 +209,25 @@ def test_monolingual_names_and_a_column_of_splits(tmp_path: Path):
     data = SpeechTranslationData(train=str(path), test={"test": str(path), "other": str(path)}, batch_size=2)
     assert [row.id for row in data.rows("train")] == ["a"]
     assert [row.id for row in data.rows("test")] == ["b", "c"]
-    assert [row.id for row in data.rows("other")] == ["a", "b", "c"]
+    with pytest.raises(UserError, match=r"split 'other'; there are 'test' \(2 rows\), 'train' \(1 rows\)"):
+        data.rows("other")
+
+
+def test_a_split_that_has_another_name_is_no_missing_column(tmp_path: Path, caplog):
+    """Or all of train, dev and test would be validation."""
+    names = ["train"] * 3 + ["dev"] * 2 + ["test"]
+    rows = [{"id": f"{n}", "lang": "eng", "text": "one", "split": name} for n, name in enumerate(names)]
+    path = tmp_path / "all.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    data = SpeechTranslationData(train=str(path), valid=str(path), test={"tst": str(path)}, batch_size=2)
+    assert [row.id for row in data.rows("valid")] == ["3", "4"]
+    assert "2 of 6 rows are of the split valid, which it calls 'dev'" in caplog.text
+    with pytest.raises(UserError, match="none of its rows is of the split 'tst'"):
+        data.rows("tst")
+    alone = tmp_path / "alone.jsonl"
+    alone.write_text(json.dumps(rows[-1]) + "\n")
+    assert [row.id for row in SpeechTranslationData(valid=str(alone), batch_size=2).rows("valid")] == ["5"]
+    assert "all rows are of the split 'test'; they are taken as valid" in caplog.text
 
 
 def test_a_language_is_known_however_it_is_written_and_an_unknown_one_is_a_fault(tmp_path):

@@ -70,7 +70,12 @@ V = 420
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
     return train_sentencepiece(
-        TEXTS, tmp_path_factory.mktemp("spm") / "t.model", V - 10, num_languages=8, character_coverage=0.995
+        TEXTS,
+        tmp_path_factory.mktemp("spm") / "t.model",
+        V - 10,
+        num_languages=8,
+        character_coverage=0.995,
+        normalisation="nmt_nfkc",  # as published ones
     )
 
 

@@ -177,3 +177,12 @@ def test_where_it_would_differ_a_fresh_process_is_started(monkeypatch: pytest.Mo
         monkeypatch.undo()
     monkeypatch.setattr(forked, "_main", None)
     assert not may(), "the process belongs to another program"
+
+
+def test_nothing_is_imported_from_the_current_folder(tmp_path):
+    """A user's random.py or types.py is not what a module of that name means."""
+    for name in ("random", "types", "json", "numpy", "torch"):
+        (tmp_path / f"{name}.py").write_text("raise SystemExit(77)")
+    done = subprocess.run(forked._command(["--version"]), cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "voxzoo" in done.stdout
