@@ -26,8 +26,8 @@ PLAN = (
     ("1 to 9", "first pass", "Spanish speech to English text: a translated sentence every two minutes"),
     ("1 to 2", "units", "beside it: 100 discrete units of English speech, by k-means"),
     ("2 to 5", "vocoder", "beside it: units to English speech; the first clips to listen to"),
-    ("9 to 12", "second pass", "text to units: a translated clip every minute"),
-    ("12 to 14", "scores", "text of 600 utterances, speech of 200 through a recogniser; five translated clips"),
+    ("9 to 13", "second pass", "text to units: a translated clip every minute"),
+    ("13 to 14", "scores", "text of 600 utterances, speech of 200 through a recogniser; five translated clips"),
 )
 """What happens, and the minutes it takes on two idle cores (Zen 4) once everything is installed."""
 

@@ -18,8 +18,8 @@ from ...datamodules.audio import level, resample
 from .evaluation import Scored
 from .recogniser import SAMPLE_RATE
 
-TOGETHER_SECONDS = 600.0
-"""Speech that is heard at once: enough to fill the batches of every window and to keep all threads busy; 38 MB."""
+TOGETHER_SECONDS = 300.0
+"""Speech that is heard at once: enough to fill the batches of every window and to keep all threads busy; 19 MB."""
 
 
 class Hears(Protocol):
