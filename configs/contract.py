@@ -6,7 +6,7 @@ import functools
 import math
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from ..components.contract import Outcome
 
 _SAMPLE = ("the cat sleeps in the house", "a dog runs over the green field", "el gato duerme en la casa")
+_NEIGHBOURS = ("speech_encoder", "text_seq2seq")  # of an adaptor
+_WIDE = 48  # 32 in the tiny choices
 _LANGUAGES = ("eng", "spa")
 
 
@@ -50,7 +52,8 @@ class Checked:
 def check_choices(overrides: Sequence[str], config_dirs: Sequence[str] = ()) -> list[Checked]:
     """Check each part that is chosen by `ROLE=CHOICE` against the contract of its role.
 
-    Its neighbours are the tiny ones, so that widths that follow theirs (`${text_seq2seq.dim}`) are small.
+    Its neighbours are the tiny ones, so that widths that follow theirs (`${text_seq2seq.dim}`) are small. The speech
+    encoder and the text model differ in width, so that what mixes up the two is caught.
 
     Args:
         overrides: as for `voxzoo train`; at least one choice of a role.
@@ -64,13 +67,32 @@ def check_choices(overrides: Sequence[str], config_dirs: Sequence[str] = ()) -> 
     if not chosen:
         raise UserError(f"name what to check as ROLE=CHOICE, such as adaptor=conv; roles: {', '.join(known)}")
     tiny = [f"{role}=tiny" for role in known if role not in chosen]
+    wide = next((role for role in _NEIGHBOURS if role not in chosen), None)
+    tiny += [f"{wide}.dim={_WIDE}"] if wide else []
     config = compose([*tiny, *overrides], config_dirs=config_dirs)
     faults = [fault for fault in check(config) if fault.path.split(".")[0] in chosen]
     if faults:
         raise UserError(
             "\n  ".join([f"{len(faults)} fault{'s' * (len(faults) > 1)} in the config:", *map(str, faults)])
         )
-    return list(examine_parts(config, list(dict.fromkeys(chosen))))
+    found = list(examine_parts(config, list(dict.fromkeys(chosen))))
+    return [_turned(one, config) if one.role == "adaptor" else one for one in found]
+
+
+def _turned(checked: Checked, config: DictConfig) -> Checked:
+    """Adds a fault where the YAML of an adaptor gives each of its widths to the other."""
+    from ..components.contract import Outcome
+
+    given = tuple(OmegaConf.select(config, f"adaptor.{key}") for key in ("input_dim", "output_dim"))
+    speech, text = (OmegaConf.select(config, f"{role}.dim") for role in _NEIGHBOURS)
+    if speech == text or given != (text, speech):
+        return checked
+    fault = (
+        f"adaptor.input_dim is {text} and adaptor.output_dim is {speech}, the other way round: the speech encoder "
+        f"gives width {speech} (input_dim: ${{speech_encoder.dim}}), the text model reads {text} (output_dim: "
+        "${text_seq2seq.dim})"
+    )
+    return replace(checked, outcomes=(*checked.outcomes, Outcome("widths", fault)))
 
 
 def examine_parts(config: DictConfig, roles: Iterable[str], most: float = math.inf) -> Iterator[Checked]:

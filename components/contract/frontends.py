@@ -16,7 +16,7 @@ from torch import Tensor
 from ..errors import UserError
 from ..roles import Frontend
 from .outcome import Check, NotAsked
-from .ways import difference
+from .ways import difference, returned
 
 _COUNTS = (
     *range(3),
@@ -59,7 +59,7 @@ def _runs(part: Frontend) -> str | None:
         value = getattr(part, name, None)
         if not isinstance(value, int) or value < 1:
             return f"{name} must be an int of at least 1; got {value!r}"
-    part(_long(part))
+    returned(part(_long(part)), Tensor, "a Frontend returns a Tensor of (T, output_dim) or (N,)")
     return None
 
 

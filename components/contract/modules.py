@@ -94,7 +94,11 @@ class Modules:
         watched = {name: hear(name) for name in ("log", "log_dict")}
         watched |= {name: look(name) for name in ("trainer", "global_step", "current_epoch", "logger", "fabric")}
         part.__class__ = type(type(part).__name__, (type(part),), watched)
-        for way in self.ways:
+        try:
+            ways = self.ways
+        except Exception:  # `runs` says so
+            return None
+        for way in ways:
             part.train(way.learns)
             try:
                 way(part, batch(way.rows))
@@ -198,15 +202,18 @@ class Modules:
                         continue
                     length = mine.shape[1]
                     words = difference(other[row, :length], mine[0], 20 * way.tolerance)
+                    cause = _cause(other[row], mine)
                     if words:
-                        return f"{way.name}, row {row}: the gradient of input {number + 1} {words} in a padded batch"
+                        where = f"{way.name}, row {row}: the gradient of input {number + 1}"
+                        return f"{where} {words} in a padded batch{cause}"
                     if other[row, length:].any():
-                        return f"{way.name}, row {row}: a gradient flows into the padding of input {number + 1}"
+                        return f"{way.name}, row {row}: a gradient flows into the padding of input {number + 1}{cause}"
             for name in names:
                 words = difference(together[0][name], sums[name], 50 * way.tolerance)
                 if words:
+                    cause = _cause(together[0][name], sums[name])
                     return (
-                        f"{way.name}: the gradient of {name} {words} in a padded batch, against its rows one at a time"
+                        f"{way.name}: the gradient of {name} {words} in a padded batch, against its rows alone{cause}"
                     )
         return None
 
@@ -234,7 +241,7 @@ class Modules:
                 return f"{name} gets no gradient in training, not even zero: DDP and FSDP wait for it (add 0 * it)"
         for name, parameter in part.named_parameters():
             if parameter.grad is not None and not bool(parameter.grad.isfinite().all()):
-                return f"{name} gets a gradient that is not finite"
+                return f"{name} gets a gradient that is not finite{_cause(parameter.grad)}"
         return None
 
     def saves(self) -> str | None:
@@ -322,6 +329,11 @@ class Modules:
                 found = way(part, given)
             except Exception as error:
                 first = str(error).splitlines()[0] if str(error) else ""
+                if "device" in first and "meta" in first:
+                    return (
+                        f"{way.name} mixes devices ({type(error).__name__}: {first[:160]}): lengths may lie on another "
+                        "device than data: use states.mask or lengths.to(data.device)"
+                    )
                 return (
                     f"{way.name} needs values ({type(error).__name__}: {first[:160]}): no item(), tolist(), bool() or "
                     "boolean index of data; lengths of a `Padded` have values"
@@ -389,6 +401,13 @@ class Modules:
                     where = "" if row is None else f", row {row},"
                     return f"{what}{where} is off by {off:.0%}: compute what needs digits in float32"
         return None
+
+
+def _cause(*gradients: Tensor) -> str:
+    """What makes gradients that are not finite, where one of them is not."""
+    if all(bool(gradient.isfinite().all()) for gradient in gradients):
+        return ""
+    return " (not finite: such as a softmax whose inputs are all masked)"
 
 
 def _above(name: str) -> list[str]:

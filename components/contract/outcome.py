@@ -47,6 +47,13 @@ class NotAsked(Exception):
     """Raised by a check that does not apply; says why."""
 
 
+class Broken(Exception):
+    """Raised by a check from within; its words are the fault."""
+
+
+_IDLE = "it does not run"
+
+
 def collect(checks: Iterable[Check], exempt: Mapping[str, str] | None = None) -> list[Outcome]:
     """Run all checks, whatever the others found.
 
@@ -60,20 +67,26 @@ def collect(checks: Iterable[Check], exempt: Mapping[str, str] | None = None) ->
         if name in exempt:
             outcomes.append(Outcome(name, note=exempt[name]))
         elif any(outcome.name == "runs" and outcome.fault for outcome in outcomes):
-            outcomes.append(Outcome(name, note="it does not run"))
+            outcomes.append(Outcome(name, note=_IDLE))
         else:
             outcomes.append(_outcome(name, check))
     return outcomes
 
 
 def report(subject: str, outcomes: Sequence[Outcome]) -> Iterator[str]:
-    """Lines for a terminal: how many checks there were, then those that are broken or were not asked."""
+    """Lines for a terminal: how many checks there were, then those that are broken or were not asked.
+
+    What was not asked because the subject does not run is one line.
+    """
     asked = sum(outcome.note is None for outcome in outcomes)
     broken = sum(outcome.fault is not None for outcome in outcomes)
     yield f"{subject}: {asked} checks, {broken or 'none'} broken"
     for outcome in outcomes:
-        if outcome.fault or outcome.note:
+        if outcome.fault or outcome.note not in (None, _IDLE):
             yield f"  {outcome.name}: {outcome.fault or f'not asked: {outcome.note}'}"
+    idle = sum(outcome.note == _IDLE for outcome in outcomes)
+    if idle:
+        yield f"  {idle} not asked: {_IDLE}"
 
 
 def require(subject: str, outcomes: Sequence[Outcome]) -> None:
@@ -87,6 +100,8 @@ def _outcome(name: str, check: Callable[[], str | None]) -> Outcome:
         return Outcome(name, check())
     except NotAsked as why:
         return Outcome(name, note=str(why))
+    except Broken as fault:
+        return Outcome(name, str(fault))
     except Exception as error:
         return Outcome(name, f"{type(error).__name__}: {' '.join(str(error).split())}{_place(error)}")
 

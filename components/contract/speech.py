@@ -11,7 +11,7 @@ from torch import Tensor
 from ..roles import Adaptor, SpeechEncoder
 from ..types import Adapted, Padded
 from .outcome import Check
-from .ways import SOIL, Way, batch, difference, lively, normal, numbers
+from .ways import SOIL, Way, batch, difference, lively, normal, numbers, returned
 
 _FRAMES = (19, 12, 1, 16)
 _SAMPLES = (2601, 1500, 903, 2048)
@@ -23,7 +23,7 @@ def ways_of_encoder(part: SpeechEncoder) -> list[Way]:
     if part.longest_input is not None:
         lengths = tuple(max(min(n, part.longest_input - SOIL), 1) for n in lengths)
     rows = [(row,) for row in normal(lengths, *width)]
-    return [Way("forward", rows, lambda part, speech: {"": part(speech)}, same_dtype=True)]
+    return [Way("forward", rows, _encode, same_dtype=True)]
 
 
 def ways_of_adaptor(part: Adaptor) -> list[Way]:
@@ -32,8 +32,14 @@ def ways_of_adaptor(part: Adaptor) -> list[Way]:
     return [Way("forward", list(zip(states, texts, strict=True)), _adapt, bound=part.length_is_bound, same_dtype=True)]
 
 
+def _encode(part: Any, speech: Padded) -> dict[str, Any]:
+    return {"": returned(part(speech), Padded, "a SpeechEncoder returns Padded(data, lengths)")}
+
+
 def _adapt(part: Any, states: Padded, text: Padded) -> dict[str, Any]:
-    adapted = part(states, text)
+    form = "an Adaptor returns Adapted(states, losses)"
+    adapted = returned(part(states, text), Adapted, form)
+    returned(adapted.states, Padded, f"{form} with states of Padded(data, lengths)", "in its Adapted forward")
     return {"": adapted.states, **adapted.losses}
 
 
@@ -56,12 +62,8 @@ def _shapes(part: Any, way: Way, width: int) -> str | None:
     given = batch(way.rows)[0]
     with torch.no_grad():
         found = part(given)
-    if isinstance(part, Adaptor):
-        if not isinstance(found, Adapted):
-            return f"forward returns {type(found).__name__} instead of Adapted(states, losses)"
+    if isinstance(found, Adapted):
         found = found.states
-    if not isinstance(found, Padded):
-        return f"forward returns {type(found).__name__} instead of Padded(data, lengths)"
     if found.data.dim() != 3 or found.data.shape[0] != len(way.rows) or found.data.shape[2] != width:
         return f"forward returns {tuple(found.data.shape)} instead of (B={len(way.rows)}, T, output_dim={width})"
     if found.data.dtype != given.data.dtype:

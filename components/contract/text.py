@@ -15,25 +15,32 @@ from torch import Tensor
 from ..roles import TextSeq2Seq
 from ..types import Padded
 from .outcome import Check, NotAsked
-from .ways import SOIL, Way, batch, difference, lively, normal, numbers
+from .ways import SOIL, Way, batch, difference, lively, normal, numbers, returned
 
 _MEMORY = (9, 5, 1, 7)
 _TOKENS = (4, 6, 3, 1)
 _BEAMS = 3
 _STEPS = 36
 """More than caches hold before they grow."""
+_FORM = "a TextSeq2Seq returns Padded(data, lengths)"
 
 
 def ways_of_text(part: TextSeq2Seq) -> list[Way]:
     longest = max((part.max_positions or SOIL + max(_TOKENS)) - SOIL, 1)
     tokens = _ids(part, tuple(min(n, longest) for n in _TOKENS))
     rows = list(zip(normal(_MEMORY, part.dim), tokens, strict=True))
-    ways = [Way("forward", rows, lambda part, memory, tokens: {"": part(memory, tokens)}, same_dtype=True)]
+    ways = [Way("forward", rows, _forward, same_dtype=True)]
     if part.has_encoder:
-        ways.append(
-            Way("encode", [(row,) for row in tokens], lambda part, text: {"": part.encode(text)}, same_dtype=True)
-        )
+        ways.append(Way("encode", [(row,) for row in tokens], _encode, same_dtype=True))
     return ways
+
+
+def _forward(part: Any, memory: Padded, tokens: Padded) -> dict[str, Any]:
+    return {"": returned(part(memory, tokens), Padded, _FORM)}
+
+
+def _encode(part: Any, text: Padded) -> dict[str, Any]:
+    return {"": returned(part.encode(text), Padded, _FORM, "encode")}
 
 
 def checks_of_text(part: TextSeq2Seq) -> Iterator[Check]:

@@ -15,7 +15,7 @@ from torch import Tensor
 from ..roles import TextToUnit, UnitExtractor
 from ..types import Loss, Padded, UnitOutput
 from .outcome import Check
-from .ways import Way, batch, lively, normal, numbers
+from .ways import Way, batch, lively, losses_of, normal, numbers, returned
 
 _SUBWORDS = (4, 3, 1, 2)
 _UNITS = (31, 40, 9, 18)
@@ -40,7 +40,7 @@ def ways_of_t2u(part: TextToUnit) -> list[Way]:
     rows = list(zip(states, _runs(_UNITS, part.num_units), text, *languages, strict=True))
     spoken = [(states, text, *rest) for states, _, text, *rest in rows]
     return [
-        Way("forward", rows, lambda part, states, units, text, *lang: part(states, units, text, **_told(lang))),
+        Way("forward", rows, _forward),
         Way("generate", spoken, _generate, learns=False, bound=True),
     ]
 
@@ -58,10 +58,19 @@ def _told(lang: tuple[Any, ...]) -> dict[str, Any]:
     return {"lang": lang[0]} if lang else {}
 
 
+def _forward(part: Any, states: Padded, units: Padded, text: Padded, *lang: Tensor) -> dict[str, Any]:
+    return losses_of(part(states, units, text, **_told(lang)), "a TextToUnit", "forward")
+
+
 def _generate(part: Any, states: Padded, text: Padded, *lang: Tensor) -> dict[str, Any]:
-    found = part.generate(states, text, **_told(lang))
+    form = "a TextToUnit returns UnitOutput(units, durations, scores)"
+    found = returned(part.generate(states, text, **_told(lang)), UnitOutput, form, "generate")
     answers = {"units": found.units, "durations": found.durations, "scores": found.scores}
     return {name: value for name, value in answers.items() if value is not None}
+
+
+def _extract(part: Any, speech: Padded) -> dict[str, Any]:
+    return {"": returned(part(speech), Padded, "a UnitExtractor returns Padded(units, lengths)")}
 
 
 def checks_of_t2u(part: TextToUnit) -> Iterator[Check]:
@@ -131,7 +140,7 @@ def _ids(units: Padded, count: int, what: str) -> str | None:
 def ways_of_extractor(part: UnitExtractor) -> list[Way]:
     rows = [(row,) for row in _speech(part)]
     return [
-        Way("forward", rows, lambda part, speech: {"": part(speech)}, learns=False),
+        Way("forward", rows, _extract, learns=False),
         Way("features", rows, lambda part, speech: {"": part.features(speech)}, learns=False, tolerance=1e-4),
     ]
 

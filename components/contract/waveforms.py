@@ -15,10 +15,11 @@ from torch import Tensor
 from ..roles import Discriminator, UnitVocoder
 from ..types import Judgement, Loss, Padded, Reconstruction
 from .outcome import Check, NotAsked
-from .ways import Way, batch, lively, normal, numbers
+from .ways import Way, batch, lively, losses_of, normal, numbers, returned
 
 _UNITS = (7, 5, 1, 6)
 _SAMPLES = (1501, 1200, 5, 987)
+_FORM = "a UnitVocoder returns Padded(samples, lengths)"
 
 
 def ways_of_vocoder(part: UnitVocoder) -> list[Way]:
@@ -29,16 +30,17 @@ def ways_of_vocoder(part: UnitVocoder) -> list[Way]:
     speech = [0.1 * row for row in normal([len(row) * hop for row in units], seed=3)]
 
     def forward(part: Any, units: Padded, durations: Padded, *told: Tensor) -> dict[str, Any]:
-        return {"": part(units, durations=durations, **_named(part, told))}
+        return {"": returned(part(units, durations=durations, **_named(part, told)), Padded, _FORM)}
 
     def alone(part: Any, units: Padded, *told: Tensor) -> dict[str, Any]:
-        return {"": part(units, **_named(part, told))}
+        return {"": returned(part(units, **_named(part, told)), Padded, _FORM)}
 
     def losses(part: Any, units: Padded, speech: Padded, *told: Tensor) -> dict[str, Any]:
-        return part.losses(units, speech, **_named(part, told))
+        return losses_of(part.losses(units, speech, **_named(part, told)), "a UnitVocoder", "losses")
 
     def reconstruct(part: Any, units: Padded, speech: Padded, *told: Tensor) -> dict[str, Any]:
-        made = part.reconstruct(units, speech, **_named(part, told))
+        whole = "a UnitVocoder returns Reconstruction(samples, target, frames, losses)"
+        made = returned(part.reconstruct(units, speech, **_named(part, told)), Reconstruction, whole, "reconstruct")
         return {"samples": made.samples, "target": made.target, **made.losses}
 
     spoken = list(zip(units, speech, *told, strict=True))
@@ -77,7 +79,9 @@ def samples_of_unit(part: UnitVocoder) -> int:
     units = Padded(torch.zeros(1, 8, dtype=torch.int64), torch.tensor([8]))
     told = tuple(torch.stack(column) for column in _told(part, 1))
     subject = copy.deepcopy(part).eval()
-    found = subject(units, durations=units.with_data(torch.ones_like(units.data)), **_named(part, told))
+    found = returned(
+        subject(units, durations=units.with_data(torch.ones_like(units.data)), **_named(part, told)), Padded, _FORM
+    )
     return int(found.lengths[0]) // 8
 
 
@@ -154,7 +158,7 @@ def _reconstruct(part: UnitVocoder) -> str | None:
 
 def ways_of_discriminator(part: Discriminator) -> list[Way]:
     def judge(part: Any, speech: Padded) -> dict[str, Any]:
-        found = part(speech)
+        found = returned(part(speech), Judgement, "a Discriminator returns Judgement(scores, features)")
         scores = {f"scores {number}": value for number, value in enumerate(found.scores)}
         return scores | {f"features {number}": value for number, value in enumerate(found.features)}
 

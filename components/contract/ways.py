@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from ..types import Loss, Padded
+from .outcome import Broken
 
 Row = tuple[Tensor, ...]
 """The inputs of one row, unpadded: (T, ...), or () for what a row has one of, such as a language."""
@@ -50,6 +51,28 @@ class Way:
     def __call__(self, part: Any, inputs: Sequence[Any], seed: int = 0) -> dict[str, Value]:
         torch.manual_seed(seed)  # of crops and dropout
         return dict(self.call(part, *inputs))
+
+
+def returned(found: Any, kind: type, form: str, method: str = "forward") -> Any:
+    """What a method gave, where it is of its type.
+
+    Args:
+        form: who returns what, such as `an Adaptor returns Adapted(states, losses)`.
+
+    Raises:
+        Broken: it is of another type.
+    """
+    if not isinstance(found, kind):
+        raise Broken(f"{method} returned {type(found).__name__}; {form}")
+    return found
+
+
+def losses_of(found: Any, role: str, method: str) -> dict[str, Any]:
+    """A map of losses, or Broken."""
+    form = f"{role} returns a dict of Loss(total, count)"
+    for name, value in returned(found, dict, form, method).items():
+        returned(value, Loss, form, f"{method}, {name!r},")
+    return found
 
 
 def batch(rows: Sequence[Row], soil: int | None = None) -> tuple[Any, ...]:

@@ -170,8 +170,9 @@ def _watch(role: str, part: nn.Module, row: Row) -> None:
             except UserError:
                 raise
             except Exception as error:
-                width = getattr(part, "input_dim", None) or getattr(part, "dim", None)
-                expected = f"; it expects width {width}" if width else ""
+                width = getattr(part, "dim" if role == "text_seq2seq" else "input_dim", None)
+                widths = _widths([*args, *kwargs.values()])
+                expected = f"; it expects width {width}" if width and widths and width not in widths else ""
                 raise UserError(
                     f"{role} ({type(part).__name__}): got {shapes}{expected}. {_first_line(error)}"
                 ) from error
@@ -195,6 +196,12 @@ def _serve(task: Task, batch: Batch, rows: dict[str, Row]) -> None:
         vocoder(batch.units, durations=batch.units, **told)
     if extractor is not None and batch.target_speech is not None and not rows["unit_extractor"].output:
         extractor(batch.target_speech)
+
+
+def _widths(values: Iterable[Any]) -> list[int]:
+    """Of features, states and samples."""
+    padded = [value.data for value in values if isinstance(value, Padded)]
+    return [data.shape[2] if data.dim() > 2 else 1 for data in padded if data.is_floating_point()]
 
 
 def _shapes(values: Iterable[Any]) -> str:

@@ -9,8 +9,17 @@ from typing import Any, ClassVar
 import pytest
 import torch
 from torch import Tensor, nn
-from voxzoo.components import Fbank, GriffinLimVocoder, RawWaveform, StackAdaptor, TransformerSeq2Seq
-from voxzoo.components.contract import ContractError, check_part, examine
+from voxzoo.components import (
+    CTCT2U,
+    ConformerEncoder,
+    Fbank,
+    GriffinLimVocoder,
+    HiFiGANDiscriminator,
+    RawWaveform,
+    StackAdaptor,
+    TransformerSeq2Seq,
+)
+from voxzoo.components.contract import ContractError, check_part, examine, report
 from voxzoo.components.errors import UserError
 from voxzoo.components.roles import Adaptor, TextToUnit
 from voxzoo.components.types import Adapted, Loss, Padded, UnitOutput
@@ -29,6 +38,30 @@ class Sound(Adaptor):
 
     def output_lengths(self, lengths: Tensor) -> Tensor:
         return lengths
+
+
+class GivesStatesAlone(Sound):
+    def forward(self, states: Padded, text: Padded | None = None) -> Any:
+        return states.with_data(self.projection(states.data))
+
+
+class MixesDevices(Sound):
+    def forward(self, states: Padded, text: Padded | None = None) -> Adapted:
+        steps = torch.arange(states.data.shape[1], device=states.device)
+        mask = steps < states.lengths[:, None]
+        return super().forward(states.with_data(states.data * mask[..., None]))
+
+
+class MasksAll(Sound):
+    """Each step sees those before it: the first one none."""
+
+    def forward(self, states: Padded, text: Padded | None = None) -> Adapted:
+        steps = states.data.shape[1]
+        later = torch.ones(steps, steps, dtype=torch.bool, device=states.device).triu()
+        scores = self.projection(states.data)[..., :1].transpose(1, 2).expand(-1, steps, -1)
+        weights = (scores + torch.zeros_like(scores).masked_fill(later, -torch.inf)).softmax(-1).nan_to_num(0.0)
+        data = self.projection(states.data)
+        return Adapted(states.with_data(data + weights @ data))
 
 
 class ReadsPadding(Sound):
@@ -254,6 +287,13 @@ BROKEN: dict[str, tuple[Callable[[], Any], set[str], str]] = {
     "mixes rows": (MixesRows, {"rows", "alone", "gradients"}, "when another row of the batch changes"),
     "not in bfloat16": (NotInBfloat16, {"bfloat16"}, "to have the same dtype"),
     "needs values": (NeedsValues, {"fake"}, "forward needs values"),
+    "mixes devices": (MixesDevices, {"fake"}, "use states.mask or lengths.to(data.device)"),
+    "masks all inputs": (MasksAll, {"learns"}, "such as a softmax whose inputs are all masked"),
+    "returns another type": (
+        GivesStatesAlone,
+        {"runs"},
+        "forward returned Padded; an Adaptor returns Adapted(states, losses)",
+    ),
     "names a device": (NamesADevice, {"meta"}, "shift is on cpu"),
     "writes into its input": (WritesIntoItsInput, {"inputs"}, "changes its input 1 in place"),
     "drops out in evaluation": (AlwaysDropsOut, {"deterministic"}, "when it is called again in evaluation mode"),
@@ -283,6 +323,40 @@ def test_it_is_caught_by_name(kind: str):
     assert names <= faults.keys(), faults
     assert any(words in fault for name, fault in faults.items() if name in names), faults
     assert all("\n" not in fault for fault in faults.values())
+
+
+def test_what_is_not_asked_of_a_part_that_does_not_run_is_one_line():
+    outcomes = examine(GivesStatesAlone)
+    lines = list(report("adaptor GivesStatesAlone", outcomes))
+    idle = [outcome for outcome in outcomes if outcome.note]
+    assert len(idle) > 10
+    assert len(lines) == 3
+    assert lines[1].startswith("  runs: forward returned Padded;")
+    assert lines[2] == f"  {len(idle)} not asked: it does not run"
+
+
+@pytest.mark.parametrize(
+    ("make", "method", "words"),
+    [
+        (lambda: StackAdaptor(8, 6), "forward", "an Adaptor returns Adapted"),
+        (lambda: ConformerEncoder(10, 16, 1, 2, 24, 7), "forward", "a SpeechEncoder returns Padded"),
+        (lambda: TransformerSeq2Seq(*TEXT), "encode", "a TextSeq2Seq returns Padded"),
+        (lambda: GriffinLimVocoder(5, 8, 1, 3, duration_dim=8), "losses", "a UnitVocoder returns a dict of Loss"),
+        (lambda: GriffinLimVocoder(5, 8, 1, 3, duration_dim=8), "forward", "a UnitVocoder returns Padded"),
+        (lambda: HiFiGANDiscriminator((2,), 0, (4,), 5, 3), "forward", "a Discriminator returns Judgement"),
+        (
+            lambda: CTCT2U(8, 10, upsample_by="subword", dim=16, num_conv_layers=1, num_heads=2, duration_dim=8),
+            "forward",
+            "a TextToUnit returns a dict of Loss",
+        ),
+        (RawWaveform, "__call__", "a Frontend returns a Tensor"),
+    ],
+)
+def test_another_type_is_said_for_each_role(make: Callable[[], Any], method: str, words: str):
+    part = make()
+    part.__class__ = type("Other", (type(part),), {method: lambda *_, **__: "text"})
+    (fault,) = (outcome.fault for outcome in examine(part) if outcome.fault)
+    assert f" returned str; {words}" in f" {fault}"
 
 
 def test_the_sound_one_passes_and_is_not_changed():

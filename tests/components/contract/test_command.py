@@ -82,6 +82,21 @@ def test_what_it_breaks_is_said_and_the_exit_status_is_1(words: list[str], call)
     assert [one["name"] for one in answer["parts"]["adaptor"]["checks"] if one["fault"]] == ["lengths"]
 
 
+def test_widths_that_are_mixed_up(words: list[str], call):
+    """In the class, and in its YAML: the widths beside it differ."""
+    code, out, _ = call(
+        "parts", "check", *words, "adaptor.input_dim=${text_seq2seq.dim}", "adaptor.output_dim=${speech_encoder.dim}"
+    )
+    assert code == 1
+    assert "\n  widths: adaptor.input_dim is 32 and adaptor.output_dim is 48, the other way round" in out
+    (module,) = Path().glob("zoo_of_*/adaptors.py")
+    module.write_text(MINE.replace("nn.Linear(input_dim, dim)", "nn.Linear(output_dim, dim)"))
+    sys.modules.pop(f"{module.parent}.adaptors", None)
+    code, out, _ = call("parts", "check", *words)
+    assert code == 1
+    assert "\n  runs: RuntimeError" in out
+
+
 def test_the_parts_of_a_config(words: list[str], tiny: list[str], call):
     mine = [word for word in tiny if not word.startswith("adaptor=")]
     code, out, err = call("check", *mine, *words, "adaptor.short=true", "--parts")

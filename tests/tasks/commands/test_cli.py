@@ -494,6 +494,17 @@ def test_broken_configs_get_the_right_message(override: str, message: str, tiny:
     assert call("train", *tiny, "root=/nonexistent/folder", *override.split()).code == 1
 
 
+def test_the_expected_width_is_said_only_where_it_differs(tiny: list[str], call, monkeypatch: pytest.MonkeyPatch):
+    def fails(*_, **__):
+        raise RuntimeError("another reason")
+
+    monkeypatch.setattr("voxzoo.components.ConformerAdaptor.forward", fails)
+    done = call("check", *tiny, "adaptor=tiny")
+    assert done.code == 1
+    assert "another reason" in done.err
+    assert "it expects width" not in done.err
+
+
 def test_check_shows_what_flows(tiny: list[str], call):
     done = call("check", *tiny, "--json", "adaptor=stack")
     assert done.code == 0
