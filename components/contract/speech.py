@@ -39,7 +39,7 @@ def _encode(part: Any, speech: Padded) -> dict[str, Any]:
 def _adapt(part: Any, states: Padded, text: Padded) -> dict[str, Any]:
     form = "an Adaptor returns Adapted(states, losses)"
     adapted = returned(part(states, text), Adapted, form)
-    returned(adapted.states, Padded, f"{form} with states of Padded(data, lengths)", "in its Adapted forward")
+    returned(adapted.states, Padded, f"{form}, states as Padded(data, lengths)", "forward, states,")
     return {"": adapted.states, **adapted.losses}
 
 

@@ -10,6 +10,7 @@ import torch
 
 from ..roles import Tokenizer
 from .outcome import Check
+from .ways import returned
 
 _TASKS = ("s2tt", "asr", "t2tt")
 
@@ -41,7 +42,7 @@ def texts(part: Tokenizer) -> list[str]:
 def _runs(part: Tokenizer) -> str | None:
     if not part.languages:
         return "it has no languages"
-    part.encode("a")
+    returned(part.encode("a"), list, "a Tokenizer returns a list of int", "encode")
     return None
 
 

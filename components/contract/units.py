@@ -73,6 +73,12 @@ def _extract(part: Any, speech: Padded) -> dict[str, Any]:
     return {"": returned(part(speech), Padded, "a UnitExtractor returns Padded(units, lengths)")}
 
 
+def _features(part: Any, speech: Padded) -> dict[str, Any]:
+    return {
+        "": returned(part.features(speech), Padded, "a UnitExtractor returns Padded(features, lengths)", "features")
+    }
+
+
 def checks_of_t2u(part: TextToUnit) -> Iterator[Check]:
     yield "losses", lambda: _losses(part)
     yield "units", lambda: _units(part)
@@ -141,7 +147,7 @@ def ways_of_extractor(part: UnitExtractor) -> list[Way]:
     rows = [(row,) for row in _speech(part)]
     return [
         Way("forward", rows, _extract, learns=False),
-        Way("features", rows, lambda part, speech: {"": part.features(speech)}, learns=False, tolerance=1e-4),
+        Way("features", rows, _features, learns=False, tolerance=1e-4),
     ]
 
 

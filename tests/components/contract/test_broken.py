@@ -15,6 +15,7 @@ from voxzoo.components import (
     Fbank,
     GriffinLimVocoder,
     HiFiGANDiscriminator,
+    KMeansUnits,
     RawWaveform,
     StackAdaptor,
     TransformerSeq2Seq,
@@ -23,6 +24,7 @@ from voxzoo.components.contract import ContractError, check_part, examine, repor
 from voxzoo.components.errors import UserError
 from voxzoo.components.roles import Adaptor, TextToUnit
 from voxzoo.components.types import Adapted, Loss, Padded, UnitOutput
+from voxzoo.tasks.planning.shapes import FakeTokenizer
 
 
 class Sound(Adaptor):
@@ -348,6 +350,12 @@ def test_what_is_not_asked_of_a_part_that_does_not_run_is_one_line():
             lambda: CTCT2U(8, 10, upsample_by="subword", dim=16, num_conv_layers=1, num_heads=2, duration_dim=8),
             "forward",
             "a TextToUnit returns a dict of Loss",
+        ),
+        (lambda: FakeTokenizer(12, ["eng"]), "encode", "a Tokenizer returns a list of int"),
+        (
+            lambda: KMeansUnits(4, fft_size=320, window_length=320, num_mel_bins=20, max_frames=400, restarts=1),
+            "forward",
+            "a UnitExtractor returns Padded(units",
         ),
         (RawWaveform, "__call__", "a Frontend returns a Tensor"),
     ],
