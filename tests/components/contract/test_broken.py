@@ -66,6 +66,17 @@ class MasksAll(Sound):
         return Adapted(states.with_data(data + weights @ data))
 
 
+class MasksAllForPadding(Sound):
+    """Steps of padding see none: only in a batch with padding."""
+
+    def forward(self, states: Padded, text: Padded | None = None) -> Adapted:
+        steps = states.data.shape[1]
+        bias = torch.zeros_like(states.data[..., 0]).masked_fill(~states.mask, -torch.inf)
+        data = self.projection(states.zeroed().data)
+        scores = data[..., :1].transpose(1, 2).expand(-1, steps, -1) + bias[:, None] + bias[..., None]
+        return Adapted(states.with_data(data + scores.softmax(-1).nan_to_num(0.0) @ data))
+
+
 class ReadsPadding(Sound):
     def forward(self, states: Padded, text: Padded | None = None) -> Adapted:
         return super().forward(states.with_data(states.data - states.data.mean(1, keepdim=True)))
@@ -291,6 +302,7 @@ BROKEN: dict[str, tuple[Callable[[], Any], set[str], str]] = {
     "needs values": (NeedsValues, {"fake"}, "forward needs values"),
     "mixes devices": (MixesDevices, {"fake"}, "use states.mask or lengths.to(data.device)"),
     "masks all inputs": (MasksAll, {"learns"}, "such as a softmax whose inputs are all masked"),
+    "masks all inputs of padding": (MasksAllForPadding, {"gradients"}, "such as a softmax whose inputs are all masked"),
     "returns another type": (
         GivesStatesAlone,
         {"runs"},
