@@ -178,6 +178,11 @@ class Rows(Sequence[Utterance]):
         labels = self._labels[key]
         return {labels.table[int(code)] for code in np.unique(self._of_these(labels.codes))}
 
+    def labelled(self, key: str, names: Iterable[str]) -> np.ndarray:
+        """(n,) bool: whether what a row says of `key` is one of `names`."""
+        labels = self._labels[key]
+        return np.isin(self._of_these(labels.codes), [labels.code(name) for name in names])
+
     def of_split(self, split: str) -> Rows:
         """The rows that say they are of `split`."""
         labels = self._labels["split"]

@@ -135,6 +135,7 @@ def select(
     limits: Limits | None,
     units: Mapping[str, np.ndarray],
     count: Count | None,
+    knows: Callable[[str], bool] | None = None,
     measure: Callable[[str, np.ndarray], tuple[np.ndarray, dict[int, str]]],
 ) -> Selection:
     """Choose the utterances of a manifest that can be used.
@@ -146,6 +147,7 @@ def select(
         limits: None keeps those without a target text and of any size.
         units: id -> units, read where they are needed.
         count: of tokens; None counts none.
+        knows: whether the tokenizer has a language; None: any will do.
         measure: (key of a path, (k,) rows) -> their (k,) seconds, and what is wrong with the file of a row.
     """
     reasons: dict[str, int] = {"": 0}
@@ -168,6 +170,12 @@ def select(
             drop(~rows.has("src_text"), "no source text")
         if "target" in needs and limits is not None:
             drop(~rows.has(target), "no target text")
+        if knows is not None:
+            asked = [("src_lang" if task == "asr" else "tgt_lang")] if "target" in needs else []
+            for key in (*asked, *(() if spoken else ("src_lang",))):
+                for lang in sorted(rows.labels(key) - {""}):
+                    if not knows(lang):
+                        drop(rows.labelled(key, [lang]), f"no token for the language {lang!r} in the tokenizer")
         if "target_speech" in needs:
             drop(~rows.has("tgt_audio") if task != "asr" else np.ones(len(rows), bool), "no target audio")
         if "units" in needs:

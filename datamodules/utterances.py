@@ -364,6 +364,8 @@ class UtteranceData(DataModule):
             if keep_all
             else Limits(self.min_seconds, self.max_seconds, self.longest_seconds, slowest, self.max_tokens),
             units=units,
+            # One that is still to be trained has none: it gets those of the data.
+            knows=self.tokenizer.knows if self.tokenizer is not None and self.tokenizer.languages else None,
             count=None if tokenizer is None else lambda key, places: count_tokens(rows, key, places, tokenizer),
             measure=lambda key, places: self._measure_rows(rows, split, key, places),
         )

@@ -461,3 +461,24 @@ def test_an_error_of_the_code_keeps_its_trace_from_a_worker(folder):
     with pytest.raises(RuntimeError, match="AssertionError") as found:
         list(loader)
     assert "_speech" in str(found.value)
+
+
+def test_rows_in_a_language_without_a_token_are_left_out_and_named(folder, tmp_path):
+    """Before training, not by a worker in the middle of it."""
+    rows = read_manifest(folder / "train.jsonl")
+    odd = [replace(row, tgt_lang="deu") if number < 2 else row for number, row in enumerate(rows)]
+    write_manifest(tmp_path / "train.jsonl", odd)
+    module = make(folder, train=str(tmp_path / "train.jsonl"))
+    batches = list(module.train_dataloader())
+    assert sum(len(batch.ids) for batch in batches) == len(rows) - 2
+    reason = "no token for the language 'deu' in the tokenizer"
+    assert module.dropped["train"] == {reason: [row.id for row in rows[:2]]}
+    write_manifest(tmp_path / "none.jsonl", [replace(row, tgt_lang="deu") for row in rows])
+    with pytest.raises(UserError, match=f"none of 23 utterances can be used: 23 {reason}"):
+        make(folder, train=str(tmp_path / "none.jsonl")).train_dataloader()
+    # What is spoken may be in any language; what is read may not.
+    speech = [replace(row, src_lang="deu") for row in rows]
+    write_manifest(tmp_path / "speech.jsonl", speech)
+    assert len(list(make(folder, train=str(tmp_path / "speech.jsonl")).train_dataloader())) > 0
+    with pytest.raises(UserError, match="none of 23"):
+        make(folder, train=str(tmp_path / "speech.jsonl"), tasks={"t2tt": True}).train_dataloader()
