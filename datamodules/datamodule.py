@@ -15,7 +15,7 @@ from .manifest import Utterance
 from .resume import say
 from .rows import Rows, open_rows
 from .spoken_phrases import SpokenPhrases
-from .utterances import UtteranceData
+from .utterances import VALIDATION, UtteranceData
 
 _SHOWN = 5
 
@@ -138,7 +138,7 @@ class SpeechTranslationData(UtteranceData):
         return {split: describe(self.rows(split)) for split in self.splits()}
 
 
-_SAME = (frozenset({"train", "training"}), frozenset({"valid", "validation", "val", "dev", "development"}))
+_SAME = (frozenset({"train", "training"}), VALIDATION)
 """Names that corpora have for one split."""
 
 

@@ -34,6 +34,9 @@ from .units import read_units
 _SHOWN = 5
 _LANGUAGES = ("src_lang", "tgt_lang")
 
+VALIDATION = frozenset({"valid", "validation", "val", "dev", "development"})
+"""Names that corpora have for what is called `valid` here."""
+
 
 def _outlive_signals(worker: int) -> None:
     """A worker ends with the process that reads from it, not by a signal to all of their group: that process finishes
@@ -210,9 +213,22 @@ class UtteranceData(DataModule):
         return self._loader("train", training=True)
 
     def val_dataloader(self) -> ResumableLoader | list[Any]:
-        """Every validation utterance once, over all ranks."""
+        """Every validation utterance once, over all ranks; [], and said, where there is no split `valid`.
+
+        Raises:
+            UserError: a split looks like one for validation, under another name.
+        """
         self._refuse_foreign_sampler()
-        return self._loader("valid", training=False) if "valid" in self.splits() else []
+        splits = self.splits()
+        if "valid" in splits:
+            return self._loader("valid", training=False)
+        if any(name.lower() in VALIDATION for name in splits):
+            raise UserError(
+                f"{type(self).__name__}: splits are {', '.join(splits)}; validation reads 'valid': name it so, or "
+                "trainer.limit_val_batches=0 trains without"
+            )
+        say(f"{type(self).__name__}: no split 'valid': nothing is validated, the last checkpoint counts")
+        return []
 
     def test_dataloader(self) -> list[ResumableLoader]:
         """One loader for each test split, in the order of `splits`."""

@@ -138,3 +138,17 @@ def test_paths_may_be_paths(tmp_path: Path):
 
 def test_the_zoo_has_the_role():
     assert issubclass(SpeechTranslationData, DataModule)
+
+
+@pytest.mark.parametrize("name", ["dev", "val", "Validation"])
+def test_a_validation_split_under_another_name_is_refused(name: str, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(Own, "splits", lambda self: ("train", name))
+    with pytest.raises(UserError, match=f"Own: splits are train, {name}; validation reads 'valid': name it so"):
+        Own(batch_size=4, frontend=Fbank()).val_dataloader()
+
+
+def test_data_without_validation_say_so(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture):
+    monkeypatch.setattr(Own, "splits", lambda self: ("train", "newstest"))
+    assert Own(batch_size=4, frontend=Fbank()).val_dataloader() == []
+    (record,) = caplog.records
+    assert record.getMessage() == "Own: no split 'valid': nothing is validated, the last checkpoint counts"
