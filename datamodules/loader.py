@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import atexit
 import traceback
 import warnings
+import weakref
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -45,12 +47,30 @@ def _one_line(error: Exception, rows: Sequence[Any]) -> str:
     return text if not ids or any(name in text for name in ids) else f"{text} (in the batch of {few(ids)})"
 
 
+_OPEN: weakref.WeakSet[_Lazy] = weakref.WeakSet()
+
+
+@atexit.register
+def _close_all() -> None:
+    """Workers ignore the signal by which Python ends them with their process, and it would wait for ever for those of a
+    loader that an error left in the middle."""
+    for iterator in list(_OPEN):
+        iterator.close()
+
+
 class _Lazy(Iterator[Any]):
     """Asks for an iterator when the first batch is wanted; raises what a worker could not do."""
 
     def __init__(self, begin: Callable[[], Iterator[Any]]) -> None:
         self._begin = begin
         self._iterator: Iterator[Any] | None = None
+        _OPEN.add(self)
+
+    def close(self) -> None:
+        """Let its workers end."""
+        shutdown = getattr(self._iterator, "_shutdown_workers", None)
+        if shutdown is not None:
+            shutdown()
 
     def __next__(self) -> Any:
         if self._iterator is None:

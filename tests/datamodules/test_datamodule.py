@@ -482,3 +482,15 @@ def test_rows_in_a_language_without_a_token_are_left_out_and_named(folder, tmp_p
     assert len(list(make(folder, train=str(tmp_path / "speech.jsonl")).train_dataloader())) > 0
     with pytest.raises(UserError, match="none of 23"):
         make(folder, train=str(tmp_path / "speech.jsonl"), tasks={"t2tt": True}).train_dataloader()
+
+
+def test_workers_of_a_loader_that_was_left_in_the_middle_end_with_the_process(folder):
+    """They ignore SIGTERM, by which Python would end them and then wait."""
+    from voxzoo.datamodules import loader as module
+
+    batches = iter(make(folder, num_workers=2).train_dataloader())
+    next(batches)
+    workers = batches._iterator._workers
+    assert all(worker.is_alive() for worker in workers)
+    module._close_all()
+    assert not any(worker.is_alive() for worker in workers)
