@@ -20,10 +20,9 @@ from omegaconf.errors import OmegaConfBaseException
 from ..components.errors import UserError
 from .build import build
 from .compose import compose
-from .optimisation import FACTORIES
 from .origins import Origins
 from .pretrained import KEY
-from .signatures import parameters_of
+from .signatures import FACTORIES, parameters_of
 from .targets import allow_list, locate
 
 _LORA = "voxzoo.components.layers.lora.LoRA"  # the schema of `lora.ROLE`

@@ -18,9 +18,6 @@ from ..components.errors import UserError
 from .build import build
 from .targets import ALLOWED
 
-FACTORIES = ("optim", "schedule")
-"""Keys whose class is called later, with the parameters or the optimizer first: `_partial_` goes without saying."""
-
 
 def factory(node: Any, allowed: tuple[str, ...] = ALLOWED) -> Any:
     """What makes an optimizer of parameter groups, or (`make_schedule`) a schedule of an optimizer.

@@ -6,6 +6,9 @@ import inspect
 import typing
 from typing import Any
 
+FACTORIES = ("optim", "schedule")
+"""Keys whose class is called later, with the parameters or the optimizer first: `_partial_` goes without saying."""
+
 
 def parameters_of(found: Any) -> tuple[dict[str, inspect.Parameter], dict[str, Any]]:
     """Name -> parameter of a class or function, and name -> type.

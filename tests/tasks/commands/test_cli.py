@@ -255,7 +255,7 @@ def test_ctrl_c_belongs_to_the_caller_again_after_training(run: Path):
         (["data=manifest"], "there is no data: set data.train, data.valid and data.test to manifests, or data.corpus"),
         (["data=manifest", "data.train=gone.jsonl", "data.valid=gone.jsonl"], "gone.jsonl: no such manifest"),
         (["tokenizer.vocab_size=20"], "choose another tokenizer.vocab_size"),
-        (["tokenizer.languages=[spa]"], "no token for language 'eng'; tokenizer.languages: spa"),
+        (["tokenizer.languages=[spa]"], "no token for the language 'eng' in the tokenizer"),
         (["data.max_seconds=0.2"], "train: none of 40 utterances can be used: 40 longer than 0.2 s"),
         (["checkpoint.monitor=valid/blue"], "checkpoint.monitor=valid/blue: validation measures valid/accuracy"),
     ],
@@ -646,7 +646,7 @@ def test_neither_help_nor_a_bad_call_waits_for_torch():
 def test_a_wrong_choice_does_not_wait_for_torch():
     script = (
         "import sys\nfrom voxzoo.configs.compose import compose\nfrom voxzoo.tasks.commands.cli import main\n"
-        "compose(['experiment=quickstart'], stage='units')\n"
+        "compose(['experiment=quickstart'], stage='units', fit=False)\n"
         "assert main(['check', 'adaptor=stak']) == 1\n"
         "assert 'torch' not in sys.modules and 'lightning' not in sys.modules, 'slow'"
     )
