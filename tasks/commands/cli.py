@@ -10,6 +10,7 @@ import json
 import os
 import signal
 import sys
+import sysconfig
 import traceback
 from pathlib import Path
 from typing import Any
@@ -91,8 +92,36 @@ def _failure(error: Exception, arguments: argparse.Namespace) -> tuple[dict[str,
         lost = "another process of this run has ended (killed, or out of memory?)"
         text = f"{lost}; its own lines say why. The same command goes on from the last save"
         return {"status": "failed", "error": text}, 1
+    own = _place_in_own_code(error)
+    if own is not None:
+        text = error.msg if isinstance(error, SyntaxError) else text
+        return {"status": "failed", "error": f"{own}: {type(error).__name__}: {text}"}, 1
     hint = "" if arguments.traceback else " (this should not happen: --traceback shows where)"
     return {"status": "failed", "error": f"{type(error).__name__}: {text}{hint}"}, 1
+
+
+def _place_in_own_code(error: Exception) -> str | None:
+    """File and line in the user's own code (a part, a callback) where an error arose, or None: neither in voxzoo nor in
+    an installed package."""
+    if isinstance(error, SyntaxError) and error.filename is not None and _is_own(error.filename, ""):
+        return f"{_shown_path(error.filename)}:{error.lineno}"
+    place = None
+    for frame, line in traceback.walk_tb(error.__traceback__):
+        if _is_own(frame.f_code.co_filename, str(frame.f_globals.get("__name__"))):
+            place = f"{_shown_path(frame.f_code.co_filename)}:{line}"
+    return place
+
+
+def _is_own(file: str, module: str) -> bool:
+    kinds = ("stdlib", "platstdlib", "purelib", "platlib")
+    installed = [path for key, path in sysconfig.get_paths().items() if key in kinds]
+    own = Path(file).is_file() and not any(Path(file).is_relative_to(folder) for folder in installed)
+    return own and module.partition(".")[0] not in ("voxzoo", "__main__") and "site-packages" not in file
+
+
+def _shown_path(file: str) -> str:
+    path = Path(file)
+    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else file
 
 
 # What gloo, NCCL and the store where processes meet say when a process at the other end is gone.

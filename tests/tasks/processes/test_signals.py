@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import signal
 import subprocess
@@ -140,6 +141,7 @@ def run_cli(error: BaseException, monkeypatch: pytest.MonkeyPatch) -> int:
     monkeypatch.setattr(cli, "_module", lambda verb: SimpleNamespace(
         HELP="h", EXAMPLE="e", configure=lambda parser: None, run=run
     ))  # fmt: skip
+    monkeypatch.setattr(cli, "_is_own", lambda file, module: False)  # the error is not this test's, but voxzoo's
     return cli.main(["train"])
 
 
@@ -177,3 +179,31 @@ def test_a_lost_process_is_told_from_an_error(
     assert ("another process of this run has ended" in said) == lost
     assert ("this should not happen" in said) != lost
     assert said.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("code", "said"),
+    [
+        ("def run(arguments):\n    return {}['query']\n", "noisy.py:2: KeyError: 'query'\n"),
+        ("import json\ndef run(arguments):\n    json.loads('{')\n", "noisy.py:3: JSONDecodeError: "),
+        ("def run(arguments):\n    x = (\n", "noisy.py:2: SyntaxError: "),
+    ],
+)
+def test_an_error_in_the_users_own_code_names_its_line(
+    code: str, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    (tmp_path / "noisy.py").write_text(code)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.delitem(sys.modules, "noisy", raising=False)
+
+    def run(arguments: Any) -> Any:
+        return importlib.import_module("noisy").run(arguments)
+
+    part = SimpleNamespace(HELP="h", EXAMPLE="e", configure=lambda parser: None, run=run)
+    monkeypatch.setattr(cli, "_module", lambda verb: part)
+    assert cli.main(["train"]) == 1
+    found = capsys.readouterr().err
+    assert found.startswith(f"voxzoo train: {said}")
+    assert "should not happen" not in found
+    assert found.count("\n") == 1
