@@ -62,7 +62,7 @@ def is_trained(folder: Path) -> bool:
     if not is_done(folder):
         return False
     pick_checkpoint(folder / "checkpoints", advice=f"delete {folder / 'done.json'} and train it again")
-    say(f"{folder}: already trained")
+    say(f"{folder}: already trained; to train anew delete it, or choose another name=")
     return True
 
 

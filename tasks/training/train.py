@@ -317,6 +317,7 @@ def _fit(config: DictConfig, task: Task, data: Any, folder: Path) -> dict[str, A
         trainer.fit(task, datamodule=data, ckpt_path=resume, weights_only=True)
     finally:
         keeper.restore_handlers()  # once more: Lightning's teardown puts back those it found while training
+    _require_learned(task, trainer.global_step, folder)
     metrics = {name: float(value) for name, value in trainer.callback_metrics.items() if name != "step"}
     return {
         "task": type(task).__name__,
@@ -325,3 +326,13 @@ def _fit(config: DictConfig, task: Task, data: Any, folder: Path) -> dict[str, A
         "metrics": metrics,
         "throughput": speed.figures,
     }
+
+
+def _require_learned(task: Task, steps: int, folder: Path) -> None:
+    """Refuse to call a run done that has left out each of its steps."""
+    if task.skipped_steps and task.skipped_steps >= steps:
+        raise UserError(
+            f"{folder}: all {steps} steps were left out, for no gradient was finite: nothing was learned. A part of "
+            "one's own is asked by `voxzoo check --parts`; else lower optim.lr or train in 32-true. Delete the folder, "
+            "or choose another name=, to begin anew"
+        )

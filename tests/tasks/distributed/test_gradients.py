@@ -17,7 +17,7 @@ from voxzoo.components.errors import UserError
 from voxzoo.components.types import Batch, Loss
 from voxzoo.configs import compose
 from voxzoo.tasks.distributed.gradients import gradient_norm
-from voxzoo.tasks.training.train import build_for_training, prepare_data
+from voxzoo.tasks.training.train import _require_learned, build_for_training, prepare_data
 
 
 @pytest.fixture
@@ -58,6 +58,16 @@ def fit(task: Any, data: Any, *callbacks: Callback, **settings: Any) -> Trainer:
     )  # fmt: skip
     trainer.fit(task, datamodule=data)
     return trainer
+
+
+def test_a_run_that_left_out_all_of_its_steps_is_not_done(parts, tmp_path: Path):
+    task, data = parts
+    with pytest.warns(UserWarning, match="is left out"):
+        trainer = fit(task, data, Poison(task, {0, 1}, float("nan")), max_steps=2)
+    with pytest.raises(UserError, match="all 2 steps were left out"):
+        _require_learned(task, trainer.global_step, tmp_path)
+    task.skipped_steps = 1
+    _require_learned(task, trainer.global_step, tmp_path)
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
