@@ -320,6 +320,8 @@ class DataModule(LightningDataModule, ABC):
     """`Batch` fields that the task reads, set from outside before batches are asked for."""
     longest_seconds: float | None
     """Longest speech that the task takes, set from outside; None: any."""
+    longest_text: int | None = None
+    """Most tokens of a target text that the task takes, set from outside; None: any."""
     tasks: tuple[str, ...]
     """What is asked of the rows: some of `s2tt asr t2tt s2st t2st`."""
     dropped: dict[str, dict[str, list[str]]]

@@ -94,7 +94,8 @@ class UtteranceData(DataModule):
 
     Attributes:
         needs: names of the `Batch` fields that the task reads; a trainer's task says them itself.
-        longest_seconds: longest speech that the task takes, None for any; a trainer's task says it itself.
+        longest_seconds, longest_text: longest speech, and most tokens of a target text, that the task takes, None for
+            any; a trainer's task says them itself.
         dropped: split -> reason -> ids, of the loaders made so far.
         audio: reads what rows name as their audio; files, unless a class says otherwise. Picklable.
 
@@ -174,6 +175,8 @@ class UtteranceData(DataModule):
             self.needs = getattr(task, "needs", _NEEDS)
         if self.longest_seconds is None:
             self.longest_seconds = getattr(task, "longest_seconds", None)
+        if self.longest_text is None:
+            self.longest_text = getattr(task, "longest_text", None)
 
     def rows(self, split: str) -> Rows:
         """What `read` says, as columns; `test` is the first test set. Raises UserError for an unknown split or faulty
@@ -382,6 +385,8 @@ class UtteranceData(DataModule):
             units=units,
             # One that is still to be trained has none: it gets those of the data.
             knows=self.tokenizer.knows if self.tokenizer is not None and self.tokenizer.languages else None,
+            longest_text=None if self.tokenizer is None or keep_all else self.longest_text,
+            count_text=lambda key, places: count_tokens(rows, key, places, self.tokenizer),  # pyright: ignore
             count=None if tokenizer is None else lambda key, places: count_tokens(rows, key, places, tokenizer),
             measure=lambda key, places: self._measure_rows(rows, split, key, places),
         )

@@ -159,6 +159,13 @@ class Task(LightningModule, ABC):
         return {role: part for role, part in found.items() if isinstance(part, nn.Module)}
 
     @property
+    def longest_text(self) -> int | None:
+        """Most tokens of a target text, without those around it, that the text decoder has positions for; None: any."""
+        most = getattr(getattr(self, "text_seq2seq", None), "max_positions", None)
+        tokenizer = getattr(self, "tokenizer", None)
+        return None if most is None or tokenizer is None else most - tokenizer.prefix_length
+
+    @property
     def longest_seconds(self) -> float | None:
         """Longest speech that front end and encoder take; None: any, or this task reads none."""
         frontend, encoder = getattr(self, "frontend", None), getattr(self, "speech_encoder", None)

@@ -494,3 +494,15 @@ def test_workers_of_a_loader_that_was_left_in_the_middle_end_with_the_process(fo
     assert all(worker.is_alive() for worker in workers)
     module._close_all()
     assert not any(worker.is_alive() for worker in workers)
+
+
+def test_texts_that_the_model_has_no_positions_for_are_left_out(folder):
+    """Before training; those that are short enough are not counted."""
+    module = make(folder)
+    module.longest_text = 18
+    batches = list(module.train_dataloader())
+    rows = read_manifest(folder / "train.jsonl")
+    long = [row.id for row in rows if len(row.tgt_text) > 18]
+    assert 0 < len(long) < len(rows)
+    assert module.dropped["train"] == {"more than 18 tokens, the most that the model has positions for": long}
+    assert sum(len(batch.ids) for batch in batches) == len(rows) - len(long)
