@@ -65,6 +65,7 @@ def train(overrides: Sequence[str], *, stage: str | None = None, config_dirs: Se
         UserError: a faulty config, data that cannot be read, a folder that holds another run.
     """
     has_imported()
+    watch_parent()
     config = _compose(overrides, stage, config_dirs)
     names = active_stages(config)
     if names:
@@ -143,7 +144,6 @@ def prepare(
 
 def _train_one(config: DictConfig) -> dict[str, Any]:
     quiet_libraries()
-    watch_parent()
     folder = Path(config.run_dir)
     if config.get("threads"):
         torch.set_num_threads(config.threads)
