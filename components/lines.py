@@ -6,8 +6,9 @@ Python's own line ends (`str.splitlines`, U+2028, a lone CR, form feeds) stand i
 from __future__ import annotations
 
 import json
+import re
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -56,10 +57,11 @@ def open_text(path: Path) -> BinaryIO:
     return path.open("rb")
 
 
-def json_line(content: Any) -> str:
+_ESCAPED = re.compile("[\x85\u2028\u2029\ud800-\udfff]")
+
+
+def json_line(content: Any, default: Callable[[Any], Any] | None = None) -> str:
     """One line of JSON, without its end, that every reader takes for one line and that can be written as UTF-8: lone
-    surrogates, and what some readers take for line ends, are escaped."""
-    text = json.dumps(content, ensure_ascii=False)
-    if text.isascii():
-        return text
-    return "".join(f"\\u{ord(c):04x}" if c in "\x85\u2028\u2029" or "\ud800" <= c <= "\udfff" else c for c in text)
+    surrogates, and what some readers take for line ends, are escaped. `default`: as of `json.dumps`."""
+    text = json.dumps(content, ensure_ascii=False, default=default)
+    return _ESCAPED.sub(lambda found: f"\\u{ord(found[0]):04x}", text)

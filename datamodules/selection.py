@@ -136,8 +136,8 @@ def select(
     units: Mapping[str, np.ndarray],
     count: Count | None,
     knows: Callable[[str], bool] | None = None,
+    counted: bool = True,
     longest_text: int | None = None,
-    count_text: Count | None = None,
     measure: Callable[[str, np.ndarray], tuple[np.ndarray, dict[int, str]]],
 ) -> Selection:
     """Choose the utterances of a manifest that can be used.
@@ -148,16 +148,17 @@ def select(
         needs: `Batch` fields.
         limits: None keeps those without a target text and of any size.
         units: id -> units, read where they are needed.
-        count: of tokens; None counts none.
+        count: of tokens; None where there is no tokenizer.
         knows: whether the tokenizer has a language; None: any will do.
-        longest_text: most tokens of a target text, for which the model has positions; None: any number.
-        count_text: as `count`, of those texts alone that may be longer.
+        counted: whether the tokens of all are counted.
+        longest_text: most tokens of a target text, for which the model has positions; None: any number. Those texts
+            alone are counted that may be longer.
         measure: (key of a path, (k,) rows) -> their (k,) seconds, and what is wrong with the file of a row.
     """
     reasons: dict[str, int] = {"": 0}
     why = np.zeros((len(rows), len(tasks)), np.int32)
     seconds = np.zeros((len(rows), len(tasks)))
-    tokens = np.zeros((len(rows), len(tasks)), np.int32) if count is not None else None
+    tokens = np.zeros((len(rows), len(tasks)), np.int32) if counted and count is not None else None
     lengths = _lengths(rows, units) if "units" in needs else np.empty(0, np.int64)
     for column, task in enumerate(tasks):
         found, length = why[:, column], seconds[:, column]
@@ -200,15 +201,15 @@ def select(
             length[:] = 0.02 * lengths
         if limits is not None:
             _drop_by_length(drop, length, limits, reads_speech)
-        if longest_text is not None and count_text is not None and "target" in needs:
+        if longest_text is not None and count is not None and "target" in needs:
             # No tokenizer has more tokens than bytes, and no character more than four of these.
             maybe = np.flatnonzero((found == 0) & (4 * rows.characters(target) > longest_text))
             beyond = np.zeros(len(rows), bool)
             if len(maybe):
-                beyond[maybe] = count_text(target, maybe) > longest_text
+                beyond[maybe] = count(target, maybe) > longest_text
             drop(beyond, f"more than {longest_text} tokens, the most that the model has positions for")
-        if count is not None:
-            assert tokens is not None
+        if tokens is not None:
+            assert count is not None
             places = np.flatnonzero(found == 0)
             counts = count(target, places) + 3
             if not spoken:

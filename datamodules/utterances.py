@@ -369,7 +369,7 @@ class UtteranceData(DataModule):
     ) -> Selection:
         """Utterances with their task, seconds and tokens, without those that cannot be used."""
         counted = budget["batch_tokens"] is not None or (self.max_tokens is not None and not keep_all)
-        tokenizer = self.tokenizer if counted else None
+        tokenizer = self.tokenizer
         if counted and tokenizer is None:
             raise UserError("batch_tokens and max_tokens count tokens: give the data a tokenizer")
         units = self.read_units() if "units" in needs else {}
@@ -384,10 +384,10 @@ class UtteranceData(DataModule):
             else Limits(self.min_seconds, self.max_seconds, self.longest_seconds, slowest, self.max_tokens),
             units=units,
             # One that is still to be trained has none: it gets those of the data.
-            knows=self.tokenizer.knows if self.tokenizer is not None and self.tokenizer.languages else None,
-            longest_text=None if self.tokenizer is None or keep_all else self.longest_text,
-            count_text=lambda key, places: count_tokens(rows, key, places, self.tokenizer),  # pyright: ignore
+            knows=tokenizer.knows if tokenizer is not None and tokenizer.languages else None,
             count=None if tokenizer is None else lambda key, places: count_tokens(rows, key, places, tokenizer),
+            counted=counted,
+            longest_text=None if keep_all else self.longest_text,
             measure=lambda key, places: self._measure_rows(rows, split, key, places),
         )
         self.dropped[split] = chosen.dropped

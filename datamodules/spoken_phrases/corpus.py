@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ...components.errors import UserError
+from ...components.lines import json_line
 from . import espeak, synthesis
 from .phrases import CURATED, LANGUAGES, WITH_COUNTRY, Phrase, countries, phrases
 
@@ -217,14 +218,14 @@ class SpokenPhrases:
                     row["tgt_audio"] = f"audio/{split}.eng/{row['id']}.flac"
                     jobs.append({"audio": row["tgt_audio"], "text": row["tgt_text"], **target})
         plan = out / "plan.jsonl"
-        plan.write_text("".join(json.dumps(job, ensure_ascii=False) + "\n" for job in jobs), encoding="utf-8")
+        plan.write_text("".join(json_line(job) + "\n" for job in jobs), encoding="utf-8")
         lengths = self._speak(plan, out, len(jobs))
         seconds = {}
         for split, items in rows.items():
             for row in items:
                 row["duration"] = round(lengths[row["audio"]] / synthesis.SAMPLE_RATE, 6)
             seconds[split] = round(sum(row["duration"] for row in items), 1)
-            text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in items)
+            text = "".join(json_line(row) + "\n" for row in items)
             (out / f"{split}.jsonl").write_text(text, encoding="utf-8")
         plan.unlink()
         about = {

@@ -6,7 +6,6 @@ import argparse
 import ast
 import contextlib
 import importlib
-import json
 import os
 import signal
 import sys
@@ -16,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from ...components.errors import UserError
+from ...components.lines import json_line
 from ..processes.forked import is_command
 from ..processes.signals import EXIT_CODES, STOPPED, Interrupted, tell_launcher
 
@@ -52,7 +52,7 @@ def main(argv: list[str] | None = None) -> int:
         except Exception as error:
             result, status = _failure(error, arguments)
         if arguments.json and _is_first():
-            print(json.dumps(result, ensure_ascii=False, default=str), file=out, flush=True)
+            print(json_line(result, default=str), file=out, flush=True)
     if status == STOPPED:
         tell_launcher("stopped")
     if status and speaks and result.get("error"):

@@ -225,7 +225,7 @@ class Recogniser:
         )
 
     def check_language(self, lang: str) -> None:
-        """Raises UserError where the model does not know the language ."""
+        """Raises UserError where the model does not know the language."""
         self._prompt(lang)
 
     def _prompt(self, lang: str) -> list[int]:
