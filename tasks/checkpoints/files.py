@@ -211,6 +211,27 @@ class Checkpointer(Checkpoint):
         # processes by a collective, from within the handler, where they may be in the middle of another.
         for number in self._handlers:
             signal.signal(number, self._note_signal)
+        if trainer.is_global_zero and trainer.global_step:
+            self._settle_ranking(trainer.global_step)
+
+    def _settle_ranking(self, step: int) -> None:
+        """Finish what a validation before `last.ckpt` was killed in the middle of: the names behind the ranking.
+
+        `last.ckpt` is written first and knows the ranking; its other name, the list and the removal of what fell out
+        follow one by one."""
+        own = f"step{step:08d}.ckpt"
+        if own in self.best and self.last.exists() and not (self.folder / own).exists():
+            _link(self.last, self.folder / own)
+        ranking = self.folder / "best.json"
+        if self.best or ranking.exists():
+            self._write_ranking()
+        for path in self.folder.glob("step*.ckpt"):
+            number = re.fullmatch(r"step(\d{8})\.ckpt", path.name)
+            if number and int(number[1]) <= step and path.name not in self.best:
+                path.unlink(missing_ok=True)
+
+    def _write_ranking(self) -> None:
+        write_atomically(self.folder / "best.json", lambda file: file.write(json.dumps(self.best, indent=1).encode()))
 
     def _note_signal(self, number: int, frame: Any) -> None:
         if self._signal and number == signal.SIGINT:
@@ -306,9 +327,7 @@ class Checkpointer(Checkpoint):
             if trainer.is_global_zero:
                 if whole and name in self.best:
                     _link(self.last, self.folder / name)
-                write_atomically(
-                    self.folder / "best.json", lambda file: file.write(json.dumps(self.best, indent=1).encode())
-                )
+                self._write_ranking()
                 for stale in removed:
                     (self.folder / stale).unlink(missing_ok=True)
         if self.keep_best > 0 and self.monitor not in trainer.callback_metrics:

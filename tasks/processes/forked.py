@@ -61,7 +61,7 @@ def start(
         gpu: it may use one, which a forked process cannot where this one has so much as counted them.
     """
     if _can_fork(environment):
-        return Forked(words, environment, alone=alone, piped=piped, gpu=gpu)
+        return Forked(words, environment, alone=alone, piped=piped, gpu=gpu and _has_gpus())
     return subprocess.Popen(
         _command(words),
         stdin=subprocess.DEVNULL if alone else None,
@@ -188,6 +188,12 @@ def _has_lost_its_gpu() -> bool:
     """Whether something before the fork, such as counting GPUs, has begun CUDA, which then cannot be used behind it."""
     torch: Any = sys.modules.get("torch")
     return torch is not None and getattr(torch._C, "_cuda_isInBadFork", lambda: False)()
+
+
+def _has_gpus() -> bool:
+    """Asked before the fork: where there are none, none is lost. An optimizer that was tried has counted them."""
+    torch: Any = sys.modules.get("torch")
+    return torch is not None and torch.cuda.device_count() > 0
 
 
 def _own_rank() -> None:

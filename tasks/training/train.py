@@ -107,11 +107,15 @@ def _require_sound(config: DictConfig, origins: Origins) -> None:
         UserError: the faults.
     """
     require_valid(config, origins)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # a pool of threads would keep the stages from being forked from this process
     try:
         trace(config, serving=False)
     except UserError as error:
         if error.__cause__ is None or isinstance(error.__cause__, ValueError):
             raise
+    finally:
+        torch.set_num_threads(threads)
 
 
 def prepare(

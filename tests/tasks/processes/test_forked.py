@@ -113,7 +113,7 @@ def test_how_it_ends(call: Callable[..., list[Any]], body: str, code: int, said:
 def test_where_the_gpu_is_lost_by_the_fork_it_becomes_a_fresh_process(call: Callable[..., list[Any]]):
     lost = (
         "from types import SimpleNamespace as torch\n"
-        "no = torch(is_initialized=lambda: False)\n"
+        "no = torch(is_initialized=lambda: False, device_count=lambda: 1)\n"
         "sys.modules['torch'] = torch(cuda=no, distributed=no, _C=torch(_cuda_isInBadFork=lambda: True))"
     )
     kind, said, code, *_ = call("return 3", before=lost, words=["--version"])
@@ -121,6 +121,8 @@ def test_where_the_gpu_is_lost_by_the_fork_it_becomes_a_fresh_process(call: Call
     assert said.startswith("voxzoo ")
     _, said, code, *_ = call("return 3", before=lost, words=["--version"], gpu=False)
     assert (said, code) == ("", 3), "it needs none"
+    _, said, code, *_ = call("return 3", before=lost.replace("lambda: 1", "lambda: 0"), words=["--version"])
+    assert (said, code) == ("", 3), "there are none"
 
 
 def test_signals_reach_it(call: Callable[..., list[Any]]):
