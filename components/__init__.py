@@ -17,6 +17,7 @@ _PARTS = {
     "unit_extractor": ["KMeansUnits"],
     "vocoder": ["CodeHiFiGAN", "GriffinLimVocoder", "ISTFTVocoder"],
     "discriminator": ["HiFiGANDiscriminator"],
+    "speech_lm": ["TransformerSpeechLM"],
 }
 _WHERE = {name: role for role, names in _PARTS.items() for name in names}
 

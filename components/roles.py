@@ -1,7 +1,7 @@
 """One base class per role. A part is a LightningModule for its hparams, device and dtype handling, but its `forward` is
 pure: it never logs, never reads the trainer and never reaches into a sibling. Parts return losses; the task logs them.
 
-Letters: B batch, T frames, S subwords, U units, N samples, F features, D model dim, V vocabulary.
+Letters: B batch, T frames, S subwords, U units, K codebooks, N samples, F features, D model dim, V vocabulary.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from typing import Any, ClassVar
 from lightning import LightningDataModule, LightningModule
 from torch import Tensor, nn
 
+from .joint_vocabulary import JointVocabulary
 from .languages import match
 from .types import Adapted, Batch, Judgement, Loss, Padded, Reconstruction, UnitOutput
 
@@ -149,6 +150,13 @@ class Adaptor(Part):
 class DecoderState(ABC):
     """What cached decoding carries from step to step, for R = B x beams rows."""
 
+    room: list[int] | None = None
+    """Steps that each sample has positions for, where that depends on the sample (behind a prompt); None: it does not.
+    """
+
+    def reserve(self, steps: int) -> None:  # noqa: B027 - for a state that takes its memory at once
+        """So many steps are to come at most."""
+
     @abstractmethod
     def reorder(self, rows: Tensor) -> None:
         """Keep rows `rows` (R',) int64, in that order (R' may be smaller: finished samples are dropped)."""
@@ -193,6 +201,46 @@ class TextSeq2Seq(Part):
     @abstractmethod
     def start(self, memory: Padded, beams: int = 1) -> DecoderState:
         """Prepare cached decoding: keys and values of (B, T, dim) memory once per sample, B x beams rows."""
+
+    @abstractmethod
+    def step(self, tokens: Tensor, state: DecoderState) -> Tensor:
+        """(R,) ids of the newest token of each row -> (R, dim) states after the final norm; advances `state`."""
+
+
+class SpeechLM(Part):
+    """Autoregressive decoder-only model over one joint vocabulary of specials, languages, units and codes."""
+
+    dim: int
+    vocab_size: int
+    vocabulary: JointVocabulary
+    """What each of the V ids is."""
+    max_positions: int | None = None
+    """Most tokens of a sequence, prompt included; None: no limit."""
+
+    @abstractmethod
+    def decode(self, tokens: Padded, prompt: Tensor | None = None) -> Padded:
+        """Teacher forcing: (B, S) ids -> (B, S, dim) states after the final norm; state i predicts token i + 1. Of a
+        model whose prompt sees all of itself, `prompt` (B,) int64 says how many tokens that is in each row; others do
+        not look at it."""
+
+    @abstractmethod
+    def project(self, states: Tensor) -> Tensor:
+        """(..., dim) states -> (..., V) logits."""
+
+    @property
+    def output_weight(self) -> Tensor | None:
+        """As in `TextSeq2Seq`."""
+        return None
+
+    def forward(self, tokens: Padded, prompt: Tensor | None = None) -> Padded:
+        """(B, S) ids -> (B, S, V) logits; `prompt` as in `decode`."""
+        states = self.decode(tokens, prompt)
+        return states.with_data(self.project(states.data))
+
+    @abstractmethod
+    def start(self, prompt: Padded, beams: int = 1) -> DecoderState:
+        """Prepare cached decoding: reads (B, P) ids in one pass, once per sample, for B x beams rows. Rows may be of
+        any length, 0 too. Raises ValueError where a row has more tokens than the model has positions."""
 
     @abstractmethod
     def step(self, tokens: Tensor, state: DecoderState) -> Tensor:
@@ -409,6 +457,7 @@ ROLES: dict[str, type] = {
     "unit_extractor": UnitExtractor,
     "vocoder": UnitVocoder,
     "discriminator": Discriminator,
+    "speech_lm": SpeechLM,
     "data": DataModule,
 }
 """Config key -> base class. `voxzoo check` refuses a part in the wrong slot by this table."""

@@ -5,7 +5,6 @@ Letters: B batch, T memory steps, S subwords, D model dim, V vocabulary, K beams
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator
 from typing import Any
 
@@ -14,14 +13,12 @@ from torch import Tensor
 
 from ..roles import TextSeq2Seq
 from ..types import Padded
+from .decoding import CachedDecoding
 from .outcome import Check, NotAsked
 from .ways import SOIL, Way, batch, difference, lively, normal, numbers, returned
 
 _MEMORY = (9, 5, 1, 7)
 _TOKENS = (4, 6, 3, 1)
-_BEAMS = 3
-_STEPS = 36
-"""More than caches hold before they grow."""
 _FORM = "a TextSeq2Seq returns Padded(data, lengths)"
 
 
@@ -49,10 +46,7 @@ def checks_of_text(part: TextSeq2Seq) -> Iterator[Check]:
     yield "encoder", decoding.encoder
     yield "causal", decoding.causal
     yield "output_weight", decoding.output_weight
-    yield "cache", decoding.cache
-    yield "beams", decoding.beams
-    yield "reorder", decoding.reorder
-    yield "fake_cache", decoding.fake_cache
+    yield from decoding.checks()
 
 
 def _ids(part: TextSeq2Seq, lengths: tuple[int, ...], seed: int = 0) -> list[Tensor]:
@@ -60,17 +54,7 @@ def _ids(part: TextSeq2Seq, lengths: tuple[int, ...], seed: int = 0) -> list[Ten
     return numbers([min(n, longest) for n in lengths], min(1, part.vocab_size - 1), part.vocab_size, seed)
 
 
-class _Decoding:
-    def __init__(self, given: TextSeq2Seq) -> None:
-        self.given = given
-        self._part: Any = None
-
-    @property
-    def part(self) -> Any:
-        if self._part is None:
-            self._part = lively(self.given)
-        return self._part
-
+class _Decoding(CachedDecoding):
     @torch.no_grad()
     def shapes(self) -> str | None:
         part, memory, tokens = self.part, *batch(ways_of_text(self.given)[0].rows)
@@ -108,7 +92,7 @@ class _Decoding:
 
     @torch.no_grad()
     def causal(self) -> str | None:
-        memory, tokens = self._square(4, 6)
+        memory, tokens = self.square(4, 6)
         before = self.part.decode(memory, tokens).data
         changed = tokens.data.clone()
         changed[:, 3:] = changed[:, 3:].flip(0, 1)
@@ -125,77 +109,15 @@ class _Decoding:
         words = difference(states @ weight.T, self.part.project(states), 2e-5)
         return f"states @ output_weight.T {words} from project(states): return None where it is more" if words else None
 
-    @torch.no_grad()
-    def cache(self) -> str | None:
-        memory, tokens = self._square(4, _STEPS)
-        expected = self.part.decode(memory, tokens).data
-        state = self.part.start(memory)
-        for step in range(tokens.data.shape[1]):
-            found = self.part.step(tokens.data[:, step], state)
-            words = difference(found, expected[:, step], 5e-5)
-            if words:
-                return f"step {step} with a cache {_row(words)} from decode: positions, masks and memory must agree"
-        return None
-
-    @torch.no_grad()
-    def beams(self) -> str | None:
-        memory, tokens = self._square(3 * _BEAMS, 5)
-        memory = Padded(memory.data[::_BEAMS].contiguous(), memory.lengths[::_BEAMS].contiguous())
-        expected = self.part.decode(_repeated(memory), tokens).data
-        state = self.part.start(memory, _BEAMS)
-        for step in range(tokens.data.shape[1]):
-            words = difference(self.part.step(tokens.data[:, step], state), expected[:, step], 5e-5)
-            if words:
-                return f"step {step} of {_BEAMS} beams {_row(words)} from decode: the rows of a sample stand together"
-        return None
-
-    @torch.no_grad()
-    def reorder(self) -> str | None:
-        """Beams change places within their samples; a sample is dropped, then another."""
-        memory, tokens = self._square(3 * _BEAMS, 20)
-        memory = Padded(memory.data[::_BEAMS].contiguous(), memory.lengths[::_BEAMS].contiguous())
-        state = self.part.start(memory, _BEAMS)
-        past = tokens.data[:, :0]
-        generator = torch.Generator().manual_seed(3)
-        samples = 3
-        for step in range(tokens.data.shape[1]):
-            past = torch.cat([past, tokens.data[: len(past), step, None]], 1)
-            whole = Padded(past, torch.full((len(past),), past.shape[1]))
-            expected = self.part.decode(_repeated(memory), whole).data[:, -1]
-            words = difference(self.part.step(past[:, -1], state), expected, 5e-5)
-            if words:
-                what = "behind reorder" if step else "before any reorder"
-                return f"step {step} {what} {_row(words)} from decode of the reordered rows: the cache must follow"
-            kept = [place for place in range(samples) if (step, place) not in ((2, 1), (9, 0))]
-            beams = [torch.randint(_BEAMS, (_BEAMS,), generator=generator) + place * _BEAMS for place in kept]
-            rows, samples = torch.cat(beams), len(kept)
-            state.reorder(rows)
-            past = past[rows]
-            memory = Padded(memory.data[kept], memory.lengths[kept])
-        return None
-
-    @torch.no_grad()
-    def fake_cache(self) -> str | None:
-        part = copy.deepcopy(self.given).to("meta").eval()
-        memory = Padded(torch.empty(2, 5, part.dim, device="meta"), torch.tensor([5, 3]))
-        try:
-            states = part.step(torch.zeros(4, dtype=torch.int64, device="meta"), part.start(memory, 2))
-        except Exception as error:
-            return f"start and step need values ({type(error).__name__}: {str(error).splitlines()[0][:160]})"
-        return None if states.shape == (4, part.dim) else f"step gives {tuple(states.shape)} on meta tensors"
-
-    def _square(self, rows: int, steps: int) -> tuple[Padded, Padded]:
+    def square(self, rows: int, steps: int) -> tuple[Padded, Padded]:
         """Memory of unequal lengths with something in its padding, and as many tokens in each row."""
         steps = min(steps, self.part.max_positions or steps)
         lengths = [(9, 5, 1, 7)[row // (rows // 4 or 1) % 4] for row in range(rows)]
         (memory,) = batch([(row,) for row in normal(lengths, self.part.dim)], soil=1)
         return memory, Padded.from_list(_ids(self.part, (steps,) * rows, seed=5))
 
+    def teacher(self, memory: Padded, tokens: Padded) -> Tensor:
+        return self.part.decode(memory, tokens).data
 
-def _repeated(memory: Padded) -> Padded:
-    return Padded(memory.data.repeat_interleave(_BEAMS, 0), memory.lengths.repeat_interleave(_BEAMS))
-
-
-def _row(words: str) -> str:
-    """Of (R, D) the first dimension is rows."""
-    return words.replace(" at step ", " in row ")
+    def meta_memory(self) -> Padded:
+        return Padded(torch.empty(2, 5, self.given.dim, device="meta"), torch.tensor([5, 3]))

@@ -1,6 +1,6 @@
-"""Sinusoidal positions of the fairseq family (M2M-100, NLLB, SeamlessM4T), and learned ones (Whisper).
+"""Sinusoidal positions of the fairseq family (M2M-100, NLLB, SeamlessM4T), learned ones (Whisper), and rotary ones.
 
-Letters: B batch, T steps, D model dim.
+Letters: B batch, T steps, D model dim, H heads, d head dim.
 """
 
 from __future__ import annotations
@@ -37,6 +37,10 @@ class SinusoidalPositions(nn.Module):
     def forward(self, x: Tensor, offset: int = 0) -> Tensor:
         """(B, T, D) -> (B, T, D): add the positions of steps offset .. offset + T - 1."""
         return x + self.table(offset, x.shape[1], x)
+
+    def at(self, steps: Tensor, last: int, like: Tensor) -> Tensor:
+        """(B, D) positions of one step of each row, (B,) int64, each below `last`."""
+        return self.table(0, last, like)[steps]
 
     def table(self, first: int, count: int, like: Tensor) -> Tensor:
         """Rows of steps first .. first + count - 1 as (count, D), with the device and dtype of `like`."""
@@ -76,6 +80,66 @@ class LearnedPositions(nn.Module):
         if last > self.count:
             raise ValueError(f"a sequence of {last} steps; this model has learned positions for {self.count}")
         return x + self.weight[offset:last]
+
+    def at(self, steps: Tensor, last: int, like: Tensor) -> Tensor:
+        """(B, D) positions of one step of each row, (B,) int64, each below `last`.
+
+        Raises:
+            ValueError: a step without a position.
+        """
+        if last > self.count:
+            raise ValueError(f"a sequence of {last} steps; this model has learned positions for {self.count}")
+        return self.weight[steps]
+
+
+Rotation = tuple[Tensor, Tensor]
+"""Cosines and sines, each (T, d / 2), or (B, 1, T, d / 2) where rows stand at different steps."""
+
+
+class RotaryPositions(nn.Module):
+    """Turns pairs of numbers in queries and keys by an angle that grows with the step, so that their product depends
+    on the distance alone (RoPE, Su et al. 2021, arXiv 2104.09864, section 3.2). Pairs are the two halves of a head, as
+    in GPT-NeoX and Llama. Holds nothing trained; no limit of steps.
+
+    Args:
+        dim: d, of a head, even.
+        base: the slowest angle is about 1 / base of a step.
+    """
+
+    def __init__(self, dim: int, base: float = 10000.0) -> None:
+        super().__init__()
+        if dim < 2 or dim % 2:
+            raise ValueError(f"rotary positions need heads of an even width; got {dim} (dim / num_heads)")
+        self.dim, self.base = dim, base
+        self._table: Tensor | None = None  # a plain attribute, as in SinusoidalPositions
+
+    def forward(self, count: int, like: Tensor) -> Rotation:
+        """Of steps 0 .. count - 1, (count, d / 2) each, for the device and dtype of `like`."""
+        table = self._angles(count, like)[:count].to(like.dtype)
+        return table[:, : self.dim // 2], table[:, self.dim // 2 :]
+
+    def at(self, steps: Tensor, last: int, like: Tensor) -> Rotation:
+        """Of one step of each row, (B,) int64, each below `last`: (B, 1, 1, d / 2) each."""
+        table = self._angles(last, like)[steps].to(like.dtype)[:, None, None]
+        return table[..., : self.dim // 2], table[..., self.dim // 2 :]
+
+    def _angles(self, count: int, like: Tensor) -> Tensor:
+        table = self._table
+        if table is None or table.shape[0] < count or table.device != like.device:
+            with torch.inference_mode(False), torch.no_grad():
+                half = torch.arange(self.dim // 2, dtype=torch.float32, device=like.device) / (self.dim // 2)
+                steps = torch.arange(max(2 * count, 64), dtype=torch.float32, device=like.device)
+                angles = steps[:, None] * torch.exp(-math.log(self.base) * half)
+                table = torch.cat([angles.cos(), angles.sin()], dim=1)
+            self._table = table
+        return table
+
+
+def rotate(x: Tensor, rotation: Rotation) -> Tensor:
+    """(B, H, T, d) queries or keys -> the same, turned."""
+    cosine, sine = rotation
+    first, second = x.chunk(2, dim=-1)
+    return torch.cat([first * cosine - second * sine, second * cosine + first * sine], dim=-1)
 
 
 def sinusoids(count: int, dim: int, device: torch.device) -> Tensor:

@@ -6,6 +6,7 @@ candidates per sample, V vocabulary, D model dim.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import chain
 from typing import Literal, Protocol
@@ -20,10 +21,10 @@ _CACHED = 2**18  # elements of logits that fit a core's cache with what is made 
 
 
 class IncrementalDecoder(Protocol):
-    """What search needs of a decoder; `TextSeq2Seq` and `TransformerDecoder` have it."""
+    """What search needs of a decoder; `TextSeq2Seq`, `TransformerDecoder` and `SpeechLM` have it."""
 
     def start(self, memory: Padded, beams: int = 1) -> DecoderState:
-        """Prepare B x beams rows over (B, T, D) memory."""
+        """Prepare B x beams rows over (B, T, D) memory; of a decoder without memory, over a prompt of (B, T) ids."""
         ...
 
     def step(self, tokens: Tensor, state: DecoderState) -> Tensor:
@@ -40,9 +41,10 @@ class SearchOptions:
     """How to search. The defaults are the official ones of SeamlessM4T for text.
 
     The limit on generated tokens, the closing eos included, is min(max_length, max_length_a * x + max_length_b) with x
-    the memory length of the sample (never of the batch, so that batching changes nothing); there eos is forced, or the
-    hypothesis is cut (`force_eos`). It never falls below min_length + 1. A decoder with learned positions sets a limit
-    of its own (`max_positions`, prefix included): what it has no position for is not generated.
+    the memory length of the sample (never of the batch, so that batching changes nothing), or what `generate` is told
+    in its place; there eos is forced, or the hypothesis is cut (`force_eos`). It never falls below the fewest + 1. A
+    decoder with learned positions sets a limit of its own (`max_positions`, prefix included): what it has no position
+    for is not generated.
 
     Attributes:
         method: `beam`; `greedy` (beam size 1); `sample`: `beam_size` independent samples for each input.
@@ -51,7 +53,8 @@ class SearchOptions:
         score: what is summed and counted: `generated`, the tokens after the prefix, eos included (transformers);
             `with_prefix`, also the prefix behind its first token, that is the language token (official SeamlessM4T);
             `after_start`, the language token counts but is certain (transformers' `forced_bos_token_id`: NLLB).
-        min_length: tokens before eos is allowed.
+        min_length: fewest tokens before eos is allowed.
+        min_length_a: and at least that many times x.
         max_length: hard limit.
         max_length_a, max_length_b: soft limit.
         no_repeat_ngram: size of n-grams that may not occur twice (prefix included); 0: off. eos is never blocked.
@@ -72,6 +75,7 @@ class SearchOptions:
     length_penalty: float = 1.0
     score: Literal["generated", "with_prefix", "after_start"] = "generated"
     min_length: int = 1
+    min_length_a: float = 0.0
     max_length: int = 256
     max_length_a: float = 1.0
     max_length_b: int = 200
@@ -94,6 +98,8 @@ class SearchOptions:
             raise ValueError(f"beam_size must be at least 1; got {self.beam_size}")
         if not 0 <= self.min_length < self.max_length:
             raise ValueError(f"0 <= min_length < max_length is needed; got {self.min_length} and {self.max_length}")
+        if self.min_length_a < 0:
+            raise ValueError(f"min_length_a must be at least 0; got {self.min_length_a}")
         if self.no_repeat_ngram < 0:
             raise ValueError(f"no_repeat_ngram must be 0 (off) or more; got {self.no_repeat_ngram}")
         if self.temperature <= 0:
@@ -106,7 +112,11 @@ class SearchOptions:
     def limit(self, memory_length: int) -> int:
         """Most tokens generated for a sample, eos included."""
         soft = int(self.max_length_a * memory_length + self.max_length_b)
-        return max(min(self.max_length, soft), self.min_length + 1)
+        return max(min(self.max_length, soft), self.fewest(memory_length) + 1)
+
+    def fewest(self, memory_length: int) -> int:
+        """Tokens of a sample before eos is allowed, at most `max_length` - 1."""
+        return min(max(self.min_length, int(self.min_length_a * memory_length)), self.max_length - 1)
 
 
 @dataclass(frozen=True)
@@ -139,15 +149,18 @@ def generate(
     unk_id: int,
     generator: torch.Generator | None = None,
     keep_states: bool = False,
+    lengths: Sequence[int] | None = None,
 ) -> list[list[Hypothesis]]:
     """Decode a batch.
 
     Args:
         model: the decoder, in eval mode.
-        memory: (B, T, D).
+        memory: (B, T, D); of a decoder without memory (`SpeechLM`) the (B, T) ids of the prompt before `prefix`.
         prefix: (B, P) int64 forced first tokens, usually eos and the language.
         generator: random numbers for sampling; None: torch's global generator.
         keep_states: fill `Hypothesis.states`.
+        lengths: of each sample, what its limits follow; None: its memory. A prompt says little about the length of what
+            is to come: there it is the length of the source.
 
     Returns:
         For each sample its hypotheses, best first: at most `beam_size` (1 for greedy). With beam search and greedy
@@ -167,7 +180,8 @@ def generate(
         groups = options.beam_size
         memory = Padded(memory.data.repeat_interleave(groups, 0), memory.lengths.repeat_interleave(groups, 0))
         prefix = prefix.repeat_interleave(groups, 0)
-    search = _Search(model, memory, prefix, options, eos_id, pad_id, unk_id, generator, keep_states)
+    followed = memory.lengths.tolist() if lengths is None else [x for x in lengths for _ in range(groups)]
+    search = _Search(model, memory, prefix, options, followed, eos_id, pad_id, unk_id, generator, keep_states)
     found = search.run()
     merged = [list(chain(*found[start : start + groups])) for start in range(0, len(found), groups)]
     for hypotheses in merged:
@@ -199,6 +213,7 @@ class _Search:
         memory: Padded,
         prefix: Tensor,
         options: SearchOptions,
+        lengths: Sequence[int],
         eos_id: int,
         pad_id: int,
         unk_id: int,
@@ -210,7 +225,8 @@ class _Search:
         self.beams = options.beam_size if options.method == "beam" else 1
         self.device = memory.device
         self.prefix_length = prefix.shape[1]
-        self.limits = [options.limit(length) for length in memory.lengths.tolist()]
+        self.limits = [options.limit(length) for length in lengths]
+        self.fewest = [options.fewest(length) for length in lengths]
         positions = getattr(model, "max_positions", None)
         if positions is not None:
             if positions < self.prefix_length:
@@ -222,6 +238,13 @@ class _Search:
         self.samples = list(range(len(memory)))
         self.found: list[list[Hypothesis]] = [[] for _ in self.samples]
         self.state = model.start(memory, self.beams)
+        if self.state.room is not None:  # positions behind a prompt
+            self.limits = [
+                max(min(limit, room - self.prefix_length + 1), 1)
+                for limit, room in zip(self.limits, self.state.room, strict=True)
+            ]
+        # The last token is not fed.
+        self.state.reserve(self.prefix_length + max(self.limits, default=1) - 1)
         self.tokens = prefix.repeat_interleave(self.beams, 0)
         # One beam alone before the first choice, or all of them would choose the same.
         self.scores = torch.full((len(memory), self.beams), -torch.inf, device=self.device)
@@ -292,13 +315,20 @@ class _Search:
         if size and self.tokens.shape[1] >= size:
             self._block_ngrams(logits, size)
         ends = logits[:, self.eos_id].clone()
-        if generated < self.options.min_length:
+        early = [generated < self.fewest[sample] for sample in self.samples]
+        if all(early):
             logits[:, self.eos_id] = -torch.inf
+        elif any(early):
+            logits[self._rows(torch.tensor(early)), self.eos_id] = -torch.inf
         if self.options.force_eos and bool(at_limit.any()):
-            rows = at_limit.repeat_interleave(self.beams).nonzero()[:, 0].to(self.device)
+            rows = self._rows(at_limit)
             logits[rows] = -torch.inf
             logits[rows, self.eos_id] = ends[rows]  # also before min_length, where a decoder has no more positions
         return logits, normaliser
+
+    def _rows(self, chosen: Tensor) -> Tensor:
+        """(A,) bool of samples -> the rows of all their beams."""
+        return chosen.repeat_interleave(self.beams).nonzero()[:, 0].to(self.device)
 
     def _block_ngrams(self, logits: Tensor, size: int) -> None:
         """Put -inf where a token would complete an n-gram that the row already has."""

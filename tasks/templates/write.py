@@ -13,7 +13,14 @@ from ...components.errors import UserError
 from ...components.roles import ROLES
 
 _HERE = Path(__file__).parent
-_GROUPS = {**{role: role for role in ROLES}, "task": "task", "callback": "callbacks", "optim": "optim"}
+NO_TEMPLATE = frozenset({"speech_lm"})
+"""Roles that no task trains yet."""
+_GROUPS = {
+    **{role: role for role in ROLES if role not in NO_TEMPLATE},
+    "task": "task",
+    "callback": "callbacks",
+    "optim": "optim",
+}
 _GROUPS["schedule"] = "schedule"
 _SOURCES = {"data": "audiofolder"}
 """Template of a kind, where it is called otherwise."""

@@ -19,6 +19,7 @@ from voxzoo.components import (
     RawWaveform,
     StackAdaptor,
     TransformerSeq2Seq,
+    TransformerSpeechLM,
 )
 from voxzoo.components.contract import ContractError, check_part, examine, report
 from voxzoo.components.errors import UserError
@@ -282,6 +283,37 @@ class Loud(GriffinLimVocoder):
 
 
 TEXT = (20, 16, 2, 24, 1, 2)
+LM = (7, 9, ["eng", "spa"], ["<trans>"], 16, 2, None, 24, 2)
+
+
+class PromptStepOff(TransformerSpeechLM):
+    def step(self, tokens: Tensor, state: Any) -> Tensor:
+        if not state.steps:
+            state.lengths = (state.lengths - 1).clamp(min=0)
+        return super().step(tokens, state)
+
+
+class PromptSeesPadding(TransformerSpeechLM):
+    def start(self, prompt: Padded, beams: int = 1) -> Any:
+        full = torch.full_like(prompt.lengths, prompt.data.shape[1])
+        state = super().start(Padded(prompt.data, full), beams)
+        state.lengths = prompt.lengths
+        return state
+
+
+class SaysNoRoom(TransformerSpeechLM):
+    def start(self, prompt: Padded, beams: int = 1) -> Any:
+        state = super().start(prompt, beams)
+        state.room = None
+        return state
+
+
+class OtherVocabulary(TransformerSpeechLM):
+    def __init__(self, *sizes: Any) -> None:
+        super().__init__(*sizes)
+        self.vocab_size -= 1
+
+
 BROKEN: dict[str, tuple[Callable[[], Any], set[str], str]] = {
     "leaks padding": (ReadsPadding, {"padding", "alone", "gradients"}, "when other values stand in the padding"),
     "lengths one short": (OneShort, {"lengths"}, "output_lengths says 0 steps for 1, forward says 1"),
@@ -316,6 +348,10 @@ BROKEN: dict[str, tuple[Callable[[], Any], set[str], str]] = {
     "a cache that is not reordered": (lambda: ForgetsToReorder(*TEXT), {"reorder"}, "behind reorder"),
     "a cache that sees padding": (lambda: CacheSeesPadding(*TEXT), {"cache", "beams"}, "with a cache"),
     "sees the future": (lambda: SeesTheFuture(*TEXT), {"causal", "cache"}, "the states before a token"),
+    "a prompt read a step off": (lambda: PromptStepOff(*LM), {"cache", "beams"}, "step 0 with a cache"),
+    "a prompt whose padding is seen": (lambda: PromptSeesPadding(*LM), {"cache", "beams"}, "with a cache"),
+    "a prompt that says nothing of its length": (lambda: SaysNoRoom(*LM, max_positions=40), {"positions"}, "room for"),
+    "another vocabulary than it says": (lambda: OtherVocabulary(*LM), {"vocabulary"}, "the vocabulary has"),
     "not picklable": (NotPicklable, {"pickle"}, "it cannot be pickled"),
     "a fingerprint that lacks a setting": (IncompleteFingerprint, {"fingerprint"}, "gain="),
     "one step too many": (CountsOneMore, {"lengths"}, "output_length says 1 steps for 0 samples, 0 come out"),

@@ -25,6 +25,7 @@ from voxzoo.components import (
     RawWaveform,
     StackAdaptor,
     TransformerSeq2Seq,
+    TransformerSpeechLM,
     UnitY2T2U,
     Wav2Vec2Encoder,
     WhisperEncoder,
@@ -40,6 +41,7 @@ WAV2VEC2 = partial(
     conv_strides=[10, 8, 4], position_kernel=9, position_groups=4,
 )  # fmt: skip
 TEXT = partial(TransformerSeq2Seq, 20, 16, 2, 24)
+SPEECH_LM = partial(TransformerSpeechLM, 7, 9, ["eng", "spa"], dim=16, num_heads=4, ffn_dim=24, num_layers=2)
 LEVELS = {"fft_size": 320, "window_length": 320, "num_mel_bins": 20}
 HIFI_GAN = partial(
     CodeHiFiGAN, 8, 12, lang_dim=4, speaker_dim=5, channels=16, upsample_rates=[8, 8, 5], upsample_kernels=[16, 16, 11],
@@ -118,6 +120,14 @@ PARTS: dict[str, Callable[[], Any]] = {
     "vocoder-hifi-gan-published": partial(HIFI_GAN, num_langs=3, num_speakers=5, published_lengths=True),
     "discriminator-of-periods": partial(HiFiGANDiscriminator, (2, 5), 0, (4, 6), 5, 3),
     "discriminator-of-scales": partial(HiFiGANDiscriminator, (), 2, **SCALES),
+    "speech-lm": SPEECH_LM,
+    "speech-lm-rotary-grouped": partial(
+        SPEECH_LM, positions="rotary", num_kv_heads=2, ffn="gated", activation="silu", tie_output=False
+    ),
+    "speech-lm-prefix": partial(SPEECH_LM, mask="prefix", scale_embeddings=False),
+    "speech-lm-rotary-prefix-one-group": partial(SPEECH_LM, positions="rotary", mask="prefix", num_kv_heads=1),
+    "speech-lm-learned": partial(SPEECH_LM, positions="learned", max_positions=40),
+    "speech-lm-few-positions": partial(SPEECH_LM, positions="sinusoidal", max_positions=16, mask="prefix"),
 }  # fmt: skip
 TINY = [f"{role}={path.stem}" for role in components.parts() for path in sorted((CONFIG_DIR / role).glob("tiny*.yaml"))]
 
