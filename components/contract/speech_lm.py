@@ -65,10 +65,8 @@ class _Decoding(CachedDecoding):
         return None
 
     def vocabulary(self) -> str | None:
-        size = self.given.vocabulary.size
-        return (
-            None if size == self.given.vocab_size else f"vocab_size is {self.given.vocab_size}, the vocabulary {size}"
-        )
+        size, said = self.given.vocabulary.size, self.given.vocab_size
+        return None if size == said else f"vocab_size is {said}, but the vocabulary has {size} ids"
 
     @torch.no_grad()
     def causal(self) -> str | None:
