@@ -10,6 +10,7 @@ from typing import Any, get_args, get_origin
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from ..components.errors import UserError
+from .choices import belongs_to
 from .pretrained import KEY
 from .signatures import parameters_of
 from .targets import ALLOWED, locate
@@ -59,7 +60,7 @@ def _require_kinds(node: Any, allowed: tuple[str, ...], wanted: tuple[type, ...]
         raise UserError(f"{path}: {error}") from error
     if object not in wanted and isinstance(target, type) and not issubclass(target, wanted):
         kinds = " or ".join(kind.__name__ for kind in wanted)
-        raise UserError(f"{place} is {path}, which is not a {kinds}")
+        raise UserError(f"{place} is {path}, which is not a {kinds}{belongs_to(target)}")
     inner = {key: value for key, value in node.items() if not _is_note(key, path) and _names_class(value)}
     if inner:
         hints = parameters_of(target)[1]

@@ -19,6 +19,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from ..components.errors import UserError
 from .build import build
+from .choices import belongs_to, choose
 from .compose import compose
 from .origins import Origins
 from .pretrained import KEY
@@ -281,7 +282,8 @@ class _Walker:
         if wanted and isinstance(found, type) and not issubclass(found, tuple(wanted)):
             self.add(
                 path,
-                f"{found.__name__} is not a {' or '.join(w.__name__ for w in wanted)}: the part is in the wrong slot",
+                f"{found.__name__} is not a {' or '.join(w.__name__ for w in wanted)}: the part is in the wrong slot"
+                + belongs_to(found),
             )
             return
         if path in self.seen:
@@ -413,5 +415,5 @@ def _mismatch(value: Any, hint: Any) -> str | None:
         if value is None:
             return f"null is not a {hint.__name__}"
         if issubclass(hint, tuple(_roles().values())):
-            return f"{value!r} is not a {hint.__name__}"
+            return f"{value!r} is not a {hint.__name__}{choose(hint, value)}"
     return None

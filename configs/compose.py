@@ -20,6 +20,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from ..components.errors import UserError
+from .choices import belongs
 from .compat import fill_compat
 from .origins import ROOT as CONFIG_DIR
 from .origins import Origins
@@ -108,7 +109,7 @@ def _asked(
         if not folder.is_dir():
             raise UserError(f"--config-dir {folder}: no such folder")
     folders = (*searched, CONFIG_DIR)
-    words = [_lenient(_in_full(override), folders) for override in overrides]
+    words = _all_lenient([_in_full(override) for override in overrides], folders)
     if searched:
         words.append("hydra.searchpath=[" + ",".join(f"file://{folder}" for folder in searched) + "]")
     config = _hydra([word for word in words if not _deleted(word)], folders)
@@ -291,6 +292,21 @@ def _in_full(override: str) -> str:
     return f"{_SHORT.get(key, key)}{sign}{value}"
 
 
+def _all_lenient(overrides: Sequence[str], folders: Sequence[Path]) -> list[str]:
+    """`_lenient` of each; what is wrong with several of them is said at once."""
+    words, faults = [], []
+    for override in overrides:
+        try:
+            words.append(_lenient(override, folders))
+        except UserError as error:
+            faults.append(str(error))
+    if len(faults) > 1:
+        raise UserError("\n  ".join([f"{len(faults)} faults in the overrides:", *faults]))
+    if faults:
+        raise UserError(faults[0])
+    return words
+
+
 def _lenient(override: str, folders: Sequence[Path]) -> str:
     """Check a group choice here (nearest names in the message); let any other key through as an addition."""
     try:
@@ -314,7 +330,8 @@ def _lenient(override: str, folders: Sequence[Path]) -> str:
         if isinstance(value, dict):  # settings in place of a choice, as in freeze={adaptor: true}
             return override if override[0] in "+~" else f"++{override}"
         if not (value in choices or isinstance(value, list) or parsed.is_delete()):
-            hint = _nearest(str(value), choices) or "."
+            elsewhere = belongs(str(value), folders)
+            hint = f"{elsewhere}." if elsewhere else _nearest(str(value), choices) or "."
             raise UserError(f"{override}: there is no such choice{hint} Choices: {', '.join(choices)}")
         # The root chooses of each shipped group already: `+` would choose twice.
         return override.lstrip("+") if (CONFIG_DIR / key).is_dir() else override

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import importlib.util
 import keyword
 import os
@@ -11,6 +12,7 @@ from pathlib import Path
 
 from ...components.errors import UserError
 from ...components.roles import ROLES
+from ...configs.choices import belongs
 
 _HERE = Path(__file__).parent
 NO_TEMPLATE = frozenset({"speech_lm"})
@@ -61,7 +63,9 @@ def write_new(kind: str, name: str, out: str | Path) -> Written:
     """
     kind = _ALSO.get(kind, kind)
     if kind not in KINDS:
-        raise UserError(f"parts new {kind}: there is no such template; there are: {', '.join(KINDS)}")
+        near = difflib.get_close_matches(kind, KINDS, n=1)
+        hint = f"; did you mean {near[0]!r}?" if near else belongs(kind)
+        raise UserError(f"parts new {kind}: there is no such template; there are: {', '.join(KINDS)}{hint}")
     folder = Path(os.path.abspath(out))
     package = folder.name
     for word, what in ((name, "name"), (package, "package (the last part of --out)")):

@@ -257,8 +257,13 @@ def test_nothing_is_trained_or_written_before_faults_are_named(tiny: list[str], 
 
 def test_a_part_in_the_wrong_slot_is_named():
     assert messages("adaptor._target_=voxzoo.components.ConformerEncoder") == [
-        "adaptor: ConformerEncoder is not a Adaptor: the part is in the wrong slot"
+        "adaptor: ConformerEncoder is not a Adaptor: the part is in the wrong slot; it fills the role SpeechEncoder: "
+        "its key is speech_encoder"
     ]
+    assert messages("task.adaptor=conformer") == [
+        "task.adaptor: 'conformer' is not a Adaptor; choose one by adaptor=conformer"
+    ]
+    assert messages("task.adaptor=conf") == ["task.adaptor: 'conf' is not a Adaptor; choose one by adaptor=CHOICE"]
 
 
 def test_a_needed_part_that_is_none_is_named():
@@ -371,6 +376,44 @@ def test_a_missing_value_is_reported():
 def test_an_unknown_choice_names_the_nearest_and_all():
     with pytest.raises(UserError, match=r"adaptor=stak: there is no such choice; did you mean 'stack'\?.*conformer"):
         compose(["adaptor=stak"])
+
+
+@pytest.mark.parametrize(
+    ("word", "told"),
+    [
+        ("adaptor=xls_r_1b", r"xls_r_1b is a choice of speech_encoder: speech_encoder=xls_r_1b\. Choices: conformer"),
+        ("adaptor=istf", r"there is no such choice\. Choices"),
+        ("optim=hifi_gan5", "did you mean 'hifi_gan'"),
+        ("adaptor=hifi_gan", "hifi_gan is a choice of discriminator and optim: discriminator=hifi_gan or optim=hifi"),
+        ("adaptor=StackAdaptor", r"no such choice; StackAdaptor is a class of adaptor: adaptor=stack"),
+        ("optim=tiny", r"there is no such choice\. Choices"),  # of so many groups that it says nothing
+        ("optim=../x", r"there is no such choice\. Choices"),
+    ],
+)
+def test_a_choice_of_another_role_names_its_key(word: str, told: str):
+    with pytest.raises(UserError, match=told):
+        compose([word])
+
+
+def test_choices_of_own_groups_are_known_too(tmp_path: Path):
+    (tmp_path / "adaptor").mkdir()
+    (tmp_path / "adaptor" / "own.yaml").write_text("_target_: voxzoo.components.NoAdaptor\n")
+    with pytest.raises(UserError, match="own is a choice of adaptor: adaptor=own"):
+        compose(["speech_encoder=own"], config_dirs=[str(tmp_path)])
+
+
+def test_all_wrong_choices_are_said_at_once(tiny: list[str], call):
+    with pytest.raises(UserError) as caught:
+        compose(["adaptor=stak", "speech_encoder=tiny", "vocoder=hifigann", "trainer.max_steps=[1,"])
+    told = str(caught.value).splitlines()
+    assert told[0] == "3 faults in the overrides:"
+    assert [line.split(":")[0].strip() for line in told[1:]] == [
+        "adaptor=stak", "vocoder=hifigann", "override 'trainer.max_steps=[1,' does not parse (key=value is expected)"
+    ]  # fmt: skip
+    done = call("check", *tiny, "adaptor=stak", "t2u=nothing")
+    assert done.code == 1
+    assert "adaptor=stak: " in done.err
+    assert "t2u=nothing: " in done.err
 
 
 def test_an_override_that_does_not_parse_is_one_line():

@@ -74,7 +74,8 @@ def test_a_class_of_ones_own_takes_what_its_base_takes():
 def test_what_is_no_data_module_is_refused():
     assert faults("Foreign") == ["data: Foreign is not a DataModule: the part is in the wrong slot"]
     (slot,) = faults("Own", "data._target_=voxzoo.components.NoAdaptor")
-    assert slot == "data: NoAdaptor is not a DataModule: the part is in the wrong slot"
+    wrong = "data: NoAdaptor is not a DataModule: the part is in the wrong slot"
+    assert slot == f"{wrong}; it fills the role Adaptor: its key is adaptor"
 
 
 def test_what_a_class_lacks_is_named():

@@ -78,6 +78,8 @@ def test_a_second_one_adds_and_nothing_is_overwritten(package: str, tmp_path: Pa
     ("kind", "name", "out", "words"),
     [
         ("adaptr", "mine", "some_zoo", "parts new adaptr: there is no such template; there are: frontend"),
+        ("adaptr", "mine", "some_zoo", "; did you mean 'adaptor'"),
+        ("xls_r_1b", "mine", "some_zoo", "; xls_r_1b is a choice of speech_encoder: speech_encoder=xls_r_1b"),
         ("adaptor", "my-own", "some_zoo", "'my-own' cannot be the name"),
         ("adaptor", "class", "some_zoo", "'class' cannot be the name"),
         ("adaptor", "mine", "some-zoo", "'some-zoo' cannot be the package"),
