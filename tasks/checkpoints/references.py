@@ -8,7 +8,6 @@ compared. `checkpoint.copy_frozen=true` copies the weights into every checkpoint
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ...components.cards import weights_hash
 from ...components.converters.published import read_part
 from ...components.errors import UserError
 from ...components.layers.lora import is_lora
@@ -58,7 +58,7 @@ def find_references(parts: Mapping[str, tuple[nn.Module, str, str]]) -> dict[str
             found[name] = {
                 "role": role,
                 "source": source,
-                "sha256": fingerprint(equal),
+                "sha256": weights_hash(equal),
                 "tensors": {key: [_name(own[key].dtype), list(own[key].shape)] for key in equal},
             }
     return found
@@ -101,7 +101,7 @@ def fill_in(checkpoint: dict[str, Any], path: Path) -> dict[str, Any]:
         try:
             there = _published(reference["role"], source, {k: torch.Size(shape) for k, (_, shape) in wanted.items()})
             if there.keys() == wanted.keys():
-                now = fingerprint(there)
+                now = weights_hash(there)
         except UserError as error:
             raise UserError(f"{path}: the frozen weights of {name} are not in it, and {error}") from None
         if now != reference["sha256"]:
@@ -129,16 +129,6 @@ def _where(source: str, what: str) -> str:
         f"{what} are not in it but in a published folder, which is not there; looked for {looked}. Put it back, or its "
         f"new parent folder into {SEARCHED} (checkpoint.copy_frozen=true copies such weights into the checkpoints)"
     )
-
-
-def fingerprint(tensors: Mapping[str, Tensor]) -> str:
-    """SHA-256 (hexadecimal) of tensors: their names, types, shapes and bytes."""
-    digest = hashlib.sha256()
-    for name in sorted(tensors):
-        value = tensors[name].detach().cpu().contiguous()
-        digest.update(f"{name} {_name(value.dtype)} {tuple(value.shape)}\n".encode())
-        digest.update(value.reshape(-1).view(torch.uint8).numpy().data)
-    return digest.hexdigest()
 
 
 def _published(role: str, source: str, shapes: Mapping[str, torch.Size]) -> dict[str, Tensor]:

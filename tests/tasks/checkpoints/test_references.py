@@ -10,12 +10,13 @@ from pathlib import Path
 import pytest
 import stopper
 import torch
+from voxzoo.components.cards import weights_hash
 from voxzoo.components.errors import UserError
 from voxzoo.components.layers.lora import is_lora
 from voxzoo.configs.compose import compose
 from voxzoo.configs.targets import ALLOWED
 from voxzoo.tasks.checkpoints.files import read_checkpoint
-from voxzoo.tasks.checkpoints.references import ENTRY, fill_in, fingerprint
+from voxzoo.tasks.checkpoints.references import ENTRY, fill_in
 from voxzoo.tasks.runs.assembly import assemble
 from voxzoo.tasks.runs.initial import load_pretrained, published_references
 from voxzoo.tasks.runs.run import load_run
@@ -51,7 +52,7 @@ def raw(run: Path) -> dict:
     return torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)
 
 
-def test_a_fingerprint_is_of_names_types_shapes_and_bytes():
+def test_a_hash_is_of_names_types_shapes_and_bytes():
     base = {"a": torch.zeros(2, 3), "b": torch.zeros(())}
     others = [
         {"a": torch.zeros(3, 2), "b": torch.zeros(())},
@@ -59,8 +60,8 @@ def test_a_fingerprint_is_of_names_types_shapes_and_bytes():
         {"a": torch.zeros(2, 3, dtype=torch.bfloat16), "b": torch.zeros(())},
         {"a": torch.zeros(2, 3), "b": torch.zeros(()) + 1e-30},
     ]
-    assert fingerprint(base) == fingerprint(dict(reversed(base.items())))
-    assert len({fingerprint(one) for one in (base, *others)}) == 5
+    assert weights_hash(base) == weights_hash(dict(reversed(base.items())))
+    assert len({weights_hash(one) for one in (base, *others)}) == 5
 
 
 def test_the_encoder_of_a_unit_extractor(encoder: Path, tmp_path: Path):
