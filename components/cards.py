@@ -74,7 +74,7 @@ class Card:
     def difference(self, other: Card) -> str | None:
         """What differs from another card, in one line, ours first; None where nothing does.
 
-        The first name is shown with both values, the others are named: `codec.weights is 3f1c..., expected 77ab...; also
+        The first name is shown with both values, the others are named: `codec.weights is "3f1c", expected "77ab"; also
         codec.num_codebooks`.
         """
         ours, theirs = _flat(self.to_dict()), _flat(other.to_dict())
