@@ -26,7 +26,8 @@ from .pretrained import KEY
 from .signatures import FACTORIES, parameters_of
 from .targets import allow_list, locate
 
-_LORA = "voxzoo.components.layers.lora.LoRA"  # the schema of `lora.ROLE`
+LORA = "voxzoo.components.layers.lora.LoRA"
+"""The schema of `lora.ROLE`."""
 
 # Keys of the root config that are built: the rest are settings of the run.
 BUILT = ("task", "data", "optim", "schedule", "trainer", "logger", "callbacks")
@@ -254,7 +255,7 @@ class _Walker:
             if role not in known:
                 self.add(path, f"there is no such role{_near(str(role), known)}")
             elif isinstance(node, DictConfig):
-                settings = OmegaConf.merge({"_target_": _LORA}, node)
+                settings = OmegaConf.merge({"_target_": LORA}, node)
                 settings._set_parent(roles)
                 assert isinstance(settings, DictConfig)
                 self.target(path, settings, None)

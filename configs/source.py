@@ -86,17 +86,18 @@ def _run_config(path: Path) -> dict[str, Any]:
             raise UserError(f"{KEY}={path}: its config.yaml cannot be read ({' '.join(str(error).split())})") from None
     if not isinstance(content, Mapping) or not isinstance(content.get("task"), Mapping):
         raise UserError(f"{KEY}={path}: carries no config; expected what `voxzoo train` or `import` wrote")
-    for key, value in _leaves(content):
+    for key, value in leaves(content):
         if isinstance(value, str) and "${" in value:
             raise UserError(f"{KEY}={path}: {key}={value!r} in its config; the config of a run has plain values alone")
     return {str(key): value for key, value in content.items()}
 
 
-def _leaves(node: Any, path: str = "") -> list[tuple[str, Any]]:
+def leaves(node: Any, path: str = "") -> list[tuple[str, Any]]:
+    """(dotted key, value) of each plain value of a config."""
     if isinstance(node, Mapping):
-        return [leaf for key, value in node.items() for leaf in _leaves(value, f"{path}.{key}" if path else str(key))]
+        return [leaf for key, value in node.items() for leaf in leaves(value, f"{path}.{key}" if path else str(key))]
     if isinstance(node, list):
-        return [leaf for value in node for leaf in _leaves(value, path)]
+        return [leaf for value in node for leaf in leaves(value, path)]
     return [(path, node)]
 
 

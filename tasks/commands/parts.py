@@ -10,12 +10,15 @@ from typing import Any
 
 from ... import components
 from ...components.errors import UserError
+from .settings import settings_of
 
 HELP = "list the zoo: every part by role, its choices and paper; what one takes; check parts, or write your own"
 EXAMPLE = """voxzoo parts adaptor
   voxzoo parts adaptor=conformer
   voxzoo parts new adaptor mine --out my_zoo
   voxzoo parts check --config-dir my_zoo/configs adaptor=mine allow=[my_zoo]"""
+_MOST = 3
+"""Choices of one name that are all shown."""
 _WITH = "# with: "
 _WORDS = ("check", "new")
 """First words that are no role: what each does is a function here, its engine elsewhere."""
@@ -26,8 +29,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "overrides",
         nargs="*",
-        metavar="ROLE | ROLE=CHOICE | CLASS | check ROLE=CHOICE... | new ROLE NAME",
-        help="one role alone; or choices and classes: what each takes; or `check` and what to check: choices of roles, "
+        metavar="ROLE | ROLE=CHOICE | CHOICE | CLASS | check ROLE=CHOICE... | new ROLE NAME",
+        help="roles or other groups alone: their choices; or choices and classes: what each takes; or `check` and "
+        "what to check: choices of roles, "
         "`task=CHOICE` and settings, as for `voxzoo train`; or `new`, a role (or task, callback, optim, schedule) and "
         "a name: writes its class, YAML and test into --out",
     )
@@ -46,13 +50,34 @@ def run(args: argparse.Namespace) -> dict:
         return _new(args, rest)
     known = [*components.parts(), "data"]
     words, allow = _allowed(args.overrides)
-    if not all(word in known for word in words):
+    groups = _groups(args.config_dir)
+    if not all(word in groups for word in words):
+        words = [each for word in words for each in _by_name(word, groups, args.config_dir)]
         for word in words:
             near = difflib.get_close_matches(word, [*known, *_WORDS], n=1, cutoff=0.75)
             if near and word not in known and "=" not in word:
-                raise UserError(f"{word}: expected a role, check or new; did you mean {near[0]!r}?")
+                raise UserError(f"{word}: expected a role or another group, check or new; did you mean {near[0]!r}?")
         return _explain(args, words, allow)
     return _list(args, words or known, allow)
+
+
+def _groups(config_dirs: list[str]) -> set[str]:
+    """Everything that has choices: roles, and what else a config chooses."""
+    from ...configs.compose import CONFIG_DIR
+
+    return {path.parent.name for folder in (CONFIG_DIR, *map(Path, config_dirs)) for path in folder.glob("*/*.yaml")}
+
+
+def _by_name(word: str, groups: set[str], config_dirs: list[str]) -> list[str]:
+    """A choice without its group (`conformer`) as the choices of that name; any other word as it is."""
+    from ...configs.choices import choices_called
+
+    if word in groups or not word.islower():
+        return [word]
+    found = choices_called(word, map(Path, config_dirs))
+    if len(found) > _MOST:
+        raise UserError(f"{word}: {len(found)} groups have such a choice; say of which: {', '.join(found)}")
+    return found or [word]
 
 
 def _allowed(words: list[str]) -> tuple[list[str], list[str]]:
@@ -70,6 +95,11 @@ def _explain(args: argparse.Namespace, names: list[str], allow: list[str]) -> di
 
     quiet_libraries()
     found = {name: describe_part(name, config_dirs=args.config_dir, allow=allow) for name in names}
+    for part in found.values():
+        if part["path"] is None:
+            remarks = {key: about for key, _, about in settings_of(Path(part["file"]))}
+            for each in part["arguments"]:
+                each["about"] = remarks.get(each["name"], "")
     if not args.json:
         from rich import box
         from rich.console import Console
@@ -77,10 +107,13 @@ def _explain(args: argparse.Namespace, names: list[str], allow: list[str]) -> di
 
         console = Console(width=None if Console().is_terminal else 140)
         for name, part in found.items():
-            console.print(f"{name}: {part['path']}", markup=False, highlight=False, soft_wrap=True)
+            console.print(f"{name}: {part['path'] or part['file']}", markup=False, highlight=False, soft_wrap=True)
             for line in (part["about"], part["paper"] and f"Paper: {part['paper']}"):
                 if line:
                     console.print(line, markup=False, highlight=False)
+            if part["path"] is None:
+                _show_settings(console, part["arguments"])
+                continue
             table = Table(box=box.SIMPLE_HEAD)
             columns = ["argument", *(["value"] if part["file"] else []), "default", "type", "what it is"]
             for column in columns:
@@ -91,6 +124,21 @@ def _explain(args: argparse.Namespace, names: list[str], allow: list[str]) -> di
                 table.add_row(*map(_escaped, (each["name"], *value, default, each["type"], each["about"])))
             console.print(table)
     return {"status": "ok", "parts": found}
+
+
+def _show_settings(console: Any, settings: list[dict[str, Any]]) -> None:
+    from rich import box
+    from rich.table import Table
+
+    if not settings:
+        return
+    remarks = any(each["about"] for each in settings)
+    table = Table(box=box.SIMPLE_HEAD)
+    for column in ("setting", "value", *(["what it is"] if remarks else [])):
+        table.add_column(column, overflow="fold")
+    for each in settings:
+        table.add_row(*map(_escaped, (each["name"], each["value"], *([each["about"]] if remarks else []))))
+    console.print(table)
 
 
 def _escaped(text: str) -> str:
@@ -172,7 +220,9 @@ def _list(args: argparse.Namespace, roles: list[str], allow: list[str]) -> dict:
             for choice in choices:
                 override = "\n".join([f"{role}={choice['choice']}", *choice["with"]])
                 count = "-" if choice["parameters"] is None else f"{choice['parameters']:,}"
-                table.add_row(override, choice["class"] or "-", count, choice["about"], choice["paper"])
+                table.add_row(
+                    *map(_escaped, (override, choice["class"] or "-", count, choice["about"], choice["paper"]))
+                )
             Console(width=None if Console().is_terminal else 140).print(table)
     return {"status": "ok", "roles": found}
 
@@ -187,12 +237,12 @@ def _describe(role: str, path: Path, config_dirs: list[str], allow: list[str]) -
     from ...configs.targets import locate, trusted
 
     lines = path.read_text().splitlines()
-    about = lines[0].lstrip("# ").strip()
+    about = next(line for line in lines if line and "@package" not in line).lstrip("# ").strip()
     # What a published part goes with, such as its tokenizer: its sizes follow from theirs.
     beside = next((line.removeprefix(_WITH).split() for line in lines if line.startswith(_WITH)), [])
     node = OmegaConf.load(path)
     assert isinstance(node, DictConfig)
-    target = node.get("_target_")
+    target = node.get("task", node).get("_target_") if role == "task" else node.get("_target_")
     entry: dict[str, Any] = {"choice": path.stem, "class": None, "parameters": None, "about": about, "paper": ""}
     entry["with"] = beside
     if target is None:

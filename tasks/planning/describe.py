@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import inspect
+import itertools
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,8 +15,10 @@ from omegaconf import OmegaConf
 
 from ... import components
 from ...components.errors import UserError
+from ...configs.check import LORA
 from ...configs.origins import ROOT
 from ...configs.signatures import parameters_of
+from ...configs.source import leaves
 from ...configs.targets import locate, trusted
 
 _PACKAGES = ("components", "datamodules", "tasks")
@@ -31,8 +34,9 @@ def describe_part(name: str, *, config_dirs: Sequence[str] = (), allow: Sequence
         allow: packages besides our own that class paths may name.
 
     Returns:
-        `class`, its full `path`, the YAML `file` of a choice, `about`, `paper` and `arguments`: maps of `name`, `type`,
-        `default` and `value` (None where there is none), `is_needed` and `about`.
+        `class`, its full `path` (both None of a choice that names no class), the YAML `file` of a choice, `about`,
+        `paper` and `arguments`: maps of `name`, `type`, `default` and `value` (None where there is none), `is_needed`
+        and `about`.
 
     Raises:
         UserError: there is no such choice or class, or it may not be used.
@@ -45,8 +49,7 @@ def describe_part(name: str, *, config_dirs: Sequence[str] = (), allow: Sequence
         node = node.get("task", node) if name.startswith("task=") else node  # one with defaults of its own
         path = node.get("_target_")
         if path is None:
-            lines = file.read_text(encoding="utf-8").splitlines()
-            raise UserError(f"{name}: names no class: {next(line for line in lines if line).lstrip('# ')}")
+            return _without_class(name, file, node)
         values = {str(key): value for key, value in node.items() if not str(key).startswith("_")}
     else:
         path = name if "." in name else _path(name)
@@ -81,6 +84,22 @@ def describe_part(name: str, *, config_dirs: Sequence[str] = (), allow: Sequence
     }
 
 
+def _without_class(name: str, file: Path, node: dict[str, Any]) -> dict[str, Any]:
+    """Of a choice that sets keys of a config and builds nothing: what its file says first, and what it sets."""
+    lines = file.read_text(encoding="utf-8").splitlines()
+    head = itertools.takewhile(lambda line: line.startswith("#"), lines)
+    about = [line.lstrip("# ") for line in head if "@package" not in line]
+    if name.startswith("lora="):
+        about.append(f"What a role takes here: voxzoo parts {LORA}")
+    keys = {key: value for key, value in leaves(node) if key.split(".")[0] != "defaults" and not key.startswith("_")}
+    arguments = [
+        {"name": key, "type": "", "is_needed": False, "default": None, "value": _text(value), "about": ""}
+        for key, value in keys.items()
+    ]
+    said = {"about": "\n".join(about), "paper": "", "arguments": arguments}
+    return {"class": None, "path": None, "file": str(file), **said}
+
+
 def _file(name: str, folders: Sequence[Path]) -> Path:
     group, _, choice = name.partition("=")
     choices = {path.stem: path for folder in reversed(folders) for path in sorted(folder.glob(f"{group}/*.yaml"))}
@@ -105,8 +124,8 @@ def _path(name: str) -> str:
     if name not in where:
         there = ", ".join(sorted({*components.parts(), *where}))
         raise UserError(
-            f"{name}: expected a role, a choice such as adaptor=conformer, or a class{_near(name, list(where))} There "
-            f"are: {there}"
+            f"{name}: expected a role or another group, a choice such as adaptor=conformer, or a class"
+            f"{_near(name, list(where))} There are: {there}"
         )
     return where[name]
 

@@ -133,4 +133,4 @@ def test_what_cannot_be_checked_is_said(given: list[str], message: str, call):
 def test_a_word_that_is_no_role(call):
     code, _, err = call("parts", "adaptr")
     assert code == 1
-    assert "adaptr: expected a role, check or new; did you mean 'adaptor'?" in err
+    assert "adaptr: expected a role or another group, check or new; did you mean 'adaptor'?" in err

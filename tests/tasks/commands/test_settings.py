@@ -60,6 +60,35 @@ def test_a_choice_shows_its_values(capfd: pytest.CaptureFixture[str]):
         assert "did you mean" in capfd.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("word", "told"),
+    [
+        ("conformer", ["adaptor=conformer: voxzoo.components.ConformerAdaptor", "final_norm"]),
+        ("hifi_gan", ["discriminator=hifi_gan: ", "optim=hifi_gan: torch.optim.AdamW"]),
+        (
+            "lora=attention",
+            ["speech_encoder.targets.qv", "*attention.[qv]", "LoRA on query and value", "layers.lora.L"],
+        ),
+        ("freeze=encoder", ["speech_encoder", "true", "The speech encoder stands still."]),
+        ("vocoder=none", ["No vocoder"]),
+        ("experiment=finetune", ["optim.lr", "1e-05", "trainer.max_steps"]),
+        ("trainer=cpu", ["log_every_n_steps"]),
+        ("lora", ["lora=attention", 'targets.qv="*attention.[qv]"']),
+        ("task", ["task=gan_vocoder", "GanVocoder"]),
+    ],
+)
+def test_a_choice_is_found_by_name_and_without_a_class(word: str, told: list[str], capfd: pytest.CaptureFixture[str]):
+    assert main(["parts", word]) == 0
+    out = capfd.readouterr().out
+    assert [each for each in told if each not in out] == []
+    assert "@package" not in out
+
+
+def test_a_choice_of_many_groups_is_not_guessed(capfd: pytest.CaptureFixture[str]):
+    assert main(["parts", "tiny"]) == 1
+    assert "groups have such a choice; say of which: adaptor=tiny, " in capfd.readouterr().err
+
+
 def test_choices_of_ones_own_are_listed_and_explained(tmp_path: Path, capfd: pytest.CaptureFixture[str]):
     (tmp_path / "adaptor").mkdir()
     (tmp_path / "adaptor" / "mine.yaml").write_text(
