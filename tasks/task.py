@@ -333,8 +333,15 @@ class Task(LightningModule, ABC):
 
     def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
         due = self.trainer.global_step % self.trainer.log_every_n_steps == 0  # pyright: ignore[reportAttributeAccessIssue]
+        if due:
+            self._log_window()
+
+    def on_train_end(self) -> None:
+        self._log_window()  # a run shorter than its interval has this one alone
+
+    def _log_window(self) -> None:
         # `_count` is emptied by the optimizer's step: between steps of an accumulation there is nothing to say.
-        if not due or self._count is not None or not self._window:
+        if self._count is not None or not self._window:
             return
         metrics = self._drain_window()
         if self.trainer.is_global_zero:

@@ -27,6 +27,7 @@ class RunProgress(ProgressBar):
         self._bar: Progress | None = None
         self._bar_id: Any = None
         self._said = 0.0
+        self._said_step = 0
         self._valid = ""
 
     def disable(self) -> None:
@@ -38,7 +39,7 @@ class RunProgress(ProgressBar):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if not self._enabled or not trainer.is_global_zero:
             return
-        self._said = time.monotonic()
+        self._said, self._said_step = time.monotonic(), trainer.global_step
         if sys.stderr.isatty():
             columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
             self._bar = Progress(*columns, console=Console(stderr=True))
@@ -51,9 +52,18 @@ class RunProgress(ProgressBar):
         if self._bar is not None:
             self._bar.update(self._bar_id, completed=trainer.global_step, description=self._text(pl_module))
         elif self._enabled and trainer.is_global_zero and time.monotonic() - self._said >= self.every_seconds:
-            self._said = time.monotonic()
-            total = trainer.max_steps if trainer.max_steps > 0 else "?"
-            print(f"step {trainer.global_step}/{total}  {self._text(pl_module)}", file=sys.stderr, flush=True)
+            self._say(trainer, pl_module)
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self._bar is not None:
+            self._bar.update(self._bar_id, completed=trainer.global_step, description=self._text(pl_module))
+        elif self._enabled and trainer.is_global_zero and trainer.global_step > self._said_step:
+            self._say(trainer, pl_module)
+
+    def _say(self, trainer: Trainer, module: LightningModule) -> None:
+        self._said, self._said_step = time.monotonic(), trainer.global_step
+        total = trainer.max_steps if trainer.max_steps > 0 else "?"
+        print(f"step {trainer.global_step}/{total}  {self._text(module)}", file=sys.stderr, flush=True)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         metrics = {
