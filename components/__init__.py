@@ -18,6 +18,7 @@ _PARTS = {
     "vocoder": ["CodeHiFiGAN", "GriffinLimVocoder", "ISTFTVocoder"],
     "discriminator": ["HiFiGANDiscriminator"],
     "speech_lm": ["TransformerSpeechLM"],
+    "stream_lm": ["TransformerStreamLM"],
 }
 _WHERE = {name: role for role, names in _PARTS.items() for name in names}
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from .joint_vocabulary import JointVocabulary
 from .languages import match
-from .types import Adapted, Batch, Judgement, Loss, Padded, Reconstruction, UnitOutput
+from .types import Adapted, Batch, Judgement, Loss, Padded, Reconstruction, Statistic, UnitOutput
 
 
 class Part(LightningModule, ABC):
@@ -247,6 +247,33 @@ class SpeechLM(Part):
         """(R,) ids of the newest token of each row -> (R, dim) states after the final norm; advances `state`."""
 
 
+class StreamLM(Part):
+    """Codec streams from semantic units: those that the speech LM leaves to it, or all."""
+
+    num_units: int
+    codebook_size: int
+    num_streams: int
+    """K, of the codec, the first included."""
+    pattern: str
+    """Who writes which stream when: `ar_nar` (stream 1 is given, each other one is written at once), or all streams
+    step by step: `delay`, `parallel`, `flat`."""
+    given_streams: int
+    """Streams that it is given: 1 with `ar_nar`, else 0."""
+
+    @abstractmethod
+    def forward(
+        self, units: Padded, codes: Padded, prompt: Padded, stage: Tensor | None = None
+    ) -> tuple[dict[str, Loss], dict[str, Statistic]]:
+        """Losses, and accuracies by stream, of (B, U) units and an acoustic prompt (B, P, K) of all streams against
+        (B, T, K) codes. `stage` (B,) int64: with `ar_nar` the stream that each row learns, 1..K-1 counted from 0; None
+        draws one for each row. Keys never depend on the batch."""
+
+    @abstractmethod
+    def generate(self, units: Padded, prompt: Padded, first: Padded | None = None, **options: Any) -> Padded:
+        """(B, U) units, (B, P, K) prompt, and where streams are given the first, (B, T) -> (B, T, K) codes, 0 beyond
+        the length."""
+
+
 class TextToUnit(Part):
     """Second pass of UnitY: states of the text decoder to target units."""
 
@@ -458,6 +485,7 @@ ROLES: dict[str, type] = {
     "vocoder": UnitVocoder,
     "discriminator": Discriminator,
     "speech_lm": SpeechLM,
+    "stream_lm": StreamLM,
     "data": DataModule,
 }
 """Config key -> base class. `voxzoo check` refuses a part in the wrong slot by this table."""

@@ -16,6 +16,7 @@ from .modules import Modules
 from .outcome import Check, Outcome, collect, require
 from .speech import checks_of_adaptor, checks_of_encoder, ways_of_adaptor, ways_of_encoder
 from .speech_lm import checks_of_speech_lm, ways_of_speech_lm
+from .stream_lm import checks_of_stream_lm, ways_of_stream_lm
 from .text import checks_of_text, ways_of_text
 from .tokenizers import checks_of_tokenizer
 from .units import checks_of_extractor, checks_of_t2u, fitted, prepared_t2u, ways_of_extractor, ways_of_t2u
@@ -50,6 +51,7 @@ _CONTRACTS = {
     "unit_extractor": _Contract(ways_of_extractor, checks_of_extractor, fitted),
     "vocoder": _Contract(ways_of_vocoder, lambda part, _: checks_of_vocoder(part)),
     "speech_lm": _Contract(ways_of_speech_lm, lambda part, _: checks_of_speech_lm(part)),
+    "stream_lm": _Contract(ways_of_stream_lm, lambda part, _: checks_of_stream_lm(part)),
     "discriminator": _Contract(ways_of_discriminator, lambda part, _: checks_of_discriminator(part)),
 }
 

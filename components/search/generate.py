@@ -204,6 +204,28 @@ def log_normaliser(logits: Tensor) -> Tensor:
     return torch.cat([block.logsumexp(dim=-1, keepdim=True) for block in logits.tensor_split(max(blocks, 1))])
 
 
+def draw(logits: Tensor, options: SearchOptions, generator: torch.Generator | None = None) -> Tensor:
+    """(R, V) logits -> (R, 1) ids, one drawn for each row under `temperature`, `top_k` and `top_p`.
+
+    Raises:
+        ValueError: a row that allows nothing, or NaN.
+    """
+    values, ids = logits, None
+    if options.top_k or options.top_p < 1:
+        values, ids = logits.topk(min(options.top_k or logits.shape[-1], logits.shape[-1]), dim=-1)
+    probs = (values / options.temperature).softmax(dim=-1)
+    if options.top_p < 1:
+        # A token stays if those before it have not reached top_p; the first always does.
+        probs = probs.masked_fill(probs.cumsum(dim=-1) - probs >= options.top_p, 0)
+    if not bool(probs.isfinite().all()):
+        raise ValueError(
+            "nothing to sample from: either suppress, no_repeat_ngram, unk_penalty and min_length block every "
+            "token, or the decoder gives NaN"
+        )
+    choice = torch.multinomial(probs, 1, generator=generator)
+    return choice if ids is None else ids.gather(1, choice)
+
+
 class _Search:
     """The loop over one batch. Rows of a running sample stand together, best beam first."""
 
@@ -351,22 +373,9 @@ class _Search:
 
     def _sample(self, logits: Tensor, normaliser: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """One random continuation of each row: scores, beams and ids, each (A, 1)."""
-        options = self.options
-        values, ids = logits, None
-        if options.top_k or options.top_p < 1:
-            values, ids = logits.topk(min(options.top_k or logits.shape[-1], logits.shape[-1]), dim=-1)
-        probs = (values / options.temperature).softmax(dim=-1)
-        if options.top_p < 1:
-            # A token stays if those before it have not reached top_p; the first always does.
-            probs = probs.masked_fill(probs.cumsum(dim=-1) - probs >= options.top_p, 0)
-        if not bool(probs.isfinite().all()):
-            raise ValueError(
-                "nothing to sample from: either suppress, no_repeat_ngram, unk_penalty and min_length block every "
-                "token, or the decoder gives NaN"
-            )
-        choice = torch.multinomial(probs, 1, generator=self.generator)
-        scores = self.scores + values.gather(1, choice) - normaliser
-        return scores, torch.zeros_like(choice), choice if ids is None else ids.gather(1, choice)
+        ids = draw(logits, self.options, self.generator)
+        scores = self.scores + logits.gather(1, ids) - normaliser
+        return scores, torch.zeros_like(ids), ids
 
     def _normalise(self, score: float, generated: int) -> float:
         length = generated + (0 if self.options.score == "generated" else self.prefix_length - 1)

@@ -15,7 +15,7 @@ from ...components.roles import ROLES
 from ...configs.choices import belongs
 
 _HERE = Path(__file__).parent
-NO_TEMPLATE = frozenset({"speech_lm"})
+NO_TEMPLATE = frozenset({"speech_lm", "stream_lm"})
 """Roles that no task trains yet."""
 _GROUPS = {
     **{role: role for role in ROLES if role not in NO_TEMPLATE},

@@ -20,6 +20,7 @@ from voxzoo.components import (
     StackAdaptor,
     TransformerSeq2Seq,
     TransformerSpeechLM,
+    TransformerStreamLM,
 )
 from voxzoo.components.contract import ContractError, check_part, examine, report
 from voxzoo.components.errors import UserError
@@ -314,6 +315,20 @@ class OtherVocabulary(TransformerSpeechLM):
         self.vocab_size -= 1
 
 
+STREAMS = (7, 9, 4, "ar_nar", 16, 2, None, 24, 2)
+
+
+class SeesItsOwn(TransformerStreamLM):
+    def _stage_states(self, units: Padded, codes: Padded, prompt: Padded, stage: Tensor) -> Tensor:
+        states = super()._stage_states(units, codes, prompt, stage)
+        return states + self._embed(codes.data[:, :, -1], self.num_streams - 1)
+
+
+class Deaf(TransformerStreamLM):
+    def _stage_states(self, units: Padded, codes: Padded, prompt: Padded, stage: Tensor) -> Tensor:
+        return super()._stage_states(units, codes, Padded(prompt.data * 0, prompt.lengths), stage)
+
+
 BROKEN: dict[str, tuple[Callable[[], Any], set[str], str]] = {
     "leaks padding": (ReadsPadding, {"padding", "alone", "gradients"}, "when other values stand in the padding"),
     "lengths one short": (OneShort, {"lengths"}, "output_lengths says 0 steps for 1, forward says 1"),
@@ -352,6 +367,8 @@ BROKEN: dict[str, tuple[Callable[[], Any], set[str], str]] = {
     "a prompt whose padding is seen": (lambda: PromptSeesPadding(*LM), {"cache", "beams"}, "with a cache"),
     "a prompt that says nothing of its length": (lambda: SaysNoRoom(*LM, max_positions=40), {"positions"}, "room for"),
     "another vocabulary than it says": (lambda: OtherVocabulary(*LM), {"vocabulary"}, "the vocabulary has"),
+    "a stage that sees its own stream": (lambda: SeesItsOwn(*STREAMS), {"later_streams"}, "which comes later"),
+    "no prompt": (lambda: Deaf(*STREAMS), {"conditions"}, "does not change with the prompt"),
     "not picklable": (NotPicklable, {"pickle"}, "it cannot be pickled"),
     "a fingerprint that lacks a setting": (IncompleteFingerprint, {"fingerprint"}, "gain="),
     "one step too many": (CountsOneMore, {"lengths"}, "output_length says 1 steps for 0 samples, 0 come out"),

@@ -26,6 +26,7 @@ from voxzoo.components import (
     StackAdaptor,
     TransformerSeq2Seq,
     TransformerSpeechLM,
+    TransformerStreamLM,
     UnitY2T2U,
     Wav2Vec2Encoder,
     WhisperEncoder,
@@ -42,6 +43,7 @@ WAV2VEC2 = partial(
 )  # fmt: skip
 TEXT = partial(TransformerSeq2Seq, 20, 16, 2, 24)
 SPEECH_LM = partial(TransformerSpeechLM, 7, 9, ["eng", "spa"], dim=16, num_heads=4, ffn_dim=24, num_layers=2)
+STREAM_LM = partial(TransformerStreamLM, 7, 9, 4, dim=16, num_heads=4, ffn_dim=24, num_layers=2)
 LEVELS = {"fft_size": 320, "window_length": 320, "num_mel_bins": 20}
 HIFI_GAN = partial(
     CodeHiFiGAN, 8, 12, lang_dim=4, speaker_dim=5, channels=16, upsample_rates=[8, 8, 5], upsample_kernels=[16, 16, 11],
@@ -121,6 +123,11 @@ PARTS: dict[str, Callable[[], Any]] = {
     "discriminator-of-periods": partial(HiFiGANDiscriminator, (2, 5), 0, (4, 6), 5, 3),
     "discriminator-of-scales": partial(HiFiGANDiscriminator, (), 2, **SCALES),
     "speech-lm": SPEECH_LM,
+    "stream-lm": STREAM_LM,
+    "stream-lm-grouped": partial(STREAM_LM, num_kv_heads=2, ffn="gated", activation="silu"),
+    "stream-lm-delay": partial(STREAM_LM, pattern="delay"),
+    "stream-lm-parallel": partial(STREAM_LM, pattern="parallel"),
+    "stream-lm-flat": partial(STREAM_LM, pattern="flat", num_kv_heads=1),
     "speech-lm-rotary-grouped": partial(
         SPEECH_LM, positions="rotary", num_kv_heads=2, ffn="gated", activation="silu", tie_output=False
     ),
