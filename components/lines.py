@@ -57,6 +57,25 @@ def open_text(path: Path) -> BinaryIO:
     return path.open("rb")
 
 
+def parse_json(text: str | bytes) -> Any:
+    """The value in a text of JSON that someone else wrote.
+
+    Raises:
+        ValueError: it is none, or nested deeper or with longer numbers than can be read: what and where, in one line.
+    """
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        line = f"line {error.lineno}, " if error.lineno > 1 else ""
+        raise ValueError(f"not JSON: {error.msg} at {line}column {error.colno}") from None
+    except UnicodeDecodeError as error:
+        raise ValueError(f"not UTF-8 text: byte {error.object[error.start]:#04x} at byte {error.start + 1}") from None
+    except RecursionError:
+        raise ValueError("not JSON that can be read: nested too deep") from None
+    except ValueError:  # Python's own guard against quadratic time
+        raise ValueError("not JSON that can be read: a number with thousands of digits") from None
+
+
 _ESCAPED = re.compile("[\x85\u2028\u2029\ud800-\udfff]")
 
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import csv
 import difflib
-import json
 import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
@@ -20,7 +19,7 @@ from typing import Any
 
 from ..components.errors import UserError
 from ..components.languages import language_name
-from ..components.lines import json_line, open_text, raw_lines
+from ..components.lines import json_line, open_text, parse_json, raw_lines
 from .segments import segment_name
 
 
@@ -206,18 +205,15 @@ def _json_rows(path: Path) -> Iterator[tuple[int, dict[str, Any] | str]]:
             if not line.strip():
                 continue
             try:
-                row = json.loads(line.decode())
+                row = parse_json(line.decode())
             except UnicodeDecodeError as error:
                 yield (
                     number,
                     f"not UTF-8 text: byte {line[error.start]:#04x} at column {error.start + 1}; save it as UTF-8",
                 )
                 continue
-            except json.JSONDecodeError as error:
-                yield number, f"not JSON: {error.msg} at column {error.colno}"
-                continue
-            except RecursionError:
-                yield number, "not JSON of a row: nested too deep"
+            except ValueError as error:
+                yield number, str(error)
                 continue
             yield number, row if isinstance(row, dict) else f"expected a JSON object, got {type(row).__name__}"
 
@@ -260,7 +256,7 @@ def _part(key: str, value: Any, fault: Callable[[str, str], None]) -> float | in
     """The value of `offset` or `channel`."""
     try:
         number = float(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         number = math.nan
     if isinstance(value, bool) or not (math.isfinite(number) and number >= 0):
         fault(key, f"{value!r}: expected {'seconds' if key == 'offset' else 'a number'} from 0")
@@ -298,7 +294,7 @@ def _check(line: int, row: dict[str, Any], scan: Scan) -> dict[str, Any]:
         elif key == "duration":
             try:
                 values[key] = float(value)
-            except (TypeError, ValueError):
+            except (TypeError, ValueError, OverflowError):
                 fault(key, f"{value!r} is no number of seconds")
                 continue
             if not (math.isfinite(values[key]) and values[key] > 0):

@@ -6,7 +6,6 @@ Letters: U units of an utterance.
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Iterable, Iterator, Mapping
 from itertools import islice
 from pathlib import Path
@@ -15,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from ..components.errors import UserError
-from ..components.lines import open_text, raw_lines
+from ..components.lines import open_text, parse_json, raw_lines
 from .array_file import Arrays, Spill, Texts, TextWriter
 from .derived import arrays_of
 
@@ -94,12 +93,23 @@ def _lines(path: Path) -> Iterator[tuple[Any, np.ndarray]]:
     with open_text(path) as file:
         for number, line in enumerate(raw_lines(file, path), 1):
             try:
-                row = json.loads(line)
-                name, units = row["id"], np.asarray(row["units"], np.int32)
+                row = parse_json(line)
+                name, units = row["id"], _numbers(row["units"])
                 hash(name)
-            except (ValueError, KeyError, TypeError, RecursionError):
+            except (ValueError, KeyError, TypeError, OverflowError):
                 raise UserError(f'{path}, line {number}: expected {{"id": ..., "units": [...]}}') from None
             yield name, units
+
+
+def _numbers(units: Any) -> np.ndarray:
+    """Whole numbers from 0, as int32. Raises ValueError, TypeError or OverflowError for anything else, which NumPy
+    would cut to whole numbers."""
+    found = np.asarray(units)
+    if found.ndim == 0 or (found.size and (found.dtype.kind != "i" or found.min() < 0)):
+        raise ValueError
+    if found.size and found.max() > np.iinfo(np.int32).max:
+        raise OverflowError
+    return found.astype(np.int32)
 
 
 def _columns(path: Path, folder: Path | None) -> tuple[dict[str, Any], Mapping[str, np.ndarray | Spill]]:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from ..components.errors import UserError
+from ..components.lines import open_text, parse_json, raw_lines
 from ..components.roles import UnitExtractor
 from ..components.types import Padded
 from ..datamodules.audio import AudioFiles
@@ -194,18 +195,19 @@ def read_units(path: Path | str) -> Iterator[tuple[str, list[int]]]:
         UserError: a line that is not `{"id": text, "units": [whole numbers]}`, with its number.
     """
     try:
-        with open(path, encoding="utf-8") as file:
-            for number, line in enumerate(file, 1):
+        with open_text(Path(path)) as file:
+            for number, line in enumerate(raw_lines(file, path), 1):
                 if not line.strip():
                     continue
                 try:
-                    entry = json.loads(line)
+                    entry = parse_json(line)
                     name, units = entry["id"], entry["units"]
                     if not isinstance(name, str) or not all(type(unit) is int and unit >= 0 for unit in units):
                         raise TypeError
                 except (ValueError, TypeError, KeyError):
                     expected = '{"id": "...", "units": [3, 3, 17]}'
-                    raise UserError(f"{path}:{number}: expected {expected}, found {line.strip()[:80]}") from None
+                    found = line.strip()[:80].decode(errors="replace")
+                    raise UserError(f"{path}, line {number}: expected {expected}, found {found!r}") from None
                 yield name, units
     except OSError as error:
         raise UserError(f"{path}: {error.strerror}") from error

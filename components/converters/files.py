@@ -17,6 +17,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from ..errors import UserError
+from ..lines import parse_json
 
 SHARD_BYTES = 5_000_000_000
 _SINGLE = "model.safetensors"
@@ -66,7 +67,7 @@ def read_json(path: Path) -> dict[str, Any]:
         UserError: the file is missing, or is no JSON object.
     """
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = parse_json(path.read_bytes())
     except FileNotFoundError:
         raise UserError(f"{path}: missing; expected a folder in the layout that `save_pretrained` writes") from None
     except (ValueError, OSError) as error:

@@ -13,6 +13,7 @@ from typing import Any, Literal
 import sentencepiece
 
 from ..errors import UserError
+from ..lines import parse_json
 from .normalise import MARK, Charsmap, nllb, seamless_m4t
 
 Layout = Literal["seamless_m4t", "nllb"]
@@ -145,7 +146,7 @@ def read_fast(data: bytes, where: str) -> dict[str, Any]:
         UserError: it is none.
     """
     try:
-        content = json.loads(data)
+        content = parse_json(data)
         vocab = content["model"]["vocab"]
         if content["model"]["type"] != "BPE" or not isinstance(vocab, dict):
             raise ValueError(f"its model is {content['model']['type']}")

@@ -33,6 +33,7 @@ from torch import Tensor
 
 from ..errors import UserError
 from ..languages import match
+from ..lines import parse_json
 from ..roles import Tokenizer
 from .pieces import NUM_CONTROLS, FastPieces, Layout, Normaliser, Pieces, SentencePieces
 from .vocabulary import Normalisation
@@ -264,10 +265,10 @@ def _character_file(path: Path) -> dict[str, Any]:
         UserError: no such file, or it has none.
     """
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = parse_json(path.read_bytes())
         characters = {str(key): int(number) for key, number in content["char_to_id"].items()}
         texts = {str(key): str(text) for key, text in (content.get("id_to_text") or {}).items()}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
         raise UserError(
             f"tokenizer.characters={str(path)!r}: expected a JSON file with char_to_id and id_to_text, as the "
             f"generation_config.json of SeamlessM4T v2 ({type(error).__name__}: {error})"

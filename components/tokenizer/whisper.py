@@ -4,7 +4,6 @@ piece."""
 from __future__ import annotations
 
 import importlib
-import json
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from torch import Tensor
 
 from ..errors import UserError, few
 from ..languages import is_same, match
+from ..lines import parse_json
 from ..roles import Tokenizer
 from .languages import WHISPER_LANGUAGES
 
@@ -192,10 +192,10 @@ def token_ids(path: Path) -> dict[str, int]:
         UserError: it is none.
     """
     try:
-        content = json.loads(path.read_bytes())
+        content = parse_json(path.read_bytes())
         ids = {str(token): int(number) for token, number in content["model"]["vocab"].items()}
         ids.update({str(token["content"]): int(token["id"]) for token in content.get("added_tokens") or ()})
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
         raise UserError(f"{path} is no tokenizer.json of Whisper ({type(error).__name__}: {error})") from None
     return ids
 

@@ -374,7 +374,7 @@ def test_faults_of_a_corpus(corpus, tmp_path):
     asked_twice = [corpus[0], dataclasses.replace(corpus[0], task="asr")]
     assert extract_units(part, asked_twice, path=tmp_path / "u.jsonl")["utterances"] == 1
     (tmp_path / "bad.jsonl").write_text('{"id": "a", "units": [1]}\n{"id": "b", "units": [1.5]}\n')
-    with pytest.raises(UserError, match=r"bad.jsonl:2: expected"):
+    with pytest.raises(UserError, match=r"bad.jsonl, line 2: expected"):
         list(read_units(tmp_path / "bad.jsonl"))
 
 
