@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import re
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -55,13 +56,18 @@ def versions() -> dict[str, str | None]:
 
 
 def processor() -> str:
-    """The name of the CPU, as the system gives it."""
+    """The name of the CPU, as the system gives it; family and model where it has no number, as on virtual machines."""
     info = Path("/proc/cpuinfo")
-    if info.exists():
-        for line in info.read_text().splitlines():
-            if "model name" in line:
-                return line.partition(":")[2].strip()
-    return platform.processor()
+    if not info.exists():
+        return platform.processor()
+    found: dict[str, str] = {}
+    for line in info.read_text().splitlines():
+        key, _, value = line.partition(":")
+        found.setdefault(key.strip(), value.strip())
+    name = found.get("model name", "")
+    if name and not re.search(r"\d", name) and "cpu family" in found:
+        name += f" (family {found['cpu family']}, model {found.get('model', '?')})"
+    return name or platform.processor()
 
 
 def machine(threads: int, device: str = "cpu", dtype: str = "float32") -> dict[str, Any]:
