@@ -240,7 +240,7 @@ def product_seconds(product: Product, dtype: torch.dtype) -> float:
             ways.append(lambda: torch.bmm(x, weight.transpose(1, 2)))
             part = min(product.rows, _BLOCK)
             if part < product.rows:
-                # Fused attention goes over its rows in blocks and never writes the scores: one whole product is no limit.
+                # Fused attention goes over its rows in blocks and writes no scores: one whole product is no limit.
                 times = product.rows / part
                 return min(_best_seconds(ways[0]), times * _best_seconds(lambda: _in_blocks(x[:, :part], weight)))
         else:
