@@ -38,6 +38,9 @@ ACCENTS = {
 }
 SEEN = ("m1", "m2", "m3", "m4", "m5", "m6", "f1", "f2", "f3", "f4", "Andy", "Annie")
 UNSEEN = ("m7", "m8", "f5", "Alicia", "Gene", "steph")
+PITCHES = (30, 50, 70)
+"""Of one voice on both sides: each variant at each pitch is a speaker."""
+_TARGET = {"target_rate": 150, "target_pitch": 50}
 
 
 class SpokenPhrases:
@@ -52,6 +55,11 @@ class SpokenPhrases:
         countries: how many countries, or None for every country that Babel can name (about 230; Spanish only).
         target_speech: also speak the English side, always in one voice. Without, it is made in half the time.
         target_voice, target_rate, target_pitch: espeak-ng voice of the English side, words a minute, 0 to 100.
+        one_voice: the English side is spoken by the voice of the source: the same variant, pitch, range and rate, in
+            the accent of `target_voice`. `speaker` is then the variant and its pitch, such as "f2-50": 36 of them in
+            training, 18 others in `test_unseen`.
+        both_directions: each sentence is there twice, the second time from English (its id ends in "-rev"); both rows
+            name the same two files.
         noise_snr: lowest and highest signal-to-noise ratio in dB of noise added to the source; None for clean speech.
         held_out_pairs: share of (template, country) pairs that training never sees; they make up the extra split
             `test_held_out`.
@@ -60,7 +68,8 @@ class SpokenPhrases:
         num_workers: processes, or None for one per usable core.
 
     Raises:
-        UserError: an unknown language, more countries than can be named, or a missing optional package.
+        UserError: an unknown language, more countries than can be named, settings that contradict each other, or a
+            missing optional package.
     """
 
     def __init__(
@@ -75,8 +84,10 @@ class SpokenPhrases:
         countries: int | None = len(CURATED),
         target_speech: bool = True,
         target_voice: str = "gmw/en-US+f2",
-        target_rate: int = 150,
-        target_pitch: int = 50,
+        target_rate: int = _TARGET["target_rate"],
+        target_pitch: int = _TARGET["target_pitch"],
+        one_voice: bool = False,
+        both_directions: bool = False,
         noise_snr: Sequence[float] | None = None,
         held_out_pairs: float = 0.0,
         held_out_numbers: Sequence[int] | None = None,
@@ -96,6 +107,20 @@ class SpokenPhrases:
         for name, pair in (("noise_snr", noise_snr), ("held_out_numbers", held_out_numbers)):
             if pair is not None and (len(pair) != 2 or pair[0] > pair[1]):
                 raise UserError(f"corpus.{name}={list(pair)}: expected [lowest, highest]")
+        if (one_voice or both_directions) and not target_speech:
+            name = "one_voice" if one_voice else "both_directions"
+            raise UserError(f"corpus.{name}=true needs the English side spoken: set corpus.target_speech=true")
+        if both_directions and noise_snr is not None:
+            raise UserError(
+                f"corpus.noise_snr={list(noise_snr)} with corpus.both_directions=true: noise is of the source alone, "
+                "and here each recording is a target too; leave one of them out"
+            )
+        for name, value in (("target_rate", target_rate), ("target_pitch", target_pitch)):
+            if one_voice and value != _TARGET[name]:
+                raise UserError(
+                    f"corpus.{name}={value} with corpus.one_voice=true: the voice of the source speaks the English "
+                    f"side too; leave out {name}"
+                )
         self.root = Path(root)
         self.num_workers = num_workers
         self.settings: dict[str, Any] = {
@@ -113,6 +138,9 @@ class SpokenPhrases:
             "held_out_pairs": held_out_pairs,
             "held_out_numbers": None if held_out_numbers is None else list(held_out_numbers),
             "voice": voice,
+            # Corpora that were made before these came keep their names.
+            **({"one_voice": True} if one_voice else {}),
+            **({"both_directions": True} if both_directions else {}),
         }
 
     @property
@@ -205,18 +233,20 @@ class SpokenPhrases:
         begin = time.time()
         rows = {split: self._rows(split, chosen) for split, chosen in self._choose().items()}
         jobs = []
+        voices = {row["id"]: row.pop("_voice") for items in rows.values() for row in items}
         for split, items in rows.items():
             (out / "audio" / split).mkdir(parents=True)
             for row in items:
-                jobs.append({"audio": row["audio"], "text": row["src_text"], **row.pop("_voice")})
+                jobs.append({"audio": row["audio"], "text": row["src_text"], **voices[row["id"]]})
         if self.settings["target_speech"]:
-            target = {"voice": self.settings["target_voice"], "rate": self.settings["target_rate"],
-                      "pitch": self.settings["target_pitch"], "range": 50}  # fmt: skip
             for split, items in rows.items():
                 (out / "audio" / f"{split}.eng").mkdir()
                 for row in items:
                     row["tgt_audio"] = f"audio/{split}.eng/{row['id']}.flac"
+                    target = self._target_voice(voices[row["id"]])
                     jobs.append({"audio": row["tgt_audio"], "text": row["tgt_text"], **target})
+        if self.settings.get("both_directions"):
+            rows = {split: [each for row in items for each in (row, _reversed(row))] for split, items in rows.items()}
         plan = out / "plan.jsonl"
         plan.write_text("".join(json_line(job) + "\n" for job in jobs), encoding="utf-8")
         lengths = self._speak(plan, out, len(jobs))
@@ -235,6 +265,15 @@ class SpokenPhrases:
             "made_in": round(time.time() - begin, 1),
         }
         (out / "corpus.json").write_text(json.dumps(about, indent=1))
+
+    def _target_voice(self, source: dict[str, Any]) -> dict[str, Any]:
+        """How the English side of a row is spoken whose source is spoken so."""
+        known = self.settings
+        if not known.get("one_voice"):
+            return {"voice": known["target_voice"], "rate": known["target_rate"], "pitch": known["target_pitch"],
+                    "range": 50}  # fmt: skip
+        accent, variant = known["target_voice"].partition("+")[0], source["voice"].rpartition("+")[2]
+        return {**{key: source[key] for key in ("rate", "pitch", "range")}, "voice": f"{accent}+{variant}"}
 
     def _choose(self) -> dict[str, list[Phrase]]:
         """Phrases of each split; no phrase twice."""
@@ -276,6 +315,8 @@ class SpokenPhrases:
                 "pitch": rng.randint(25, 75),
                 "range": rng.randint(30, 70),
             }
+            if known.get("one_voice"):
+                voice |= {"pitch": rng.choice(PITCHES), "range": 50}
             if known["voice"] == "tones":
                 voice["voice"] = f"tones+{variants.index(variant) + (split == 'test_unseen')}"
             if known["noise_snr"]:
@@ -288,7 +329,7 @@ class SpokenPhrases:
                 "tgt_lang": "eng",
                 "src_text": LANGUAGES[lang].say(phrase),
                 "tgt_text": LANGUAGES["eng"].say(phrase),
-                "speaker": voice["voice"],
+                "speaker": _speaker(voice) if known.get("one_voice") else voice["voice"],
                 "_voice": voice,
             })  # fmt: skip
         return rows
@@ -321,3 +362,17 @@ class SpokenPhrases:
                 reason = next((line for line in said if "UserError" in line), said[-1] if said else "no message")
                 raise UserError(f"speaking the corpus failed (exit status {code}): {reason}")
         return json.loads((out / "lengths.json").read_text())
+
+
+def _speaker(voice: dict[str, Any]) -> str:
+    """Who speaks both sides: the variant and its pitch, whatever the accent."""
+    return f"{voice['voice'].rpartition('+')[2]}-{voice['pitch']}"
+
+
+def _reversed(row: dict[str, Any]) -> dict[str, Any]:
+    """The row from the target to the source; `duration` is filled in by the audio."""
+    turned = dict(row, id=f"{row['id']}-rev")
+    for end in ("lang", "text"):
+        turned[f"src_{end}"], turned[f"tgt_{end}"] = row[f"tgt_{end}"], row[f"src_{end}"]
+    turned["audio"], turned["tgt_audio"] = row["tgt_audio"], row["audio"]
+    return turned

@@ -229,6 +229,10 @@ def test_all_countries_are_for_spanish(tmp_path):
         ({"num_train": 0}, "at least 1"),
         ({"noise_snr": [9, 1]}, "lowest, highest"),
         ({"held_out_pairs": 0.9}, "0.5"),
+        ({"one_voice": True, "target_speech": False}, "target_speech=true"),
+        ({"both_directions": True, "target_speech": False}, "corpus.both_directions=true needs"),
+        ({"both_directions": True, "noise_snr": [0, 9]}, "each recording is a target too"),
+        ({"one_voice": True, "target_pitch": 60}, "leave out target_pitch"),
     ],
 )
 def test_mistakes(tmp_path, options, said):
@@ -277,6 +281,45 @@ def test_one_target_voice_many_source_voices(tmp_path):
     rows = corpus._rows("train", corpus._choose()["train"])
     assert len({row["speaker"] for row in rows}) > 10
     assert corpus.settings["target_voice"] == "gmw/en-US+f2"
+
+
+def test_one_voice_speaks_both_sides_in_both_directions(tmp_path):
+    corpus = make(tmp_path, one_voice=True, both_directions=True, num_test=6)
+    for split, path in corpus.prepare().items():
+        assert not validate(str(path)).findings
+        rows = {row.id: row for row in read_manifest(path)}
+        assert len(rows) == 2 * {"train": 12, "valid": 4}.get(split, 6)
+        for name, row in rows.items():
+            if name.endswith("-rev"):
+                there = rows[name.removesuffix("-rev")]
+                assert (row.audio, row.src_text, row.src_lang) == (there.tgt_audio, there.tgt_text, "eng")
+                assert (row.tgt_audio, row.tgt_text, row.tgt_lang) == (there.audio, there.src_text, "spa")
+                assert row.speaker == there.speaker
+            assert soundfile.info(row.audio).duration == pytest.approx(row.duration, abs=1e-5)
+
+
+def test_the_voice_of_the_english_side_is_that_of_the_source(tmp_path):
+    corpus = make(tmp_path, voice="espeak", one_voice=True, num_train=200, num_test=200)
+    speakers = {}
+    for split, items in corpus._choose().items():
+        rows = corpus._rows(split, items)
+        speakers[split] = {row["speaker"] for row in rows}
+        for source in (row["_voice"] for row in rows):
+            target = corpus._target_voice(source)
+            assert target["voice"] == "gmw/en-US+" + source["voice"].partition("+")[2]
+            assert all(target[key] == source[key] for key in ("rate", "pitch", "range"))
+    assert not speakers["test_unseen"] & (speakers["train"] | speakers["test_seen"] | speakers["valid"])
+    assert (len(speakers["train"]), len(speakers["test_unseen"])) == (36, 18)
+    assert "f2-50" in speakers["train"]
+
+
+def test_corpora_that_were_made_before_keep_their_names(tmp_path):
+    """The settings that name a folder are those of then, as long as nothing new is asked for."""
+    plain, one, both = (make(tmp_path, **each) for each in ({}, {"one_voice": True}, {"both_directions": True}))
+    assert not {"one_voice", "both_directions"} & plain.settings.keys()
+    assert len({each.fingerprint for each in (plain, one, both)}) == 3
+    first, rows = (corpus._rows("train", corpus._choose()["train"]) for corpus in (plain, both))
+    assert first == rows
 
 
 @pytest.mark.parametrize("frequency", [100, 1000, 4000, 7000])

@@ -14,7 +14,11 @@ from voxzoo.tasks.commands.cli import main
 from voxzoo.tasks.commands.settings import groups, overview, settings_of
 from voxzoo.tasks.planning.describe import describe_part
 
-FILES = ["config.yaml", *(f"data/{name}.yaml" for name in ("manifest", "spoken_phrases")), "optim/adamw.yaml"]
+FILES = [
+    "config.yaml",
+    *(f"data/{name}.yaml" for name in ("manifest", "spoken_phrases", "spoken_phrases_one_voice")),
+    "optim/adamw.yaml",
+]
 FILES += [f"trainer/{path.name}" for path in sorted((CONFIG_DIR / "trainer").glob("*.yaml"))]
 
 
