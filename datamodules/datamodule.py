@@ -11,7 +11,7 @@ from typing import Any
 from ..components.errors import UserError
 from ..components.roles import Frontend, Tokenizer
 from .feature_cache import CacheDtype
-from .manifest import Utterance
+from .manifest import Utterance, did_you_mean
 from .resume import say
 from .rows import Rows, open_rows
 from .spoken_phrases import SpokenPhrases
@@ -129,7 +129,7 @@ class SpeechTranslationData(UtteranceData):
             path = self._paths[split]
         rows = open_rows(path, self.cache_dir)
         if rows.extra:
-            keys = ", ".join(f"{key!r} ({count})" for key, count in rows.extra.most_common(_SHOWN))
+            keys = ", ".join(f"{key!r} ({count}{did_you_mean(key)})" for key, count in rows.extra.most_common(_SHOWN))
             say(f"{path}: ignored {len(rows.extra)} unknown key{'s' if len(rows.extra) > 1 else ''}: {keys}")
         return _of_split(rows, split, path)
 

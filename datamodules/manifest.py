@@ -71,6 +71,12 @@ _ELSEWHERE = {
 """What other manifests call the keys that decide what a row means: not read, and never passed over."""
 
 
+def did_you_mean(key: str) -> str:
+    """`, did you mean tgt_text?` of a key that is not ours and nearly is; "" of any other."""
+    near = difflib.get_close_matches(key.lower(), (*KEYS, *_PART, *_ALIASES), n=1, cutoff=0.75)
+    return f", did you mean {near[0]}?" if near else ""
+
+
 @dataclass(frozen=True)
 class Fault:
     """What is wrong with one line of a manifest."""

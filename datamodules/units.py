@@ -54,6 +54,17 @@ class Units(Mapping[str, np.ndarray]):
             found.append(sizes[self._places(block)])
         return np.concatenate(found)
 
+    def highest(self) -> tuple[int, str]:
+        """The highest unit, and an utterance that has it; -1 and "" where there are none."""
+        values, counts = self._values, np.zeros(len(self._ends), bool)
+        counts[self._order] = True  # not the earlier lines of an id
+        if not counts.all():
+            values = np.where(np.repeat(counts, np.diff(self._ends, prepend=0)), values, -1)
+        if not len(values):
+            return -1, ""
+        at = int(np.argmax(values))
+        return int(values[at]), self._ids[int(np.searchsorted(self._ends, at, side="right"))]
+
     def _places(self, names: list[str]) -> np.ndarray:
         """(n,) lines of some ids, -1 where there are none."""
         wanted = np.array([_hash(name) for name in names], np.uint64)

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from .audio import AudioError, level, read_audio
-from .manifest import Scan, Utterance, scan_manifest
+from .manifest import Scan, Utterance, did_you_mean, scan_manifest
 
 TOLERANCE = 0.1
 """Seconds by which a manifest's duration may differ from the file's."""
@@ -80,7 +80,7 @@ def validate(
     for kind, places in _repetitions(scan).items():
         found[kind, False] += places
     for key, count in scan.extra.items():
-        found["unknown key, ignored", False].append(f"{key!r} in {count} rows")
+        found["unknown key, ignored", False].append(f"{key!r} in {count} rows{did_you_mean(key)}")
     if not scan.utterances and not scan.faults:
         found["empty manifest", True].append("no rows")
     findings = [Finding(kind, is_error, places) for (kind, is_error), places in found.items()]

@@ -145,7 +145,7 @@ def extract_units(
                     total_units += len(ids)
                 count += len(batch_rows)
                 if progress is not None:
-                    progress(count, len(chosen))
+                    progress(count, len(done) + len(todo))
             file.flush()
             os.fsync(file.fileno())
         os.replace(partial, path)

@@ -77,7 +77,7 @@ def tiny(words: Sequence[str]) -> list[str]:
         more.append(f"tokenizer.vocab_size={200 if staged else 90}")
     if staged:
         more += [f"stages.{stage}.set.task={_SHORT}" for stage in ("first_pass", *(["second_pass"] if speaks else []))]
-    else:
+    elif "task=unit_vocoder" not in words:  # it has no text to search for
         more.append("+task.search={_target_:voxzoo.components.search.SearchOptions,beam_size:2,max_length:8}")
     return [*words, *more, *_STEPS]
 

@@ -104,6 +104,20 @@ def publish_hubert(folder: Path) -> Path:
     return folder
 
 
+def publish_xls_r(folder: Path, layers: int, dim: int) -> Path:
+    """A speech encoder of 50 states a second that normalises before its layers."""
+    import transformers
+
+    config = transformers.Wav2Vec2Config(
+        hidden_size=dim, num_hidden_layers=layers, num_attention_heads=2, intermediate_size=20, conv_dim=[8] * 7,
+        do_stable_layer_norm=True, feat_extract_norm="layer", conv_bias=True, num_conv_pos_embedding_groups=2,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    transformers.Wav2Vec2Model(config).save_pretrained(folder)
+    _write(folder / "preprocessor_config.json", {"do_normalize": True, "return_attention_mask": True})
+    return folder
+
+
 def publish_w2v_bert(folder: Path) -> Path:
     """A speech encoder with an adaptor behind it."""
     import transformers

@@ -70,6 +70,23 @@ def manifests(folder: Path) -> None:
         (folder / f"{split}.jsonl").write_text("\n".join(lines) + "\n")
 
 
+def pairs(folder: Path) -> None:
+    """The same with target speech."""
+    manifests(folder)
+    for split in ("train", "valid"):
+        rows = [json.loads(line) for line in (folder / f"{split}.jsonl").read_text().splitlines()]
+        lines = [json.dumps({**row, "tgt_audio": row["audio"]}) + "\n" for row in rows]
+        (folder / f"s2st_{split}.jsonl").write_text("".join(lines))
+
+
+def xls_r(folder: Path) -> None:
+    """As many layers as the 35th needs, and clusters of which the first few are near."""
+    published.publish_xls_r(folder / "wav2vec2-xls-r-1b", layers=36, dim=12)
+    clusters = np.full((10000, 12), 1e6, np.float32)
+    clusters[: published.NUM_UNITS] = np.random.default_rng(0).normal(size=(published.NUM_UNITS, 12))
+    np.save(folder / "kmeans_10k.npy", clusters)
+
+
 def encoder(folder: Path) -> None:
     transformers = pytest.importorskip("transformers")
     sizes = {"hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 20}
@@ -87,6 +104,8 @@ FILES = {
     "nllb-200-distilled-600M/": nllb,
     "seamless-m4t-v2-large/": lambda folder: published.publish_seamless(folder / "seamless-m4t-v2-large", 2),
     r"\btrain\.jsonl": manifests,
+    r"\bs2st_train\.jsonl": pairs,
+    "kmeans_10k": xls_r,
     r"\bclip\.wav": lambda folder: clip(folder / "clip.wav"),
 }
 

@@ -29,6 +29,7 @@ from ...configs.optimisation import factory
 from ...configs.origins import Origins
 from ...configs.stages import active_stages
 from ...configs.targets import allow_list, class_of
+from ...datamodules.units import Units
 from ..checkpoints.files import AtomicCheckpointIO, Checkpointer, write_atomically
 from ..checkpoints.mapped import mapped_parts, materialise
 from ..distributed.devices import choose_kernels
@@ -160,6 +161,7 @@ def _train_one(config: DictConfig) -> dict[str, Any]:
             return {"status": "ok", "run": str(folder), **result_of(folder)}
         torch.manual_seed(config.seed)
         task = build_for_training(config, folder)
+        _require_units(task, data)
         if hasattr(task, "run_once"):  # a task without gradient steps, such as fitting units: one process does it
             if not first:
                 return {"status": "ok", "run": str(folder), **wait_for_result(folder)}
@@ -281,6 +283,21 @@ def build_for_training(config: DictConfig, folder: Path, *, empty: bool = True) 
             say(f"checkpoints leave {count} frozen tensors of {name} to {source} (sha256 {reference['sha256'][:12]})")
     task.attach_optimizer(factory(config.optim, allowed), factory(config.schedule, allowed))
     return task
+
+
+def _require_units(task: Task, data: Any) -> None:
+    """Refuse units that a part of the task does not know: they are those of another extractor."""
+    units = data.read_units() if "units" in task.needs else None
+    if not isinstance(units, Units):
+        return
+    unit, name = units.highest()
+    for role, part in task.parts().items():
+        known = getattr(part, "num_units", None)
+        if isinstance(known, int) and unit >= known:
+            raise UserError(
+                f"data.units={data.units_path}: {name!r} has unit {unit}, but {role}.num_units is {known}: these are "
+                "units of another extractor; extract those that the vocoder speaks, or train parts of as many units"
+            )
 
 
 def _fit(config: DictConfig, task: Task, data: Any, folder: Path) -> dict[str, Any]:

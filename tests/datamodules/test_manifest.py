@@ -239,3 +239,25 @@ def test_a_language_is_known_however_it_is_written_and_an_unknown_one_is_a_fault
         read_manifest(path)
     path.write_text("".join(json.dumps(row) + "\n" for row in rows[:4]))
     assert [row.src_lang for row in read_manifest(path)] == ["zho_Hant", "eng", "spa", "cmn_Hant"]
+
+
+@pytest.mark.parametrize(
+    ("key", "told"),
+    [
+        ("tgt_txt", "tgt_text"),
+        ("TGT_TEXT", "tgt_text"),
+        ("src_lag", "src_lang"),
+        ("mood", None),
+        ("durations", "duration"),
+    ],
+)
+def test_a_key_that_is_nearly_ours_is_told(
+    key: str, told: str | None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    row = {"id": "a", "src_lang": "spa", "src_text": "hola", "tgt_lang": "eng", key: "x"}
+    (tmp_path / "m.jsonl").write_text(json.dumps(row) + "\n")
+    (finding,) = [f for f in validate(str(tmp_path / "m.jsonl")).findings if f.kind == "unknown key, ignored"]
+    hint = f", did you mean {told}?" if told else ""
+    assert finding.places == [f"{key!r} in 1 rows{hint}"]
+    SpeechTranslationData(train=str(tmp_path / "m.jsonl"), tasks={"t2tt": True}, batch_size=1).read("train")
+    assert f"ignored 1 unknown key: {key!r} (1{hint})" in capsys.readouterr().err

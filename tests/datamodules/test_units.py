@@ -45,6 +45,9 @@ def test_units_are_those_of_the_lines(tmp_path, monkeypatch):
             with pytest.raises(KeyError):
                 found["missing"]
             assert found.lengths(asked).tolist() == [len(want[name]) if name in want else -1 for name in asked]
+            most = max(unit for content in want.values() for unit in content)
+            assert found.highest()[0] == most
+            assert most in want[found.highest()[1]]
             assert pickle.loads(pickle.dumps(found))[rows[-1][0]].tolist() == want[rows[-1][0]]
 
 
@@ -64,7 +67,10 @@ def test_a_changed_file_is_read_again(tmp_path):
 
 
 def test_no_units_and_units_that_are_not_flat(tmp_path):
-    assert dict(read_units(write(tmp_path / "none.jsonl", []), tmp_path)) == {}
+    none = read_units(write(tmp_path / "none.jsonl", []), tmp_path)
+    assert dict(none) == {}
+    assert isinstance(none, Units)
+    assert none.highest() == (-1, "")
     nested = read_units(write(tmp_path / "nested.jsonl", [("a", [[1, 2], [3, 4]])]), tmp_path)
     assert nested["a"].tolist() == [[1, 2], [3, 4]]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import io
+import json
 import os
 import pickle
 import signal
@@ -27,7 +28,7 @@ from voxzoo.tasks.checkpoints.files import AtomicCheckpointIO, Checkpointer, Int
 from voxzoo.tasks.runs.initial import load_parts
 from voxzoo.tasks.runs.run import read_checkpoint
 from voxzoo.tasks.task import Task
-from voxzoo.tasks.training.train import build_for_training, prepare_data
+from voxzoo.tasks.training.train import build_for_training, prepare_data, train
 from voxzoo.tasks.units import extract_units, fit_units
 
 UNITS = ["unit_extractor=tiny", "t2u=tiny", "vocoder=tiny"]
@@ -559,6 +560,18 @@ def test_parts_are_taken_from_another_run(saved, make: Callable[..., Case]):
     assert len(lines) == 1
     assert "speech_encoder" in lines[0]
     assert str(path) in lines[0]
+
+
+def test_units_of_another_extractor_are_refused(tiny: list[str], units: tuple[str, Any], tmp_path: Path):
+    lines = Path(units[0]).read_text().splitlines()
+    row = {**json.loads(lines[2]), "units": [1, 30, 2]}
+    (tmp_path / "units.jsonl").write_text("\n".join([*lines[:2], json.dumps(row), *lines[3:]]) + "\n")
+    words = [*tiny, *UNITS, "task=unit_vocoder", f"root={tmp_path}", f"data.units={tmp_path}/units.jsonl"]
+    with pytest.raises(
+        UserError, match=rf"units.jsonl: '{row['id']}' has unit 30, but vocoder.num_units is 8: "
+    ) as error:
+        train(words)
+    one_line(error)
 
 
 @pytest.mark.parametrize(
