@@ -252,7 +252,7 @@ def test_a_language_is_known_however_it_is_written_and_an_unknown_one_is_a_fault
     ],
 )
 def test_a_key_that_is_nearly_ours_is_told(
-    key: str, told: str | None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    key: str, told: str | None, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ):
     row = {"id": "a", "src_lang": "spa", "src_text": "hola", "tgt_lang": "eng", key: "x"}
     (tmp_path / "m.jsonl").write_text(json.dumps(row) + "\n")
@@ -260,4 +260,4 @@ def test_a_key_that_is_nearly_ours_is_told(
     hint = f", did you mean {told}?" if told else ""
     assert finding.places == [f"{key!r} in 1 rows{hint}"]
     SpeechTranslationData(train=str(tmp_path / "m.jsonl"), tasks={"t2tt": True}, batch_size=1).read("train")
-    assert f"ignored 1 unknown key: {key!r} (1{hint})" in capsys.readouterr().err
+    assert f"ignored 1 unknown key: {key!r} (1{hint})" in caplog.text
