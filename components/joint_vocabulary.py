@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from .cards import Card
 from .errors import UserError, few
 from .languages import match
 
@@ -127,14 +128,14 @@ class JointVocabulary:
 
     def lang_id(self, lang: str) -> int:
         """Id of a language's tag, however its code is written (`es`, `spa`). Raises UserError naming what there is."""
-        found = match(lang, self.languages)
+        found = self.find(lang)
         if found is None:
             raise UserError(f"the speech LM has no tag for the language {lang!r}; it has: {', '.join(self.languages)}")
         return self.blocks["language"].start + self.languages.index(found)
 
-    def knows(self, lang: str) -> bool:
-        """Whether a language has a tag."""
-        return match(lang, self.languages) is not None
+    def find(self, lang: str) -> str | None:
+        """The language of the vocabulary that a code means; None where it has no tag."""
+        return match(lang, self.languages)
 
     def outside(self, *allowed: int | Block) -> tuple[int, ...]:
         """All ids but these: what `SearchOptions.suppress` takes so that nothing else comes out."""
@@ -142,6 +143,20 @@ class JointVocabulary:
         for one in allowed:
             kept |= set(range(one.start, one.stop)) if isinstance(one, Block) else {one}
         return tuple(number for number in range(self.size) if number not in kept)
+
+    def card(self, units: Card | None = None, codec: Card | None = None) -> Card:
+        """What the ids are: blocks with their offsets, specials and languages in order, what made units and codes."""
+        return Card(
+            "vocabulary",
+            {
+                "size": self.size,
+                "specials": self.specials,
+                "languages": self.languages,
+                "blocks": {block.name: {"start": block.start, "size": block.size} for block in self.blocks.values()},
+                "units": units,
+                "codec": codec,
+            },
+        )
 
     def name(self, number: int) -> str:
         """What an id is, for messages and tables: `<trans>`, `<eng>`, `unit 7`, `code 12`."""

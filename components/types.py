@@ -214,6 +214,9 @@ class Batch(_Movable):
         source: (B, S) source text as the text encoder takes it: lang, pieces, eos.
         target: (B, S) target text: eos, lang, pieces, eos. Decoder input is [:, :-1], labels are [:, 1:].
         units: (B, U) target units, one per frame (not reduced).
+        source_units: (B, U) those of the source.
+        codes: (B, T, K) codec frames of the target speech.
+        source_codes: (B, T, K) those of the source speech.
         target_speech: (B, N) samples of the target speech, 16 kHz.
         speaker: (B,) int64 index of the target speaker.
         seconds: (B,) float32 seconds of source audio (of target audio where there is no source audio).
@@ -229,6 +232,9 @@ class Batch(_Movable):
     source: Padded | None = None
     target: Padded | None = None
     units: Padded | None = None
+    source_units: Padded | None = None
+    codes: Padded | None = None
+    source_codes: Padded | None = None
     target_speech: Padded | None = None
     speaker: Tensor | None = None
     seconds: Tensor | None = None

@@ -18,7 +18,9 @@ from .audio import SAMPLE_RATE, AudioFiles, change_speed
 from .feature_cache import FeatureCache
 from .manifest import Utterance
 
-FIELDS = frozenset({"speech", "transcript", "source", "target", "units", "target_speech", "speaker"})
+PREPARED = ("units", "source_units", "codes", "source_codes")
+"""Fields that are read from files of `voxzoo units`, joined by id."""
+FIELDS = frozenset({"speech", "transcript", "source", "target", *PREPARED, "target_speech", "speaker"})
 TASKS = ("s2tt", "asr", "t2tt", "s2st", "t2st")
 FROM_SPEECH = frozenset({"s2tt", "asr", "s2st"})
 
@@ -31,6 +33,7 @@ class Collator:
         tokenizer: needed for `transcript`, `source` and `target`.
         needs: names of the `Batch` fields to fill.
         units: utterance id -> target units, one per frame.
+        prepared: name of a field in `PREPARED` -> utterance id -> units (U,) or codes (T, K), `units` left out.
         speakers: label -> index.
         cache: where features are kept, or None.
         audio: reads what utterances name as their audio.
@@ -46,6 +49,7 @@ class Collator:
         needs: Iterable[str],
         *,
         units: Mapping[str, Sequence[int] | np.ndarray] | None = None,
+        prepared: Mapping[str, Mapping[str, np.ndarray]] | None = None,
         speakers: Mapping[str, int] | None = None,
         cache: FeatureCache | None = None,
         audio: AudioFiles = AudioFiles(),  # noqa: B008 - has no state
@@ -59,12 +63,18 @@ class Collator:
         texts = self.needs & {"transcript", "source", "target"}
         if texts and tokenizer is None:
             raise UserError(f"the task reads {', '.join(sorted(texts))}, but the data has no tokenizer")
-        if "units" in self.needs and units is None:
-            raise UserError(
-                "the task reads units, but the data has none: set data.units to what `voxzoo units extract` wrote"
-            )
+        self.prepared: dict[str, Mapping[str, Sequence[int] | np.ndarray]] = {**(prepared or {})}
+        if units is not None:
+            self.prepared["units"] = units
+        for name in PREPARED:
+            if name in self.needs and name not in self.prepared:
+                verb = "codes" if name.endswith("codes") else "extract"
+                what = name.replace("_", " ")
+                raise UserError(
+                    f"the task reads {what}, but the data has none: set data.{name} to what `voxzoo units {verb}` wrote"
+                )
         self.frontend, self.tokenizer = frontend, tokenizer
-        self.units, self.speakers, self.cache, self.audio = units, speakers, cache, audio
+        self.speakers, self.cache, self.audio = speakers, cache, audio
 
     def __call__(self, utterances: list[Utterance]) -> Batch:
         """Utterances of one task -> `Batch`. `speech` stays None where no utterance has audio.
@@ -98,8 +108,9 @@ class Collator:
             fields["target"] = self._ids(
                 [self._tokenizer.target(item.tgt_text, item.tgt_lang, item.src_lang, item.task) for item in utterances]
             )
-        if "units" in self.needs:
-            fields["units"] = Padded.from_list([self._units(item) for item in utterances])
+        for name in PREPARED:
+            if name in self.needs:
+                fields[name] = Padded.from_list([self._prepared(name, item) for item in utterances])
         if "speaker" in self.needs:
             fields["speaker"] = torch.tensor([self._speaker(item) for item in utterances], dtype=torch.int64)
         known = all(value is not None for value in seconds)
@@ -145,11 +156,11 @@ class Collator:
     def _ids(self, rows: list[list[int]]) -> Padded:
         return Padded.from_list([torch.tensor(row, dtype=torch.int64) for row in rows], value=self._tokenizer.pad_id)
 
-    def _units(self, utterance: Utterance) -> Tensor:
-        assert self.units is not None
-        if utterance.id not in self.units:
-            raise UserError(f"utterance {utterance.id}: the units file has no such id")
-        return torch.as_tensor(np.asarray(self.units[utterance.id], np.int64))
+    def _prepared(self, name: str, utterance: Utterance) -> Tensor:
+        found = self.prepared[name]
+        if utterance.id not in found:
+            raise UserError(f"utterance {utterance.id}: the {name.split('_')[-1]} file (data.{name}) has no such id")
+        return torch.as_tensor(np.asarray(found[utterance.id], np.int64))
 
     def _speaker(self, utterance: Utterance) -> int:
         known = self.speakers or {}

@@ -30,6 +30,9 @@ class SpeechTranslationData(UtteranceData):
         frontend: waveform to features; needed by tasks that read speech.
         tokenizer: needed by tasks that read or write text; may be set after the texts were read to train it.
         units: JSON lines of {"id", "units": [...]}: target units, one per frame, joined by id.
+        source_units: likewise those of the source speech.
+        codes: what `voxzoo units codes` wrote: codec frames of the target speech, joined by id.
+        source_codes: likewise those of the source speech.
         tasks: which of s2tt, asr, t2tt, s2st, t2st each row becomes; a batch holds one of them. `asr` takes the source
             text and language as target.
         batch_seconds: most padded seconds of audio in a batch.
@@ -59,6 +62,9 @@ class SpeechTranslationData(UtteranceData):
         frontend: Frontend | None = None,
         tokenizer: Tokenizer | None = None,
         units: str | None = None,
+        source_units: str | None = None,
+        codes: str | None = None,
+        source_codes: str | None = None,
         tasks: dict[str, bool] | None = None,
         batch_seconds: float | None = None,
         batch_tokens: int | None = None,
@@ -82,6 +88,9 @@ class SpeechTranslationData(UtteranceData):
             frontend=frontend,
             tokenizer=tokenizer,
             units=units,
+            source_units=source_units,
+            codes=codes,
+            source_codes=source_codes,
             tasks=tasks,
             batch_seconds=batch_seconds,
             batch_tokens=batch_tokens,

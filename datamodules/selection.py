@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from .audio import AudioError, AudioFiles
+from .codes import Codes
 from .collator import FROM_SPEECH
 from .manifest import Utterance
 from .rows import Rows
@@ -134,6 +135,7 @@ def select(
     *,
     limits: Limits | None,
     units: Mapping[str, np.ndarray],
+    prepared: Mapping[str, Mapping[str, np.ndarray]] | None = None,
     count: Count | None,
     knows: Callable[[str], bool] | None = None,
     counted: bool = True,
@@ -148,6 +150,7 @@ def select(
         needs: `Batch` fields.
         limits: None keeps those without a target text and of any size.
         units: id -> units, read where they are needed.
+        prepared: field -> id -> what else is needed of prepared units and codes.
         count: of tokens; None where there is no tokenizer.
         knows: whether the tokenizer has a language; None: any will do.
         counted: whether the tokens of all are counted.
@@ -160,6 +163,7 @@ def select(
     seconds = np.zeros((len(rows), len(tasks)))
     tokens = np.zeros((len(rows), len(tasks)), np.int32) if counted and count is not None else None
     lengths = _lengths(rows, units) if "units" in needs else np.empty(0, np.int64)
+    others = {name: _lengths(rows, found) for name, found in (prepared or {}).items()}
     for column, task in enumerate(tasks):
         found, length = why[:, column], seconds[:, column]
         spoken = task in FROM_SPEECH
@@ -185,6 +189,9 @@ def select(
             drop(~rows.has("tgt_audio") if task != "asr" else np.ones(len(rows), bool), "no target audio")
         if "units" in needs:
             drop(lengths < 0, "no units")
+        for name, sizes in others.items():
+            drop(sizes < 0, f"no {name.replace('_', ' ')}")
+            drop(sizes == 0, f"empty {name.replace('_', ' ')}")
         if reads_speech or "target_speech" in needs:
             if reads_speech:
                 length[:] = rows.durations()
@@ -275,7 +282,7 @@ def _drop_by_length(
 
 def _lengths(rows: Rows, units: Mapping[str, np.ndarray]) -> np.ndarray:
     """(N,) units of each row, -1 where there are none."""
-    if isinstance(units, Units):
+    if isinstance(units, Units | Codes):
         return units.lengths(rows.texts("id"))
     found = (units.get(name) for name in rows.texts("id"))
     return np.fromiter((-1 if one is None else len(one) for one in found), np.int64, len(rows))

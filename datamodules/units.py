@@ -91,7 +91,7 @@ def read_units(path: Path, cache: str | Path | None = None) -> Mapping[str, np.n
         UserError: a line that is not of this form, with its number.
     """
     try:
-        return Units(arrays_of(path, cache, "units", _VERSION, lambda folder: _columns(path, folder)))
+        return Units(arrays_of(path, cache, "units", _VERSION, lambda folder: columns(_lines(path), folder)))
     except _NotFlat:
         return dict(_lines(path))
 
@@ -123,11 +123,14 @@ def _numbers(units: Any) -> np.ndarray:
     return found.astype(np.int32)
 
 
-def _columns(path: Path, folder: Path | None) -> tuple[dict[str, Any], Mapping[str, np.ndarray | Spill]]:
+def columns(
+    lines: Iterable[tuple[Any, np.ndarray]], folder: Path | None
+) -> tuple[dict[str, Any], Mapping[str, np.ndarray | Spill]]:
+    """What `Units` reads, of ids with their numbers."""
     ids, values = TextWriter(folder), Spill(np.int32, folder)
     sizes: list[np.ndarray] = []
     hashes: list[np.ndarray] = []
-    lines = ((name, units) for name, units in _lines(path) if isinstance(name, str))
+    lines = ((name, units) for name, units in lines if isinstance(name, str))
     while block := list(islice(lines, _BLOCK)):
         if any(units.ndim != 1 for _, units in block):
             raise _NotFlat

@@ -21,7 +21,8 @@ from ..components.errors import UserError
 from ..components.roles import DataModule, Frontend, Tokenizer
 from .audio import AudioFiles
 from .batching import BatchSampler, Item
-from .collator import TASKS, Collator
+from .codes import read_codes
+from .collator import PREPARED, TASKS, Collator
 from .feature_cache import CacheDtype, FeatureCache
 from .loader import ResumableLoader
 from .manifest import Utterance
@@ -77,6 +78,9 @@ class UtteranceData(DataModule):
         frontend: waveform to features; needed by tasks that read speech.
         tokenizer: needed by tasks that read or write text; may be set after the texts were read to train it.
         units: JSON lines of {"id", "units": [...]}: target units, one per frame, joined by id.
+        source_units: likewise those of the source speech.
+        codes: what `voxzoo units codes` wrote: codec frames of the target speech, joined by id.
+        source_codes: likewise those of the source speech.
         tasks: which of s2tt, asr, t2tt, s2st, t2st each row becomes; a batch holds one of them. `asr` takes the source
             text and language as target.
         batch_seconds: most padded seconds of audio in a batch.
@@ -111,6 +115,9 @@ class UtteranceData(DataModule):
         frontend: Frontend | None = None,
         tokenizer: Tokenizer | None = None,
         units: str | None = None,
+        source_units: str | None = None,
+        codes: str | None = None,
+        source_codes: str | None = None,
         tasks: dict[str, bool] | None = None,
         batch_seconds: float | None = None,
         batch_tokens: int | None = None,
@@ -138,6 +145,16 @@ class UtteranceData(DataModule):
             raise UserError("data needs a budget: set batch_seconds, batch_tokens or batch_size")
         self.frontend, self.tokenizer = frontend, tokenizer
         self.units_path = units
+        self.prepared_paths = {
+            name: path
+            for name, path in (
+                ("units", units),
+                ("source_units", source_units),
+                ("codes", codes),
+                ("source_codes", source_codes),
+            )
+            if path is not None
+        }
         self.tasks = tuple(name for name in TASKS if chosen.get(name))
         self.budget = {"batch_seconds": batch_seconds, "batch_tokens": batch_tokens, "batch_size": batch_size}
         self.min_seconds, self.max_seconds, self.max_tokens = min_seconds, max_seconds, max_tokens
@@ -150,7 +167,7 @@ class UtteranceData(DataModule):
         self.longest_seconds = None
         self.dropped = {}
         self._rows: dict[str, Rows] = {}
-        self._units: Mapping[str, np.ndarray] | None = None
+        self._prepared: dict[str, Mapping[str, np.ndarray]] = {}
         self._seconds: dict[str, float] = {}
         self._measured: dict[tuple[str, str], np.ndarray] = {}
 
@@ -277,7 +294,7 @@ class UtteranceData(DataModule):
             self.frontend,
             self.tokenizer,
             needs,
-            units=self.read_units() if "units" in needs else None,
+            prepared={name: self.read_prepared(name) for name in PREPARED if name in needs},
             speakers=self.speakers() if "speaker" in needs else None,
             cache=cache,
             audio=self.audio,
@@ -373,6 +390,7 @@ class UtteranceData(DataModule):
         if counted and tokenizer is None:
             raise UserError("batch_tokens and max_tokens count tokens: give the data a tokenizer")
         units = self.read_units() if "units" in needs else {}
+        prepared = {name: self.read_prepared(name) for name in PREPARED[1:] if name in needs}
         slowest = self.slowest if split == "train" else 1.0
         rows = self.rows(split)
         chosen = select(
@@ -383,6 +401,7 @@ class UtteranceData(DataModule):
             if keep_all
             else Limits(self.min_seconds, self.max_seconds, self.longest_seconds, slowest, self.max_tokens),
             units=units,
+            prepared=prepared,
             # One that is still to be trained has none: it gets those of the data.
             knows=tokenizer.knows if tokenizer is not None and tokenizer.languages else None,
             count=None if tokenizer is None else lambda key, places: count_tokens(rows, key, places, tokenizer),
@@ -418,15 +437,22 @@ class UtteranceData(DataModule):
         return self._seconds[path]
 
     def read_units(self) -> Mapping[str, np.ndarray]:
-        """Utterance id -> (U,) int32. Raises UserError where there is no file of units."""
-        if self._units is None:
-            if self.units_path is None:
-                raise UserError("the task reads units: set data.units to what `voxzoo units extract` wrote")
-            path = Path(self.units_path)
-            if not path.is_file():
-                raise UserError(f"data.units={self.units_path}: no such file; `voxzoo units extract` writes it")
-            self._units = read_units(path, self.cache_dir)
-        return self._units
+        """Utterance id -> (U,) int32 target units. Raises UserError where there is no file of units."""
+        return self.read_prepared("units")
+
+    def read_prepared(self, name: str) -> Mapping[str, np.ndarray]:
+        """Utterance id -> (U,) int32 units or (T, K) int32 codes of a field in `PREPARED`. Raises UserError where there
+        is no file of them."""
+        if name not in self._prepared:
+            codes, path = name.endswith("codes"), self.prepared_paths.get(name)
+            verb = "voxzoo units codes" if codes else "voxzoo units extract"
+            if path is None:
+                what = name.replace("_", " ")
+                raise UserError(f"the task reads {what}: set data.{name} to what `{verb}` wrote")
+            if not Path(path).is_file():
+                raise UserError(f"data.{name}={path}: no such file; `{verb}` writes it")
+            self._prepared[name] = (read_codes if codes else read_units)(Path(path), self.cache_dir)
+        return self._prepared[name]
 
     def _refuse_foreign_sampler(self) -> None:
         trainer = self.trainer

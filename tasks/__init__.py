@@ -8,6 +8,7 @@ _WHERE = {
     "EncodeSpeech": "encode_speech",
     "FitUnits": "fit_units",
     "GanVocoder": "gan_vocoder",
+    "SpeechToSpeechLM": "speech_to_speech_lm",
     "SpeechToSpeechUnitY": "speech_to_speech_unity",
     "SpeechToText": "speech_to_text",
     "Task": "task",

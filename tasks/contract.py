@@ -11,6 +11,7 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -22,15 +23,18 @@ from ..configs.build import build
 from ..configs.check import require_valid
 from ..configs.compose import compose
 from ..configs.targets import allow_list, class_of
+from ..datamodules.codes import line_of
 from .runs.run import load_run
 from .task import Task
 from .training.train import build_for_training, prepare_data
-from .units import extract_units, fit_units
+from .units import Column, extract_units, fit_units, read_units
 
 _TOLERANCE = 1e-4  # of sums in float32, whose order depends on the batch
 _SHORT = SearchOptions(beam_size=1, max_length=8)
 _PARTS = ("frontend", "speech_encoder", "adaptor", "text_seq2seq", "tokenizer", "data")
 _UNITS = ("unit_extractor", "t2u", "vocoder")
+_SPEECH_LM = ("speech_lm", "stream_lm")
+_SIDES: dict[str, Column] = {"units": "tgt_audio", "source_units": "audio"}
 _ROWS = 4
 
 
@@ -96,6 +100,10 @@ def tiny_task(overrides: Sequence[str], config_dirs: Sequence[str | Path] = ()) 
             if "discriminator" in found.roles:
                 more = [*(word for word in more if not word.startswith("vocoder=")), "discriminator=tiny"]
                 more += [] if "vocoder" in named else ["vocoder=tiny_istft"]
+            if "speech_lm" in found.roles:
+                # Speech goes in as it is; an encoder has nothing to do.
+                more += [f"{role}=tiny" for role in _SPEECH_LM if role not in named]
+                words = ["frontend=raw" if word == "frontend=tiny" else word for word in words]
             config = compose([*words[: len(_PARTS) + 1], *more, *words[1:]], config_dirs=[str(e) for e in config_dirs])
         require_valid(config)
         if hasattr(class_of(config.task, config), "run_once"):
@@ -106,8 +114,12 @@ def tiny_task(overrides: Sequence[str], config_dirs: Sequence[str | Path] = ()) 
             extractor = build(config.unit_extractor, allowed=allow_list(config))
             rows = list(data.rows("train"))
             fit_units(extractor, rows)
-            extract_units(extractor, rows, path=Path(folder) / "units.jsonl")
-            config.data.units = str(Path(folder) / "units.jsonl")
+            for name, column in _SIDES.items():
+                if name in found.needs:
+                    extract_units(extractor, rows, column, Path(folder) / f"{name}.jsonl")
+                    config.data[name] = str(Path(folder) / f"{name}.jsonl")
+            if "codes" in found.needs:
+                _prepare_codes(config, rows, Path(folder))
             data, fitted = prepare_data(config), extractor.state_dict()
         torch.manual_seed(int(config.seed))
         task = build_for_training(config, Path(config.run_dir))
@@ -118,6 +130,17 @@ def tiny_task(overrides: Sequence[str], config_dirs: Sequence[str | Path] = ()) 
         wanted = data.utterances("train", tasks=[asked], needs=task.needs)
         collate = data.collator(task.needs | task.serving_needs())
         return task, [collate([wanted[i] for i in range(n, n + _ROWS)]) for n in (0, _ROWS)]
+
+
+def _prepare_codes(config: Any, rows: Sequence[Any], folder: Path) -> None:
+    """Codes of all rows, drawn at random, three frames for two units: a tiny codec would give no better ones."""
+    draws = np.random.default_rng(0)
+    streams, size = int(config.stream_lm.get("num_streams") or 1), int(config.speech_lm.codebook_size)
+    for name, units in (("codes", "units"), ("source_codes", "source_units")):
+        with open(folder / f"{name}.jsonl", "w") as file:
+            for row, found in read_units(folder / f"{units}.jsonl"):
+                file.write(line_of(row, draws.integers(0, size, (3 * len(found) // 2 + 1, streams))))
+        config.data[name] = str(folder / f"{name}.jsonl")
 
 
 class _Contract:

@@ -474,4 +474,4 @@ def _add(sums: dict[str, Loss | Statistic], values: Mapping[str, Loss | Statisti
 
 
 def _losses_among(means: Mapping[str, float], sums: Mapping[str, Loss | Statistic]) -> dict[str, float]:
-    return {name: mean for name, mean in means.items() if isinstance(sums[name], Loss)}
+    return {name: mean for name, mean in means.items() if isinstance(sums.get(name), Loss)}

@@ -8,17 +8,22 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
+from ..components.cards import Card
 from ..components.errors import UserError
 from ..components.lines import open_text, parse_json, raw_lines
+from ..components.roles import Part as Codec
 from ..components.roles import UnitExtractor
 from ..components.types import Padded
-from ..datamodules.audio import AudioFiles
+from ..datamodules.audio import SAMPLE_RATE, AudioFiles
+from ..datamodules.codes import line_of, read_codes
 from ..datamodules.manifest import Utterance
 from .checkpoints.files import write_atomically
 
@@ -115,8 +120,96 @@ def extract_units(
     Raises:
         UserError: an id that stands for two rows, an extractor that is not fitted, a disk that is full.
     """
-    path = Path(path)
-    card = card_of(extractor)
+
+    def lines(batch: Padded) -> Iterator[tuple[Callable[[str], str], int]]:
+        for ids in _units(extractor, batch):
+            yield partial(_unit_line, ids), len(ids)
+
+    kind = _Kind("units", extractor_rate(extractor), card_of(extractor), lines, _unit_sizes)
+    return _extract(kind, rows, column, Path(path), progress, batch_seconds, audio)
+
+
+def extract_codes(
+    codec: Codec,
+    rows: Iterable[Utterance],
+    column: Column = "tgt_audio",
+    path: Path | str = "codes.jsonl",
+    num_codebooks: int | None = None,
+    progress: Progress | None = None,
+    batch_seconds: float = BATCH_SECONDS,
+    audio: AudioFiles = AudioFiles(),  # noqa: B008 - has no state
+) -> dict[str, Any]:
+    """Write one line per row with speech: its codec frames (`datamodules.codes`). As `extract_units`, with the card of
+    the codec beside the file.
+
+    Args:
+        codec: a trained one.
+        num_codebooks: streams; None: all.
+        rows, column, path, progress, batch_seconds, audio: as for `extract_units`.
+
+    Returns:
+        `utterances`, `frames`, `new`, `without_speech`, `path`.
+
+    Raises:
+        UserError: as `extract_units`, or more codebooks than the codec has.
+    """
+    streams = codec.num_codebooks if num_codebooks is None else num_codebooks
+    if not 1 <= streams <= codec.num_codebooks:
+        raise UserError(f"{streams} codebooks: the codec has {codec.num_codebooks}; expected 1 to that")
+
+    def lines(batch: Padded) -> Iterator[tuple[Callable[[str], str], int]]:
+        with torch.inference_mode():
+            found = codec.encode(batch.to(codec.device), streams, SAMPLE_RATE)
+        for codes in Padded(found.data.cpu(), found.lengths.cpu()).unpad():
+            yield partial(line_of, codes=codes.numpy()), len(codes)
+
+    # The first streams of two files of one codec are the same: only the codec counts.
+    kind = _Kind("frames", SAMPLE_RATE, codec.card().to_dict(), lines, partial(_code_sizes, streams))
+    return _extract(kind, rows, column, Path(path), progress, batch_seconds, audio)
+
+
+@dataclass(frozen=True)
+class _Kind:
+    """What is extracted.
+
+    Attributes:
+        count: what is counted: `units`, `frames`.
+        rate: Hz of the samples that it is made of.
+        card: of what makes it.
+        lines: (B, N) samples -> of each row what makes its line of an id, and its size.
+        sizes: id -> size, of a file that is there.
+    """
+
+    count: str
+    rate: int
+    card: dict[str, Any]
+    lines: Callable[[Padded], Iterator[tuple[Callable[[str], str], int]]]
+    sizes: Callable[[Path], dict[str, int]]
+
+
+def _unit_line(ids: list[int], name: str) -> str:
+    return json.dumps({"id": name, "units": ids}, separators=(",", ":")) + "\n"
+
+
+def _unit_sizes(path: Path) -> dict[str, int]:
+    return {name: len(units) for name, units in read_units(path)}
+
+
+def _code_sizes(streams: int, path: Path) -> dict[str, int]:
+    """Empty where the file has another number of streams: then it is written anew."""
+    found = read_codes(path)
+    return {name: len(codes) for name, codes in found.items()} if found.streams == streams else {}
+
+
+def _extract(
+    kind: _Kind,
+    rows: Iterable[Utterance],
+    column: Column,
+    path: Path,
+    progress: Progress | None,
+    batch_seconds: float,
+    audio: AudioFiles,
+) -> dict[str, Any]:
     chosen: dict[str, Utterance] = {}
     silent = 0
     for row in rows:
@@ -126,32 +219,31 @@ def extract_units(
         # The same row may come once per task that it is asked for.
         if _source(chosen.setdefault(row.id, row), column) != _source(row, column):
             raise UserError(
-                f"{path}: two recordings have the id {row.id!r}: units are found by id, so ids must be unique"
+                f"{path}: two recordings have the id {row.id!r}: {kind.count} are found by id, so ids must be unique"
             )
-    partial = path.with_name(f".{path.name}.partial")
-    done = _resume(path, partial, card, chosen)
-    total_units = sum(done.values())
+    partly = path.with_name(f".{path.name}.partial")
+    done = _resume(path, partly, kind, chosen)
+    total = sum(done.values())
     todo = [row for row in chosen.values() if row.id not in done]
     count = len(done)
     result = {"utterances": len(chosen), "new": len(todo), "without_speech": silent, "path": str(path)}
     if not todo and path.exists():
-        return {**result, "units": total_units}
+        return {**result, kind.count: total}
     try:
-        with open(partial, "a", encoding="utf-8") as file:
-            for batch_rows, batch in _batches(todo, column, extractor_rate(extractor), batch_seconds, audio):
-                units = _units(extractor, batch)
-                for row, ids in zip(batch_rows, units, strict=True):
-                    file.write(json.dumps({"id": row.id, "units": ids}, separators=(",", ":")) + "\n")
-                    total_units += len(ids)
+        with open(partly, "a", encoding="utf-8") as file:
+            for batch_rows, batch in _batches(todo, column, kind.rate, batch_seconds, audio):
+                for row, (line, size) in zip(batch_rows, kind.lines(batch), strict=True):
+                    file.write(line(row.id))
+                    total += size
                 count += len(batch_rows)
                 if progress is not None:
                     progress(count, len(done) + len(todo))
             file.flush()
             os.fsync(file.fileno())
-        os.replace(partial, path)
+        os.replace(partly, path)
     except OSError as error:
         raise UserError(f"{path}: {error.strerror or error}; free some space and run the same command again") from error
-    return {**result, "units": total_units}
+    return {**result, kind.count: total}
 
 
 def _units(extractor: UnitExtractor, batch: Padded) -> list[list[int]]:
@@ -165,27 +257,30 @@ def _units(extractor: UnitExtractor, batch: Padded) -> list[list[int]]:
     return [row.tolist() for row in Padded(found.data.cpu(), found.lengths.cpu()).unpad()]
 
 
-def _resume(path: Path, partial: Path, card: dict[str, Any], chosen: dict[str, Utterance]) -> dict[str, int]:
-    """Units per id that earlier calls with this card wrote; what they left becomes `partial`."""
+def _resume(path: Path, partly: Path, kind: _Kind, chosen: dict[str, Utterance]) -> dict[str, int]:
+    """Sizes per id that earlier calls with this card wrote; what they left becomes `partly`."""
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = card_path(path)
-    if not beside.exists() or json.loads(beside.read_text("utf-8")) != card:
-        partial.unlink(missing_ok=True)
+    if not beside.exists() or json.loads(beside.read_text("utf-8")) != kind.card:
+        partly.unlink(missing_ok=True)
         path.unlink(missing_ok=True)
-        write_atomically(beside, lambda file: file.write((json.dumps(card, indent=1) + "\n").encode()))
+        write_atomically(beside, lambda file: file.write((json.dumps(kind.card, indent=1) + "\n").encode()))
         return {}
     if path.exists():
-        known = {name: len(units) for name, units in read_units(path)}
-        if set(known) >= set(chosen):
+        known = kind.sizes(path)
+        if set(known) >= set(chosen) or not known:
             return known
-        os.replace(path, partial)  # rows were added: go on from it
+        os.replace(path, partly)  # rows were added: go on from it
         return known
-    if not partial.exists():
+    if not partly.exists():
         return {}
-    with open(partial, "rb+") as file:
+    with open(partly, "rb+") as file:
         whole = file.read().rfind(b"\n") + 1
         file.truncate(whole)  # a line that a kill cut off
-    return {name: len(units) for name, units in read_units(partial)}
+    known = kind.sizes(partly)
+    if not known:
+        partly.unlink()
+    return known
 
 
 def read_units(path: Path | str) -> Iterator[tuple[str, list[int]]]:
@@ -226,6 +321,27 @@ def card_of(extractor: UnitExtractor) -> dict[str, Any]:
         assert isinstance(card, dict)
         return card
     return {"features": type(extractor).__name__, "num_units": extractor.num_units, "frame_rate": extractor.frame_rate}
+
+
+def unit_card(extractor: UnitExtractor) -> Card:
+    """`card_of`, as a `Card`."""
+    return Card("units", card_of(extractor))
+
+
+def card_beside(path: Path) -> Card | None:
+    """The card beside a file of units or codes; None where there is none.
+
+    Raises:
+        UserError: it cannot be read.
+    """
+    beside = card_path(path)
+    if not beside.exists():
+        return None
+    try:
+        content = json.loads(beside.read_text("utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{beside}: no card ({error}); write the file beside it anew") from None
+    return Card.from_dict(content if "kind" in content else {"kind": "units", **content}, str(beside))
 
 
 def extractor_rate(extractor: UnitExtractor) -> int:

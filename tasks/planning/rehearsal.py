@@ -23,6 +23,7 @@ from ...components.types import Batch, Padded
 from ...configs.build import build
 from ...configs.optimisation import factory
 from ...configs.targets import allow_list
+from ...datamodules.collator import PREPARED
 from ...datamodules.selection import Items
 from ..distributed.strategies import units
 from ..runs.assembly import assemble, set_up
@@ -30,7 +31,7 @@ from ..task import Task
 from ..voices import made_up_languages
 from .figures import Data, Moment, Plan, Sizes
 from .setting import Setting, base_memory, pieces
-from .shapes import FakeTokenizer
+from .shapes import CODE_RATE, FakeTokenizer, streams_of
 from .simulation import Footprint, OptimizerFootprint, make_fake, simulate, simulate_optimizer, tensors_of
 
 _TEXT_RATE = 4.0  # of a second of speech
@@ -95,6 +96,8 @@ class Rehearsal:
             return self._assume(length, unprepared)
         if data.units_path is None or not Path(data.units_path).is_file():
             needs -= {"units"}  # a stage that has not run makes them; they have the length of the speech
+        paths = getattr(data, "prepared_paths", {})
+        needs -= {name for name in PREPARED[1:] if name not in paths or not Path(paths[name]).is_file()}
         data.longest_seconds = self.task.longest_seconds
         try:
             items, batches, oversized = data.plan(needs, self.setting.devices)
@@ -188,6 +191,10 @@ class Rehearsal:
             samples = [int(rate * row.seconds) for row in rows]
             frames = [self.frontend.output_length(n) for n in samples]
             speech = audio(frames, width) if width > 1 else audio(samples)
+        codes = None
+        if needs & {"codes", "source_codes"}:
+            counts = torch.tensor([int(CODE_RATE * row.spoken) for row in rows])
+            codes = Padded(torch.zeros(len(rows), int(counts.max()), streams_of(self.task), dtype=torch.int64), counts)
         return Batch(
             ids=("",) * len(rows),
             task=(sorted(self.task.modes)[0],) * len(rows) if self.task.modes else (),
@@ -197,6 +204,9 @@ class Rehearsal:
             source=ids("source"),
             target=ids("target"),
             units=ids("units"),
+            source_units=ids("units") if "source_units" in needs else None,
+            codes=codes if "codes" in needs else None,
+            source_codes=codes if "source_codes" in needs else None,
             target_speech=audio([int(_SAMPLE_RATE * r.spoken) for r in rows]) if "target_speech" in needs else None,
             speaker=torch.zeros(len(rows), dtype=torch.int64) if "speaker" in needs else None,
             seconds=torch.tensor([row.seconds for row in rows]),

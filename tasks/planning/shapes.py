@@ -33,9 +33,12 @@ _CALLS = {
     "vocoder": ("losses", "reconstruct", "forward"),
     "discriminator": ("forward",),
     "unit_extractor": ("forward",),
+    "speech_lm": ("decode",),
+    "stream_lm": ("forward",),
 }
 _SECONDS = (5.0, 3.1)
 _SUBWORDS = (14, 9)
+CODE_RATE = 75  # codec frames a second of EnCodec, where no codec says it
 _STEPS = 1000  # of a run that is counted in epochs
 
 
@@ -132,6 +135,8 @@ def fake_batch(task: Task, frontend: Any) -> Batch:
     def real(lengths: Tensor, *shape: int) -> Padded:
         return Padded(torch.zeros(2, int(lengths.max()), *shape, device="meta"), lengths)
 
+    frames = torch.tensor([int(CODE_RATE * s) for s in _SECONDS])
+    codes = Padded(torch.zeros(2, int(frames.max()), streams_of(task), dtype=torch.int64, device="meta"), frames)
     return Batch(
         ids=("a", "b"),
         task=(sorted(task.modes)[0],) * 2 if task.modes else (),
@@ -141,9 +146,17 @@ def fake_batch(task: Task, frontend: Any) -> Batch:
         source=ids(words + 2),
         target=ids(words + 3),
         units=ids(units) if "units" in task.needs else None,
+        source_units=ids(units) if "source_units" in task.needs else None,
+        codes=codes if "codes" in task.needs else None,
+        source_codes=codes if "source_codes" in task.needs else None,
         target_speech=real(samples),
         seconds=torch.tensor(_SECONDS),
     )
+
+
+def streams_of(task: Task) -> int:
+    """Codec streams of the batches that a task learns from."""
+    return int(getattr(getattr(task, "stream_lm", None), "num_streams", 1))
 
 
 def _row(role: str, part: nn.Module) -> Row:
@@ -217,6 +230,8 @@ def _shapes(values: Iterable[Any]) -> str:
             found.append(f"{len(value.scores)} scores, {len(value.features)} layers")
         elif isinstance(value, UnitOutput):
             found.append(str(tuple(value.units.data.shape)))
+        elif isinstance(value, tuple):
+            found.append(_shapes(value))
         elif isinstance(value, Tensor):
             found.append(str(tuple(value.shape)))
         elif isinstance(value, dict) and value and all(isinstance(v, Loss) for v in value.values()):

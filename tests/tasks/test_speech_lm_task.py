@@ -1,0 +1,324 @@
+"""The task of a speech LM: shares of tasks and directions, prompts, cards, learning, serving, running on."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from conftest import logged
+from lightning import LightningModule
+from voxzoo.components import TransformerSpeechLM, TransformerStreamLM
+from voxzoo.components.cards import Card
+from voxzoo.components.errors import UserError
+from voxzoo.components.search import SearchOptions
+from voxzoo.components.types import Batch, Padded
+from voxzoo.configs import check, compose
+from voxzoo.datamodules.codes import line_of
+from voxzoo.tasks import SpeechToSpeechLM, load_run
+from voxzoo.tasks.contract import check_task, tiny_task
+from voxzoo.tasks.training.train import train
+
+UNITS, V, K = 6, 12, 3
+LANGS = {"src_lang": "spa", "tgt_lang": "eng"}
+CSV = ("logger=none", "++logger._target_=lightning.pytorch.loggers.CSVLogger", "++logger.save_dir=${run_dir}")
+CHAIN = "<bos> <lang:src> S_src A_prompt <trans> <lang:tgt> | S_tgt <gen> A_tgt <eos>"
+
+
+def task(stream: bool = True, lm: dict[str, Any] | None = None, **settings: Any) -> SpeechToSpeechLM:
+    torch.manual_seed(1)
+    sizes = {"dim": 48, "num_heads": 4, "ffn_dim": 96, "num_layers": 2, "dropout": 0.0}
+    speech_lm = TransformerSpeechLM(UNITS, V, ["eng", "spa"], **{**sizes, "positions": "rotary", **(lm or {})})
+    stream_lm = TransformerStreamLM(UNITS, V, K, **sizes) if stream else None  # pyright: ignore
+    return SpeechToSpeechLM(speech_lm=speech_lm, stream_lm=stream_lm, **settings)
+
+
+def toy(rows: int, seed: int, voice: int | None = None) -> Batch:
+    """Translation is a permutation; the first stream follows from units and the voice, which the prompt alone tells;
+    the others from the first and the voice."""
+    draws = np.random.default_rng(seed)
+    permutation = np.array([3, 5, 0, 1, 4, 2])
+    columns: dict[str, list[torch.Tensor]] = {name: [] for name in ("source_units", "units", "codes", "source_codes")}
+    for _ in range(rows):
+        source = draws.integers(0, UNITS, draws.integers(3, 6))
+        target = permutation[source]
+        who = int(draws.integers(0, 2)) if voice is None else voice
+        for name, units in (("source", source), ("", target)):
+            first = 2 * units + who  # whose voice it is, each code tells
+            codes = np.stack([(first + k * (1 + who)) % V for k in range(K)], 1)
+            columns["source_units" if name else "units"].append(torch.as_tensor(units))
+            columns["source_codes" if name else "codes"].append(torch.as_tensor(codes))
+    return Batch(
+        ids=tuple(f"{seed}-{n}" for n in range(rows)),
+        src_lang=("spa",) * rows,
+        tgt_lang=("eng",) * rows,
+        **{name: Padded.from_list(column) for name, column in columns.items()},
+    )
+
+
+# Shares
+
+
+def test_translations_come_three_times_as_often_and_directions_take_turns(monkeypatch: pytest.MonkeyPatch):
+    one, batch = task(stream=False).train(), toy(50, 0)
+    seen: Counter[tuple[str, str]] = Counter()
+    for epoch in range(8):
+        monkeypatch.setattr(LightningModule, "current_epoch", epoch)
+        examples, _ = one._examples(batch)
+        assert [each.whose for each in examples] == [f"utterance {name}" for name in batch.ids]
+        found = Counter((each.template.name, each.langs[0]) for each in examples)
+        assert min(found.values()) > 0  # mixed in each epoch
+        seen += found
+    assert seen == {("trans", "spa"): 150, ("trans", "eng"): 150, ("gen", "spa"): 50, ("gen", "eng"): 50}
+
+
+def test_validation_measures_every_task_in_both_directions():
+    one, batch = task().eval(), toy(5, 0)
+    examples, spoken = one._examples(batch)
+    assert len(examples) == 5 * 2 * 2
+    assert len(spoken[0]) == 5 * 2
+    losses, statistics = one.measure(batch)
+    assert list(losses) == ["lm", "streams"]
+    assert float(losses["lm"].count) == sum(float(statistics[f"loss_{name}"].count) for name in ("trans", "gen"))
+    tokens = sum(len(row) + 1 for column in (batch.units, batch.source_units) for row in column.unpad())  # pyright: ignore
+    assert int(statistics["loss_trans"].count) == tokens
+    assert list(one.templates) == ["gen", "trans"]
+
+
+def test_how_a_batch_is_cut_up_changes_no_sum():
+    one, batch = task(prompt="target").train(), toy(6, 0)
+    whole, _ = one.measure(batch)
+    parts = []
+    for row in range(6):
+        columns = {name: getattr(batch, name) for name in ("units", "source_units", "codes", "source_codes")}
+        alone = {n: Padded(c.unpad()[row][None], c.lengths[row : row + 1]) for n, c in columns.items()}
+        some = replace(batch, ids=batch.ids[row : row + 1], src_lang=("spa",), tgt_lang=("eng",), **alone)
+        parts.append(one.measure(some)[0])
+    for name in ("lm", "streams"):
+        assert sum(float(part[name].total.detach()) for part in parts) == pytest.approx(
+            float(whole[name].total.detach()), rel=1e-5
+        )
+        assert int(sum(part[name].count for part in parts)) == int(whole[name].count)
+
+
+# Prompts
+
+
+def test_prompts_are_of_the_source_or_cut_out_of_the_target():
+    batch = toy(4, 0)
+    long = Padded.from_list([torch.arange(40)[:, None].expand(40, K) % V for _ in range(4)])
+    batch = replace(batch, source_codes=long)
+    one = task(prompt_frames=7).eval()
+    columns = {name: one._column(batch, name) for name in sorted(one.needs)}
+    pieces, codes, prompt = one._pieces(columns, 0, "a", backwards=False)
+    assert prompt.shape == (7, K)
+    assert torch.equal(prompt[:, 0], (prompt[0, 0] + torch.arange(7)) % V)
+    assert torch.equal(pieces["A_prompt"], prompt[:, 0])
+    assert torch.equal(codes, batch.codes.unpad()[0])  # pyright: ignore[reportOptionalMemberAccess]
+    assert one._pieces(columns, 0, "a", backwards=True)[2].shape[0] == min(7, len(codes))
+    cut = task(prompt="target", prompt_share=[0.25, 0.3]).eval()
+    sizes = [len(cut._pieces(columns, 0, name, backwards=True)[2]) for name in "abcdefgh"]
+    assert set(sizes) <= {10, 11, 12}
+    assert len({int(cut._pieces(columns, 0, name, backwards=True)[2][0, 0]) for name in "abcdefgh"}) > 2
+
+
+def test_what_a_task_reads_follows_from_what_it_learns():
+    everything = {"units", "source_units", "codes", "source_codes"}
+    assert task().needs == everything
+    trans, gen = "<bos> S_src <trans> | S_tgt <eos>", "<bos> S_tgt A_prompt <gen> | A_tgt <eos>"
+    assert task(stream=False, templates={"trans": trans}).needs == {"units", "source_units"}
+    acoustic = task(stream=False, both_directions=False, templates={"gen": gen})
+    assert acoustic.needs == {"units", "codes", "source_codes"}
+    assert task(both_directions=False, prompt="target").needs == {"units", "source_units", "codes"}
+
+
+# Learning and serving
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["multitask", "chain"])
+def test_a_toy_is_learned_and_spoken_in_the_voice_of_the_prompt(kind: str):
+    chain = {"chain": CHAIN} if kind == "chain" else None
+    greedy = SearchOptions(method="greedy", min_length_a=1.0, max_length_a=1.0, max_length_b=1)
+    one = task(
+        templates=chain, upsample={"trans": 1}, both_directions=False, search=greedy, acoustic_search=greedy,
+    ).train()  # fmt: skip
+    optimizer = torch.optim.AdamW(one.parameters(), 4e-3)
+    first = None
+    for step in range(450):
+        losses = one.losses(toy(32, 100 + step))
+        loss = losses["lm"].mean + losses["streams"].mean
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        first = first or float(loss.detach())
+    assert float(loss.detach()) < 0.2 * first  # pyright: ignore
+    one.eval()
+    test = toy(20, 7, voice=0)
+    units = one._source(test)[0]
+    found = one.predict(test)
+    right = [p.units == row.tolist() for p, row in zip(found, test.units.unpad())]  # pyright: ignore
+    assert sum(right) >= 19
+    assert all(p.audio is None for p in found)  # there is no codec
+    assert {p.src_lang for p in found} == {"spa"}
+    spoken = {}
+    for voice in (0, 1):
+        given = toy(20, 7, voice=voice)
+        prompts = [codes[:, 0] for codes in given.source_codes.unpad()]  # pyright: ignore[reportOptionalMemberAccess]
+        rows = [{"S_src": row, "A_prompt": codes} for row, codes in zip(units.unpad(), prompts)]
+        langs, names = [("spa", "eng")] * 20, [f"u{n}" for n in range(20)]
+        template = one.templates["chain" if chain else "trans"]
+        one._write(template, 0, rows, langs, names, greedy, units.lengths.tolist())
+        acoustic, number = (template, 1) if chain else (one.templates["gen"], 0)
+        one._write(acoustic, number, rows, langs, names, greedy, [len(row["S_tgt"]) for row in rows])
+        wanted = [codes[:, 0] for codes in given.codes.unpad()]  # pyright: ignore
+        equal = [torch.equal(row["A_tgt"], codes) for row, codes in zip(rows, wanted)]
+        assert sum(equal) >= 17, (voice, sum(equal))
+        spoken[voice] = [row["A_tgt"] for row in rows]
+    # Another prompt, another voice.
+    assert sum(not torch.equal(a, b) for a, b in zip(spoken[0], spoken[1])) == 20
+
+
+def test_nothing_outside_of_a_templates_block_comes_out_of_random_weights():
+    sample = SearchOptions(method="sample", temperature=9.0, beam_size=1, min_length=20, max_length=25)
+    one, batch = task(templates={"chain": CHAIN}, search=sample).eval(), toy(12, 0)
+    for prediction in one.predict(batch):
+        assert prediction.units is not None
+        assert len(prediction.units) >= 20
+        assert set(prediction.units) <= set(range(UNITS))
+
+
+# Refusals
+
+
+@pytest.mark.parametrize(
+    ("call", "words"),
+    [
+        (lambda: task(upsample={"tran": 3}), "task.upsample.tran: there is no such template; there are: gen, trans"),
+        (lambda: task(upsample={"trans": 0}), "task.upsample.trans=0: expected at least 1"),
+        (lambda: task(templates={"trans": None}), "nothing is left to learn"),
+        (lambda: task(templates={"t": "<bos> S_src <sing> | S_tgt <eos>"}), "there is no token <sing>"),
+        (lambda: task(prompt_share=[0.4, 0.3]), "task.prompt_share=[0.4, 0.3]: expected [least, greatest]"),
+        (lambda: task(prompt_frames=0), "task.prompt_frames=0: expected at least 1"),
+        (
+            lambda: task().measure(replace(toy(2, 0), codes=_streams(toy(2, 0).codes, 2))),
+            "data.codes has 2 streams, but stream_lm.num_streams is 3",
+        ),
+        (
+            lambda: task(lm={"positions": "learned", "max_positions": 8}).measure(toy(3, 0)),
+            "but speech_lm has positions for 8: leave it out (data.max_seconds)",
+        ),
+        (
+            lambda: task(lm={"positions": "learned", "max_positions": 6}).eval().predict(toy(3, 0)),
+            "a prompt of 9 tokens, but speech_lm has positions for 6: give shorter speech",
+        ),
+        (lambda: task().measure(replace(toy(2, 0), units=_plus(toy(2, 0).units))), "is outside of the vocabulary"),
+        (
+            lambda: task().eval().predict(replace(toy(2, 0), source_units=None)),
+            "this model has no unit extractor: give data.source_units",
+        ),
+    ],
+)  # fmt: skip
+def test_bad_input_is_one_clear_line(call, words: str):
+    with pytest.raises(UserError) as caught:
+        call()
+    assert words in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def _streams(codes: Any, count: int) -> Padded:
+    return codes.with_data(codes.data[..., :count])
+
+
+def _plus(units: Any) -> Padded:
+    return units.with_data(units.data + UNITS)
+
+
+def test_parts_that_do_not_fit_are_refused():
+    lm = TransformerSpeechLM(UNITS, V, ["eng"], dim=16, num_heads=2, ffn_dim=16, num_layers=1)
+    stream = TransformerStreamLM(UNITS + 1, V, K, dim=16, num_heads=2, ffn_dim=16, num_layers=1)
+    with pytest.raises(UserError, match=r"stream_lm.num_units is 7, but speech_lm has 6"):
+        SpeechToSpeechLM(speech_lm=lm, stream_lm=stream)
+
+
+def test_cards_that_differ_are_refused():
+    one = task()
+    cards = {"units": Card("units", {"centroids": "a"}), "source_units": Card("units", {"centroids": "b"})}
+    with pytest.raises(
+        UserError, match=r'data.source_units, other units than those of data.units: centroids is "b", exp'
+    ):
+        one.card(cards)
+    assert one.card({"units": cards["units"], "codes": None})["units"] == {"kind": "units", "centroids": "a"}
+
+
+# Runs
+
+
+def corpus(folder: Path, rows: int = 12) -> list[str]:
+    """Manifests without audio or texts, units and codes."""
+    batch = toy(rows, 3)
+    files: dict[str, list[str]] = {name: [] for name in ("units", "source_units", "codes", "source_codes")}
+    for name, lines in files.items():
+        for one, row in zip(batch.ids, getattr(batch, name).unpad()):
+            codes = name.endswith("codes")
+            lines.append(line_of(one, row.numpy()) if codes else json.dumps({"id": one, "units": row.tolist()}) + "\n")
+        (folder / f"{name}.jsonl").write_text("".join(lines))
+    for split in ("train", "valid"):
+        text = (json.dumps({"id": one, "audio": "none.wav", "duration": 1, **LANGS}) for one in batch.ids)
+        (folder / f"{split}.jsonl").write_text("\n".join(text) + "\n")
+    (folder / "units.card.json").write_text(json.dumps({"centroids": "a"}))
+    (folder / "source_units.card.json").write_text(json.dumps({"centroids": "a"}))
+    return [
+        "task=speech_to_speech_lm", "speech_lm=tiny", "stream_lm=tiny", "unit_extractor=none", "data=manifest",
+        f"speech_lm.codebook_size={V}", f"stream_lm.num_streams={K}", f"unit_extractor.num_units={UNITS}",
+        "task.unit_extractor=null", f"data.train={folder}/train.jsonl", f"data.valid={folder}/valid.jsonl",
+        *(f"data.{name}={folder}/{name}.jsonl" for name in files), "data.min_seconds=0", "data.num_workers=0",
+        "data.batch_size=4", f"root={folder}/runs", "logger=none", "optim.lr=1e-2", "schedule=constant",
+    ]  # fmt: skip
+
+
+def test_a_run_trains_goes_on_and_serves_and_refuses_other_units(tmp_path: Path, capfd: pytest.CaptureFixture[str]):
+    words = [*corpus(tmp_path), "trainer.val_check_interval=3", "checkpoint.every_steps=3"]
+    assert check(compose(words)) == []
+    whole = train([*words, "name=whole", "trainer.max_steps=6"])
+    said = capfd.readouterr().err
+    assert "trans: 12 utterances, " in said
+    assert "target tokens in both directions, 3 of 4 examples" in said
+    train([*words, "name=parts", "trainer.max_steps=3"])
+    train([*words, "name=parts", "trainer.max_steps=6"])
+    runs = [load_run(tmp_path / "runs" / name) for name in ("whole", "parts")]
+    states = [run.task.state_dict() for run in runs]
+    assert all(torch.equal(value, states[1][name]) for name, value in states[0].items())
+    card = json.loads(bytes(runs[0].task.files["vocabulary.card.json"].numpy()))
+    assert card["units"] == {"kind": "units", "centroids": "a"}
+    assert card["blocks"]["codes"] == {"start": 5 + 2 + UNITS, "size": V}
+    assert len(runs[0].task.predict(toy(3, 5))) == 3
+    assert whole is not None
+    for name in ("units", "source_units"):
+        (tmp_path / f"{name}.card.json").write_text(json.dumps({"centroids": "z"}))
+    with pytest.raises(
+        UserError, match=r'this run: units.centroids is "z", expected "a"; the checkpoint learned other'
+    ):
+        train([*words, "name=parts", "trainer.max_steps=9"])
+
+
+def test_losses_and_perplexities_of_each_task_are_logged(tmp_path: Path):
+    words = [*corpus(tmp_path), *CSV, "trainer.max_steps=2", "trainer.log_every_n_steps=1", "name=run"]
+    train([*words, "trainer.val_check_interval=2"])
+    for name in ("lm", "loss_trans", "perplexity_trans", "accuracy_trans", "streams"):
+        assert logged(tmp_path / "runs" / "run", f"train/{name}")
+    names = ("loss", "lm", "streams", "perplexity_gen", "loss_gen")
+    loss, lm, streams, perplexity, gen = (logged(tmp_path / "runs" / "run", f"valid/{name}")[0] for name in names)
+    assert loss == pytest.approx(lm + streams, rel=1e-5)
+    assert perplexity == pytest.approx(np.exp(gen), rel=1e-5)
+
+
+@pytest.mark.parametrize("words", [[], ["stream_lm=tiny_delay"], ["task.prompt=target", "task.loss_on=all"]])
+def test_the_task_keeps_its_contract(words: list[str], tmp_path: Path, tiny: list[str]):
+    cache = next(word for word in tiny if word.startswith("cache_dir"))
+    check_task(*tiny_task(["task=speech_to_speech_lm", cache, *words]))
