@@ -21,7 +21,6 @@ from ..components.errors import UserError
 from ..components.joint_vocabulary import PAD
 from ..components.losses.cross_entropy import token_loss
 from ..components.roles import Frontend, SpeechLM, StreamLM, UnitExtractor
-from ..components.roles import Part as Codec
 from ..components.search import SearchOptions, generate
 from ..components.speech_lm.templates import LossOn, Template, label_mask
 from ..components.types import Batch, Loss, Padded, Prediction, Statistic
@@ -100,7 +99,7 @@ class SpeechToSpeechLM(Task):
         speech_lm: SpeechLM,
         stream_lm: StreamLM | None = None,
         unit_extractor: UnitExtractor | None = None,
-        codec: Codec | None = None,
+        codec: Any = None,
         frontend: Frontend | None = None,
         templates: Mapping[str, str | None] | None = None,
         upsample: Mapping[str, int] | None = None,

@@ -19,7 +19,6 @@ from torch import Tensor
 from ..components.cards import Card
 from ..components.errors import UserError
 from ..components.lines import open_text, parse_json, raw_lines
-from ..components.roles import Part as Codec
 from ..components.roles import UnitExtractor
 from ..components.types import Padded
 from ..datamodules.audio import SAMPLE_RATE, AudioFiles
@@ -130,7 +129,7 @@ def extract_units(
 
 
 def extract_codes(
-    codec: Codec,
+    codec: Any,
     rows: Iterable[Utterance],
     column: Column = "tgt_audio",
     path: Path | str = "codes.jsonl",

@@ -10,7 +10,14 @@ from voxzoo.components.types import Batch, Loss, Statistic
 from voxzoo.tasks.contract import check_task, examine_task, tiny_task
 from voxzoo.tasks.task import Task
 
-TASKS = ("speech_to_text", "text_to_text", "speech_to_speech_unity", "unit_vocoder", "gan_vocoder")
+TASKS = (
+    "speech_to_text",
+    "text_to_text",
+    "speech_to_speech_unity",
+    "speech_to_speech_lm",
+    "unit_vocoder",
+    "gan_vocoder",
+)
 
 
 @pytest.fixture(autouse=True)
