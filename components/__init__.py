@@ -17,6 +17,7 @@ _PARTS = {
     "unit_extractor": ["KMeansUnits"],
     "vocoder": ["CodeHiFiGAN", "GriffinLimVocoder", "ISTFTVocoder"],
     "discriminator": ["HiFiGANDiscriminator"],
+    "codec": ["EnCodec"],
     "speech_lm": ["TransformerSpeechLM"],
     "stream_lm": ["TransformerStreamLM"],
 }

@@ -13,6 +13,7 @@ from typing import Any, ClassVar
 from lightning import LightningDataModule, LightningModule
 from torch import Tensor, nn
 
+from .cards import Card
 from .joint_vocabulary import JointVocabulary
 from .languages import match
 from .types import Adapted, Batch, Judgement, Loss, Padded, Reconstruction, Statistic, UnitOutput
@@ -378,6 +379,87 @@ class Discriminator(Part):
         """Called once behind each step of its optimizer, for state that follows the weights; `forward` changes none."""
 
 
+class Codec(Part):
+    """Speech to K streams of codes at a low rate, and back. It resamples: speech may come and go at any rate.
+
+    Samples are (B, N) where `channels` is 1, else (B, N, channels); (B, N) goes into each codec.
+    """
+
+    sample_rate: int
+    channels: int
+    frame_rate: float
+    """Frames of codes a second."""
+    num_codebooks: int
+    """K, at most."""
+    codebook_size: int
+    streams: bool = False
+    """Whether `start` and `step` decode piece by piece."""
+    learns: bool = False
+    """Whether it can be trained: `begin`, `reconstruct`, `advance`."""
+
+    @abstractmethod
+    def output_lengths(self, lengths: Tensor, sample_rate: int | None = None) -> Tensor:
+        """(B,) int64 samples at `sample_rate` (None: the codec's own) -> (B,) int64 frames, exact."""
+
+    @abstractmethod
+    def encode(self, speech: Padded, num_codebooks: int | None = None, sample_rate: int | None = None) -> Padded:
+        """Samples at `sample_rate` (None: the codec's own) -> (B, T, K) int64 codes of the first `num_codebooks` (None:
+        all), zero beyond the length. What a row becomes never depends on the other rows. Raises UserError for more
+        codebooks than there are, and for more channels than the codec has."""
+
+    @abstractmethod
+    def decode(self, codes: Padded, sample_rate: int | None = None, loudness: Padded | None = None) -> Padded:
+        """(B, T, K) codes, K up to `num_codebooks` -> samples at `sample_rate` (None: the codec's own), not clipped.
+        `loudness`: what `loudness` gave for the speech. Raises UserError for codes that the codec does not have."""
+
+    def loudness(self, speech: Padded, sample_rate: int | None = None) -> Padded | None:
+        """What a codec that takes the loudness out of speech needs beside the codes to put it back; None: nothing."""
+        return None
+
+    @abstractmethod
+    def card(self) -> Card:
+        """What its codes are: only codes of an equal card can be decoded, or mixed."""
+
+    def start(self, rows: int) -> Any:
+        """The state of a stream of so many rows, before its first piece. Without `streams`: NotImplementedError."""
+        raise NotImplementedError(f"{type(self).__name__} decodes whole utterances alone")
+
+    def step(self, codes: Tensor, state: Any, last: bool = False) -> tuple[Tensor, Any]:
+        """(R, t, K) codes that follow, t >= 0, and the state before them -> (R, n) samples that are ready, and the
+        state behind them. All pieces up to the `last` one give the samples of `decode`. A state is a value: it is not
+        changed, and a stream can go on from it again."""
+        raise NotImplementedError(f"{type(self).__name__} decodes whole utterances alone")
+
+    def reconstruct(
+        self, speech: Padded, num_codebooks: int | None = None, sample_rate: int | None = None
+    ) -> Reconstruction:
+        """Samples with gradient beside what they should be, both at the codec's own rate; its own losses, such as a
+        commitment, and in `update` what its codebooks learn of these rows. Arguments as in `encode`.
+
+        Raises:
+            NotImplementedError: without `learns`.
+        """
+        raise NotImplementedError(f"{type(self).__name__} does not learn")
+
+    @property
+    def begun(self) -> bool:
+        """Whether the codebooks were set from data (`begin`); true where none wait for it."""
+        return True
+
+    def latents(self, speech: Padded, sample_rate: int | None = None) -> Padded:
+        """(B, T, D) what `begin` reads of speech, without gradient."""
+        raise NotImplementedError(f"{type(self).__name__} does not learn")
+
+    def begin(self, points: Tensor, seed: int = 0) -> None:
+        """Set the codebooks from (P, D) of the first step's latents, of all processes."""
+        raise NotImplementedError(f"{type(self).__name__} does not learn")
+
+    def advance(self, update: Mapping[str, Tensor], seed: int = 0) -> None:
+        """Move the codebooks by `Reconstruction.update`, summed over the rows of a step: once behind each step of the
+        optimizer. `seed`: of what is drawn at random."""
+        raise NotImplementedError(f"{type(self).__name__} does not learn")
+
+
 class DataModule(LightningDataModule, ABC):
     """Data to batches: what training, planning and evaluation ask of data, in this order.
 
@@ -484,6 +566,7 @@ ROLES: dict[str, type] = {
     "unit_extractor": UnitExtractor,
     "vocoder": UnitVocoder,
     "discriminator": Discriminator,
+    "codec": Codec,
     "speech_lm": SpeechLM,
     "stream_lm": StreamLM,
     "data": DataModule,

@@ -102,8 +102,8 @@ class Padded(_Movable):
         lengths = torch.tensor([row.shape[0] for row in rows], dtype=torch.int64)
         longest = -(-int(lengths.max()) // multiple) * multiple
         data = rows[0].new_full((len(rows), longest, *rows[0].shape[1:]), value)
-        for target, row in zip(data, rows, strict=True):
-            target[: row.shape[0]] = row
+        for place, row in enumerate(rows):
+            data[place, : row.shape[0]] = row  # of `data` itself, so that gradients flow
         return cls(data, lengths)
 
 
@@ -173,19 +173,22 @@ class UnitOutput(_Movable):
 
 @dataclass(frozen=True)
 class Reconstruction:
-    """A crop of speech as a vocoder makes it from its units.
+    """A crop of speech as a vocoder makes it from its units, or a codec from its codes.
 
     Attributes:
-        samples: (B, N), with gradient.
-        target: (B, N), what they should be, of the same lengths.
-        frames: (B,) int64 mel frames of each row; their sum is the count of the first of `losses`.
-        losses: the vocoder's own losses.
+        samples: (B, N), with gradient; (B, N, C) of a codec with several channels.
+        target: what they should be, of the same shape and lengths.
+        frames: (B,) int64 mel frames (of a codec: frames of codes) of each row; their sum is the count of the first of
+            `losses`.
+        losses: the vocoder's or the codec's own losses.
+        update: name -> sums over the rows, what codebooks learn of them (`Codec.advance`); empty for a vocoder.
     """
 
     samples: Padded
     target: Padded
     frames: Tensor
     losses: dict[str, Loss]
+    update: dict[str, Tensor] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ import torch
 
 from ..errors import UserError
 from ..roles import ROLES, Part
+from .codecs import checks_of_codec, ways_of_codec
 from .frontends import checks_of_frontend
 from .modules import Modules
 from .outcome import Check, Outcome, collect, require
@@ -50,6 +51,7 @@ _CONTRACTS = {
     "t2u": _Contract(ways_of_t2u, lambda part, _: checks_of_t2u(part), prepared_t2u, told=True),
     "unit_extractor": _Contract(ways_of_extractor, checks_of_extractor, fitted),
     "vocoder": _Contract(ways_of_vocoder, lambda part, _: checks_of_vocoder(part)),
+    "codec": _Contract(ways_of_codec, lambda part, _: checks_of_codec(part)),
     "speech_lm": _Contract(ways_of_speech_lm, lambda part, _: checks_of_speech_lm(part)),
     "stream_lm": _Contract(ways_of_stream_lm, lambda part, _: checks_of_stream_lm(part)),
     "discriminator": _Contract(ways_of_discriminator, lambda part, _: checks_of_discriminator(part)),

@@ -36,6 +36,7 @@ class Way:
         bound: lengths that come out depend on content; on meta tensors they are an upper bound.
         same_dtype: what comes out has the dtype of what goes in.
         draws: random numbers are drawn also in evaluation mode, such as crops.
+        chooses: numbers hang on choices, such as of codes, that coarser weights turn over: not asked in half precision.
         tolerance: how far numbers may be off, as a part of the largest one.
     """
 
@@ -46,6 +47,7 @@ class Way:
     bound: bool = False
     draws: bool = False
     same_dtype: bool = False
+    chooses: bool = False
     tolerance: float = 2e-5
 
     def __call__(self, part: Any, inputs: Sequence[Any], seed: int = 0) -> dict[str, Value]:

@@ -1,7 +1,16 @@
 """Published checkpoints in and out: `from_transformers(folder)` gives parts, `to_transformers(model, folder)` writes
 them back. A family is a module here with a key map that is read in both directions."""
 
+from .encodec import from_encodec, to_encodec
 from .fairseq2 import from_fairseq2
 from .published import PublishedModel, describe, from_transformers, to_transformers
 
-__all__ = ["PublishedModel", "describe", "from_fairseq2", "from_transformers", "to_transformers"]
+__all__ = [
+    "PublishedModel",
+    "describe",
+    "from_encodec",
+    "from_fairseq2",
+    "from_transformers",
+    "to_encodec",
+    "to_transformers",
+]

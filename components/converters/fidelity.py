@@ -12,18 +12,21 @@ from .family import Nodes
 from .generation import search_options
 from .settings import with_defaults
 
-_PLACES = ("frontend", "speech_encoder", "adaptor", "text_seq2seq", "t2u", "vocoder")
+_PLACES = ("frontend", "speech_encoder", "adaptor", "text_seq2seq", "t2u", "vocoder", "codec")
 # Arguments that only training reads, by the end of their name or its beginning.
 _TRAINING_ENDS = ("dropout", "layerdrop", "layer_drop", "label_smoothing")
 _TRAINING_STARTS = ("mask_time", "mask_feature", "aligner", "spec_augment")
-_TRAINING = {(row.role, row.key) for row in TABLE if row.training} | {
-    ("vocoder", key) for key in ("crop_units", "fft_size", "window_length", "hop_length", "num_mel_bins")
+_TRAINING = {
+    *((row.role, row.key) for row in TABLE if row.training),
+    *(("vocoder", key) for key in ("crop_units", "fft_size", "window_length", "hop_length", "num_mel_bins")),
+    *(("codec", key) for key in ("decay", "dead_share")),
 }
 # Said by generation_config.json, or no more than a default for what transformers wants to be told.
 _ELSEWHERE = {
     *(("t2u", key) for key in ("num_languages", "first_language_id", "default_language", "vocab_size")),
     *(("vocoder", key) for key in ("speakers", "default_language")),
     ("frontend", "output_dim"),
+    ("codec", "default_loudness"),
 }
 # What changes little, or a padded batch alone, or can be asked for there: said, and never refused.
 _SMALL = {

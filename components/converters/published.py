@@ -25,6 +25,7 @@ from .settings import LEFT_OUT, read_json_if
 
 # model_type -> module of this package that has its FAMILY.
 _FAMILIES = {
+    "encodec": "encodec",
     "hubert": "hubert",
     "m2m_100": "m2m_100",
     "seamless_m4t": "seamless_m4t",

@@ -4,7 +4,8 @@ is made for it."""
 from __future__ import annotations
 
 import platform
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
 
@@ -19,6 +20,22 @@ def autocast_dtype(kind: str) -> torch.dtype | None:
 def without_autocast(kind: str) -> AbstractContextManager:
     """A context in which nothing is cast."""
     return torch.autocast(kind, enabled=False) if _has_autocast(kind) else nullcontext()
+
+
+@contextmanager
+def full_float32(kind: str) -> Iterator[None]:
+    """A context in which float32 is float32: nothing is cast, and no convolution or product drops digits (TF32)."""
+    with without_autocast(kind):
+        if kind != "cuda":
+            yield
+            return
+        # CUDA's convolutions drop digits unless they are told not to.
+        kept = torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
+        torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
+        try:
+            yield
+        finally:
+            torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32 = kept
 
 
 @torch.compiler.assume_constant_result  # torch.compile cannot look into it

@@ -15,8 +15,8 @@ from ...components.roles import ROLES
 from ...configs.choices import belongs
 
 _HERE = Path(__file__).parent
-NO_TEMPLATE = frozenset({"speech_lm", "stream_lm"})
-"""Roles that no task trains yet."""
+NO_TEMPLATE = frozenset({"codec", "speech_lm", "stream_lm"})
+"""Roles that are written from a paper rather than from a template."""
 _GROUPS = {
     **{role: role for role in ROLES if role not in NO_TEMPLATE},
     "task": "task",

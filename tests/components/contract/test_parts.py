@@ -16,6 +16,7 @@ from voxzoo.components import (
     ConformerEncoder,
     ConvAdaptor,
     CTCShrinkAdaptor,
+    EnCodec,
     Fbank,
     GriffinLimVocoder,
     HiFiGANDiscriminator,
@@ -49,6 +50,7 @@ HIFI_GAN = partial(
     CodeHiFiGAN, 8, 12, lang_dim=4, speaker_dim=5, channels=16, upsample_rates=[8, 8, 5], upsample_kernels=[16, 16, 11],
     resblock_kernels=[3, 5], resblock_dilations=[[1, 3], [1, 3]], crop_units=8, **LEVELS,
 )  # fmt: skip
+ENCODEC = partial(EnCodec, 16000, 1, 3, 16, 8, 4, (4, 2, 2))
 SCALES = {"scale_channels": [4, 8], "scale_kernels": [15, 5], "scale_strides": [1, 4], "scale_groups": [1, 2]}
 
 
@@ -122,6 +124,13 @@ PARTS: dict[str, Callable[[], Any]] = {
     "vocoder-hifi-gan-published": partial(HIFI_GAN, num_langs=3, num_speakers=5, published_lengths=True),
     "discriminator-of-periods": partial(HiFiGANDiscriminator, (2, 5), 0, (4, 6), 5, 3),
     "discriminator-of-scales": partial(HiFiGANDiscriminator, (), 2, **SCALES),
+    "codec": ENCODEC,
+    "codec-plain": partial(ENCODEC, pad_mode="constant", num_residual_layers=2, conv_shortcut=False),
+    "codec-both-sides-normalised": partial(ENCODEC, causal=False, norm="time_group", normalise=True),
+    "codec-stereo-chunks": partial(
+        EnCodec, 48000, 2, 4, 16, 8, 4, (8, 5, 4, 2), causal=False, norm="time_group", normalise=True,
+        chunk_seconds=0.02, overlap=0.1,
+    ),
     "speech-lm": SPEECH_LM,
     "stream-lm": STREAM_LM,
     "stream-lm-grouped": partial(STREAM_LM, num_kv_heads=2, ffn="gated", activation="silu"),

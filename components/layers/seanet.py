@@ -1,0 +1,258 @@
+"""The convolutions of SEANet, as EnCodec has them: samples to latent frames and back.
+
+Letters: B batch, N samples, T frames, C channels, D width of the latents.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.nn.utils.parametrizations import weight_norm
+
+Norm = Literal["weight", "time_group"]
+PadMode = Literal["reflect", "constant", "replicate"]
+
+
+@dataclass(frozen=True)
+class SEANetSettings:
+    """What encoder and decoder share; see `components/codec/encodec.py`."""
+
+    channels: int
+    dim: int
+    num_filters: int
+    ratios: tuple[int, ...]
+    num_residual_layers: int
+    kernel_size: int
+    last_kernel_size: int
+    residual_kernel_size: int
+    dilation_growth: int
+    compress: int
+    num_lstm_layers: int
+    causal: bool
+    norm: Norm
+    pad_mode: PadMode
+    conv_shortcut: bool
+
+
+@dataclass(frozen=True)
+class Held:
+    """What a convolution keeps between two pieces of a stream: (B, C, steps) of its input, and whether it has begun."""
+
+    steps: Tensor
+    begun: bool
+
+
+class Conv(nn.Module):
+    """A convolution with its norm, padded so that ceil(T / stride) steps come out.
+
+    Causal: all padding that the kernel needs stands on the left; else half of it on each side, the larger half left.
+    What a stride leaves over is added on the right. In reflect mode an input that is shorter than its padding is
+    lengthened by zeros before it is reflected.
+    """
+
+    def __init__(
+        self, settings: SEANetSettings, inputs: int, outputs: int, kernel: int, stride: int = 1, dilation: int = 1
+    ) -> None:
+        super().__init__()
+        conv = nn.Conv1d(inputs, outputs, kernel, stride, dilation=dilation)
+        self.conv = weight_norm(conv) if settings.norm == "weight" else conv
+        self.norm = nn.GroupNorm(1, outputs) if settings.norm == "time_group" else None
+        self.causal, self.pad_mode, self.outputs = settings.causal, settings.pad_mode, outputs
+        self.stride = stride
+        self.padding = (kernel - 1) * dilation + 1 - stride
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, T) -> (B, outputs, ceil(T / stride)); T at least 1."""
+        more = -x.shape[-1] % self.stride
+        right = 0 if self.causal else self.padding // 2
+        return self._run(_pad(x, self.padding - right, right + more, self.pad_mode))
+
+    def stream(self, x: Tensor, held: Held | None, last: bool) -> tuple[Tensor, Held]:
+        """As `forward` for the next piece of a causal one of stride 1. Reflection wants the first steps of the stream
+        all at once: nothing comes out before they are there."""
+        if held is not None:
+            x = torch.cat([held.steps, x], -1)
+        begun = held is not None and held.begun
+        wanted = self.padding if self.pad_mode == "reflect" and not last else 0
+        if not begun:
+            if x.shape[-1] <= wanted:
+                return self._nothing(x), Held(x, False)
+            x = _pad(x, self.padding, 0, self.pad_mode)
+        rest = Held(x[..., x.shape[-1] - self.padding :], True)
+        return (self._run(x) if x.shape[-1] > self.padding else self._nothing(x)), rest
+
+    def _run(self, x: Tensor) -> Tensor:
+        x = self.conv(x)
+        return x if self.norm is None else self.norm(x)
+
+    def _nothing(self, x: Tensor) -> Tensor:
+        return x.new_zeros(x.shape[0], self.outputs, 0)
+
+
+class TransposedConv(nn.Module):
+    """A transposed convolution of twice its stride with its norm, cropped so that T x stride steps come out: on the
+    right where it is causal, else on both sides."""
+
+    def __init__(self, settings: SEANetSettings, inputs: int, outputs: int, stride: int) -> None:
+        super().__init__()
+        conv = nn.ConvTranspose1d(inputs, outputs, 2 * stride, stride)
+        self.conv = weight_norm(conv) if settings.norm == "weight" else conv
+        self.norm = nn.GroupNorm(1, outputs) if settings.norm == "time_group" else None
+        self.outputs, self.stride = outputs, stride
+        self.left = 0 if settings.causal else stride - stride // 2
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, T) -> (B, outputs, T * stride)."""
+        steps = x.shape[-1] * self.stride
+        x = self.conv(x)
+        x = x if self.norm is None else self.norm(x)
+        return x[..., self.left : self.left + steps]
+
+    def stream(self, x: Tensor, before: Tensor | None, last: bool) -> tuple[Tensor, Tensor]:
+        """As `forward` for the next piece of a causal one; `before` is the last step of the piece before."""
+        before = x.new_zeros(*x.shape[:2], 1) if before is None else before
+        if not x.shape[-1]:
+            return x.new_zeros(x.shape[0], self.outputs, 0), before
+        out = self.conv(torch.cat([before, x], -1))
+        return out[..., self.stride : self.stride * (x.shape[-1] + 1)], x[..., -1:]
+
+
+class Recurrence(nn.Module):
+    """An LSTM over (B, C, T), added to its input."""
+
+    def __init__(self, dim: int, num_layers: int) -> None:
+        super().__init__()
+        self.lstm = nn.LSTM(dim, dim, num_layers)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.stream(x, None, True)[0]
+
+    def stream(self, x: Tensor, state: Any, last: bool) -> tuple[Tensor, Any]:
+        if not x.shape[-1]:
+            return x, state
+        steps = x.permute(2, 0, 1)
+        out, state = self.lstm(steps, state)
+        return (out + steps).permute(1, 2, 0), state
+
+
+class ResidualUnit(nn.Module):
+    """ELU and a dilated convolution into fewer channels, ELU and one back, added to the input (or a 1 x 1 convolution
+    of it)."""
+
+    def __init__(self, settings: SEANetSettings, dim: int, dilation: int) -> None:
+        super().__init__()
+        hidden = dim // settings.compress
+        self.block = nn.ModuleList(
+            [
+                nn.ELU(),  # not in place: the shortcut reads what it reads
+                Conv(settings, dim, hidden, settings.residual_kernel_size, dilation=dilation),
+                nn.ELU(inplace=True),
+                Conv(settings, hidden, dim, 1),
+            ]
+        )
+        self.shortcut = Conv(settings, dim, dim, 1) if settings.conv_shortcut else nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = x
+        for layer in self.block:
+            out = layer(out)
+        return self.shortcut(x) + out
+
+    def stream(self, x: Tensor, state: Any, last: bool) -> tuple[Tensor, Any]:
+        """As `forward`; what the convolutions still hold back, the shortcut holds back too."""
+        waiting, states = state or (x[..., :0], None)
+        waiting = torch.cat([waiting, x], -1)
+        out, states = stream_through(self.block, x, states, last)
+        ready = out.shape[-1]
+        if ready:
+            out = self.shortcut(waiting[..., :ready]) + out
+        return out, (waiting[..., ready:], states)
+
+
+class SEANetEncoder(nn.Module):
+    """(B, channels, N) samples -> (B, D, ceil(N / hop)) latents."""
+
+    def __init__(self, settings: SEANetSettings) -> None:
+        super().__init__()
+        width = settings.num_filters
+        layers: list[nn.Module] = [Conv(settings, settings.channels, width, settings.kernel_size)]
+        for ratio in reversed(settings.ratios):
+            layers += _residual_units(settings, width)
+            layers += [nn.ELU(inplace=True), Conv(settings, width, 2 * width, 2 * ratio, ratio)]
+            width *= 2
+        layers += [Recurrence(width, settings.num_lstm_layers), nn.ELU(inplace=True)]
+        layers += [Conv(settings, width, settings.dim, settings.last_kernel_size)]
+        self.layers = nn.ModuleList(layers)
+
+    def forward(self, x: Tensor) -> Tensor:
+        for layer in self.layers:
+            x = layer(x)
+        return x
+
+
+class SEANetDecoder(nn.Module):
+    """(B, D, T) latents -> (B, channels, T * hop) samples."""
+
+    def __init__(self, settings: SEANetSettings) -> None:
+        super().__init__()
+        width = settings.num_filters << len(settings.ratios)
+        layers: list[nn.Module] = [Conv(settings, settings.dim, width, settings.kernel_size)]
+        layers += [Recurrence(width, settings.num_lstm_layers)]
+        for ratio in settings.ratios:
+            layers += [nn.ELU(inplace=True), TransposedConv(settings, width, width // 2, ratio)]
+            width //= 2
+            layers += _residual_units(settings, width)
+        layers += [nn.ELU(inplace=True), Conv(settings, width, settings.channels, settings.last_kernel_size)]
+        self.layers = nn.ModuleList(layers)
+
+    def forward(self, x: Tensor) -> Tensor:
+        for layer in self.layers:
+            x = layer(x)
+        return x
+
+
+def stream_through(
+    layers: nn.ModuleList, x: Tensor, states: Sequence[Any] | None, last: bool
+) -> tuple[Tensor, tuple[Any, ...]]:
+    """The next piece of a stream through causal layers.
+
+    Args:
+        layers: those with a `stream`, and activations.
+        x: (B, C, steps), any number of steps, 0 too.
+        states: what the call before gave back; None at the start.
+        last: whether the stream ends here.
+
+    Returns:
+        (B, C', steps that are ready), and the states.
+    """
+    kept = []
+    for number, layer in enumerate(layers):
+        state = None if states is None else states[number]
+        if isinstance(layer, nn.ELU):
+            x = layer(x) if x.shape[-1] else x
+        else:
+            x, state = layer.stream(x, state, last)  # pyright: ignore[reportCallIssue]
+        kept.append(state)
+    return x, tuple(kept)
+
+
+def _residual_units(settings: SEANetSettings, width: int) -> list[nn.Module]:
+    return [
+        ResidualUnit(settings, width, settings.dilation_growth**number)
+        for number in range(settings.num_residual_layers)
+    ]
+
+
+def _pad(x: Tensor, left: int, right: int, mode: PadMode) -> Tensor:
+    if mode != "reflect":
+        return functional.pad(x, (left, right), mode)
+    short = max(left, right) - x.shape[-1] + 1
+    if short <= 0:
+        return functional.pad(x, (left, right), mode)
+    padded = functional.pad(functional.pad(x, (0, short)), (left, right), mode)
+    return padded[..., : padded.shape[-1] - short]
