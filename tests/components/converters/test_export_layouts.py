@@ -38,7 +38,7 @@ MODELS: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize("model_type", sorted(_FAMILIES))
 @pytest.mark.parametrize("model", MODELS)
 def test_parts_of_another_kind_are_named(model: str, model_type: str):
-    with pytest.raises(UserError, match=r"text_seq2seq|speech_encoder|adaptor|t2u|vocoder") as found:
+    with pytest.raises(UserError, match=r"text_seq2seq|speech_encoder|adaptor|t2u|vocoder|codec") as found:
         family_of(model_type, "export").settings(MODELS[model])
     assert "\n" not in str(found.value)
 
@@ -100,7 +100,7 @@ def test_the_only_layout_that_fits_is_chosen(tmp_path: Path):
     several = r"which published layout\? these have places for its parts: hubert, wav2vec2; say it with `--as hubert`"
     with pytest.raises(UserError, match=several):
         to_transformers(Model({"speech_encoder": WAV2VEC2}), tmp_path / "out")
-    none = r"which published layout\? there are hubert, m2m_100, .*; say it with `--as whisper` .*which part"
+    none = r"which published layout\? there are encodec, hubert, m2m_100, .*; say it with `--as whisper` .*which part"
     with pytest.raises(UserError, match=none):
         to_transformers(Model({"speech_encoder": WAV2VEC2, "adaptor": CONV}), tmp_path / "out")
 

@@ -153,7 +153,7 @@ def broken(kind: str, good: Path, folder: Path) -> str:
     if kind == "no json":
         (folder / "config.json").write_text("{")
     return {
-        "unknown type": "model_type 'rwkv' is none that voxzoo has; expected one of hubert",
+        "unknown type": "model_type 'rwkv' is none that voxzoo has; expected one of encodec, hubert",
         "other size": "another architecture",
         "more layers": "missing: speech_encoder.layers.3.",
         "no size": "has no hidden_size",
