@@ -20,7 +20,17 @@ from .harness.machine import elsewhere, without_isa
 from .harness.options import arguments, options_of
 from .harness.report import report
 
-PATHS = ("speech_encoder", "s2tt_training", "text_beam", "s2tt_beam", "s2st", "vocoder", "hubert", "whisper")
+PATHS = (
+    "speech_encoder",
+    "s2tt_training",
+    "text_beam",
+    "s2tt_beam",
+    "s2st",
+    "vocoder",
+    "speech_lm",
+    "hubert",
+    "whisper",
+)
 VERBS = {"plan": ".plan", "history": ".harness.history", "table": ".harness.page", "scale": ".scale"}
 
 

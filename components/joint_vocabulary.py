@@ -104,7 +104,7 @@ class JointVocabulary:
         if bare:
             raise UserError(f"joint vocabulary: specials are written as <name>; got {few(bare)}")
         self.specials = (*SPECIALS, *sorted(specials))
-        self.languages = tuple(sorted(languages))
+        self.languages: tuple[str, ...] = tuple(sorted(languages))
         sizes = (len(self.specials), len(self.languages), num_units, codebook_size)
         self.blocks: dict[str, Block] = {}
         self.size = 0

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from omegaconf import DictConfig
 from torch import Tensor
 
 from ..components.cards import Card
@@ -118,7 +119,8 @@ class SpeechToSpeechLM(Task):
         self.speech_lm, self.stream_lm = speech_lm, stream_lm
         self.unit_extractor, self.codec = unit_extractor, codec
         self.frontend = frontend
-        self.both_directions, self.loss_on = both_directions, loss_on
+        self.both_directions = both_directions
+        self.loss_on: LossOn = loss_on
         self.prompt, self.prompt_frames = prompt, prompt_frames
         self.prompt_share = (float(prompt_share[0]), float(prompt_share[-1]))
         self.label_smoothing = label_smoothing
@@ -251,7 +253,8 @@ class SpeechToSpeechLM(Task):
                 asked = [(task, way) for way in ways for task in self.templates]
             pieces = {way: self._pieces(columns, row, name, way) for way in dict.fromkeys(way for _, way in asked)}
             for task, way in asked:
-                langs = langs_of[row][::-1] if way else langs_of[row]
+                source, target = langs_of[row]
+                langs = (target, source) if way else (source, target)
                 examples.append(_Example(self.templates[task], pieces[way][0], langs, f"utterance {name}"))
             if self.stream_lm is not None:
                 for way, (one, codes, prompt) in pieces.items():
@@ -325,19 +328,23 @@ class SpeechToSpeechLM(Task):
 
     def _row_languages(self, batch: Batch) -> list[tuple[str, str]]:
         """Source and target language of each row."""
+        known = self.speech_lm.vocabulary.languages
+        if not batch.src_lang and not batch.tgt_lang:  # made up, for a plan
+            return [(known[0], known[-1])] * len(batch)
         nothing = ("",) * len(batch)
         said = zip(batch.ids, batch.src_lang or nothing, batch.tgt_lang or nothing, strict=True)
         return [self._languages(source, target, f"utterance {name}") for name, source, target in said]
 
     def _languages(self, source: str, target: str, whose: str) -> tuple[str, str]:
-        """Where the source language is not said, the other of two; without a word about either, the first of all."""
+        """Where one language of two is not said, it is the other."""
         known = self.speech_lm.vocabulary.languages
         if source and target:
             return source, target
-        if len(known) > 2 and (source or target):
+        if len(known) != 2 or not (source or target):
             raise UserError(f"{whose}: its languages are not said; give both of {', '.join(known)}")
-        target = target or next((lang for lang in known if lang != source), known[0])
-        return source or next((lang for lang in known if lang != target), known[0]), target
+        said = self.speech_lm.vocabulary.find(source or target)
+        other = known[0] if said != known[0] else known[1]
+        return (source, other) if source else (other, target)
 
     def _refuse_long(self, examples: Sequence[_Example], packed: Sequence[tuple[Tensor, int]]) -> None:
         most = self.speech_lm.max_positions
@@ -386,6 +393,21 @@ class SpeechToSpeechLM(Task):
                 f"{sum(self.upsample.values())} examples"
             )
         return lines
+
+    @classmethod
+    def remarks(cls, parameters: Mapping[str, int], config: DictConfig) -> list[str]:
+        """How many parameters the same parts take as a cascade: a translation LM a direction, an acoustic LM, and the
+        stream LM (arXiv 2403.12408, section 4: about twice as many)."""
+        lm, stream = parameters.get("speech_lm", 0), parameters.get("stream_lm", 0)
+        if not lm or not stream:
+            return []
+        ways = 2 if config.task.get("both_directions", True) else 1
+        shared, cascade = lm + stream, (ways + 1) * lm + stream
+        return [
+            f"one speech LM for {ways + 1} tasks and a stream LM: {shared:,} parameters; as a cascade ({ways} "
+            f"translation and an acoustic LM of this size, and the stream LM) {cascade:,}: {shared / cascade:.2f} of "
+            "that"
+        ]
 
     # What the ids are
 

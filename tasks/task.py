@@ -151,6 +151,16 @@ class Task(LightningModule, ABC):
         ]
         return faults
 
+    @classmethod
+    def remarks(cls, parameters: Mapping[str, int], config: DictConfig) -> list[str]:
+        """Lines that `voxzoo check` adds to its table.
+
+        Args:
+            parameters: of each part, by role.
+            config: composed.
+        """
+        return []
+
     # Parts
 
     def parts(self) -> dict[str, nn.Module]:

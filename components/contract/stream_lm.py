@@ -83,7 +83,7 @@ def _losses(part: StreamLM) -> str | None:
 def _written(part: StreamLM) -> str | None:
     way, subject = ways_of_stream_lm(part)[1], lively(part)
     given = batch(way.rows)
-    found = way.call(subject, *given)[""]
+    found: Any = way.call(subject, *given)[""]
     size = (len(given[0]), max(_FRAMES), part.num_streams)
     if tuple(found.data.shape) != size or found.lengths.tolist() != list(_FRAMES):
         return f"generate gives {tuple(found.data.shape)} with lengths {found.lengths.tolist()} instead of {size}"

@@ -23,7 +23,7 @@ _CACHED = 2**18  # elements of logits that fit a core's cache with what is made 
 class IncrementalDecoder(Protocol):
     """What search needs of a decoder; `TextSeq2Seq`, `TransformerDecoder` and `SpeechLM` have it."""
 
-    def start(self, memory: Padded, beams: int = 1) -> DecoderState:
+    def start(self, memory: Padded, /, beams: int = 1) -> DecoderState:
         """Prepare B x beams rows over (B, T, D) memory; of a decoder without memory, over a prompt of (B, T) ids."""
         ...
 

@@ -61,6 +61,7 @@ def run(args: argparse.Namespace) -> dict:
     from ...configs.check import require_valid
     from ...configs.compose import compose, origins, to_yaml
     from ...configs.stages import active_stages
+    from ...configs.targets import class_of
 
     notes: dict[str, None] = {}  # the same one comes from several stages
     asked: dict[str, Any] = {"config_dirs": args.config_dir, "note": lambda line: notes.setdefault(line)}
@@ -76,15 +77,20 @@ def run(args: argparse.Namespace) -> dict:
 
     quiet_libraries()
     tables: dict[str, list[Row]] = {}
+    remarks: dict[str, list[str]] = {}
     for name, stage in configs.items():
         require_valid(stage, origins(args.overrides, stage=name if stages else args.stage, config_dirs=args.config_dir))
         tables[name] = trace(stage)
+        kind: Any = class_of(stage.task, stage)
+        remarks[name] = kind.remarks({row.part: row.parameters for row in tables[name]}, stage)
     if not args.json and args.print_config:
         print(to_yaml(config))
     plans: dict[str, Plan | None] = {}
     for name, rows in tables.items():
         if not args.json:
             _show(name, configs[name].task._target_.rpartition(".")[2], rows)
+            for line in remarks[name]:
+                _console().print(f"  {line}", highlight=False)
         if args.plan or args.memory is not None:
             plans[name] = plan_run(configs[name], args.memory)
             if not args.json:
@@ -100,6 +106,7 @@ def run(args: argparse.Namespace) -> dict:
                 "parts": [{**asdict(row), "state": row.state} for row in rows],
                 "parameters": sum(row.parameters for row in rows),
                 "trainable": sum(row.trainable for row in rows),
+                **({"remarks": remarks[name]} if remarks[name] else {}),
                 **({"plan": _as_dict(plans[name])} if name in plans else {}),
             }
             for name, rows in tables.items()
