@@ -33,7 +33,7 @@ _TOLERANCE = 1e-4  # of sums in float32, whose order depends on the batch
 _SHORT = SearchOptions(beam_size=1, max_length=8)
 _PARTS = ("frontend", "speech_encoder", "adaptor", "text_seq2seq", "tokenizer", "data")
 _UNITS = ("unit_extractor", "t2u", "vocoder")
-_SPEECH_LM = ("speech_lm", "stream_lm")
+_SPEECH_LM = ("speech_lm", "stream_lm", "codec")
 _SIDES: dict[str, Column] = {"units": "tgt_audio", "source_units": "audio"}
 _ROWS = 4
 

@@ -21,7 +21,7 @@ from ..components.cards import Card
 from ..components.errors import UserError
 from ..components.joint_vocabulary import PAD
 from ..components.losses.cross_entropy import token_loss
-from ..components.roles import Frontend, SpeechLM, StreamLM, UnitExtractor
+from ..components.roles import Codec, Frontend, SpeechLM, StreamLM, UnitExtractor
 from ..components.search import SearchOptions, generate
 from ..components.speech_lm.templates import LossOn, Template, label_mask
 from ..components.types import Batch, Loss, Padded, Prediction, Statistic
@@ -83,7 +83,7 @@ class SpeechToSpeechLM(Task):
         label_smoothing: share of the probability spread over the vocabulary, fairseq form.
         loss_weights: weights of `lm` and `streams`.
         search: of translations; its limits follow the units of the source.
-        acoustic_search: of streams; its limits follow the units of the target.
+        acoustic_search: of streams; its limits follow the frames that the units of the target last.
 
     Raises:
         UserError: templates that name what is not there, or parts that do not fit together.
@@ -100,7 +100,7 @@ class SpeechToSpeechLM(Task):
         speech_lm: SpeechLM,
         stream_lm: StreamLM | None = None,
         unit_extractor: UnitExtractor | None = None,
-        codec: Any = None,
+        codec: Codec | None = None,
         frontend: Frontend | None = None,
         templates: Mapping[str, str | None] | None = None,
         upsample: Mapping[str, int] | None = None,
@@ -126,7 +126,7 @@ class SpeechToSpeechLM(Task):
         self.label_smoothing = label_smoothing
         self.search = search or SearchOptions(max_length=2048, max_length_a=3.0, max_length_b=10, min_length_a=0.3)
         self.acoustic_search = acoustic_search or SearchOptions(
-            method="sample", beam_size=1, max_length=4096, max_length_a=1.6, max_length_b=2, min_length_a=1.4
+            method="sample", beam_size=1, max_length=4096, max_length_a=1.1, max_length_b=2, min_length_a=0.9
         )
         given = {name: text for name, text in (templates or TEMPLATES).items() if text is not None}
         # In order of names: that of keys in a YAML file changes nothing.
@@ -551,17 +551,17 @@ class SpeechToSpeechLM(Task):
         assert stream is not None
         assert codec is not None
         units = Padded.from_list([row["S_tgt"] for row in rows]).to(prompt.device)
-        sizes = units.lengths.tolist()
+        sizes = [max(round(len(row["S_tgt"]) * self.frames_per_unit), 1) for row in rows]
         if stream.given_streams:
             template, number = (self.templates["gen"], 0) if "gen" in self.templates else (self.templates["chain"], 1)
             self._write(template, number, rows, langs, names, self.acoustic_search, sizes)
             first = Padded.from_list([row["A_tgt"] for row in rows]).to(prompt.device)
             codes = stream.generate(units, prompt, first)
         else:
-            frames = torch.tensor([max(round(size * self.frames_per_unit), 1) for size in sizes])
+            frames = torch.tensor(sizes)
             generator = torch.Generator(units.device).manual_seed(int(self.config.get("seed", 1)))
             codes = stream.generate(units, prompt, frames=frames, search=self.acoustic_search, generator=generator)
-        return codec.decode(codes, _RATE).unpad()
+        return [samples if samples.dim() == 1 else samples.mean(1) for samples in codec.decode(codes, _RATE).unpad()]
 
     def serving_needs(self) -> frozenset[str]:
         return frozenset({"speech"} if self.unit_extractor is not None else {"source_units", "source_codes"})

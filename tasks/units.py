@@ -19,7 +19,7 @@ from torch import Tensor
 from ..components.cards import Card
 from ..components.errors import UserError
 from ..components.lines import open_text, parse_json, raw_lines
-from ..components.roles import UnitExtractor
+from ..components.roles import Codec, UnitExtractor
 from ..components.types import Padded
 from ..datamodules.audio import SAMPLE_RATE, AudioFiles
 from ..datamodules.codes import line_of, read_codes
@@ -129,7 +129,7 @@ def extract_units(
 
 
 def extract_codes(
-    codec: Any,
+    codec: Codec,
     rows: Iterable[Utterance],
     column: Column = "tgt_audio",
     path: Path | str = "codes.jsonl",

@@ -1,4 +1,4 @@
-"""`voxzoo units`: fit, extract, resynthesise."""
+"""`voxzoo units`: fit, extract, codes, resynthesise."""
 
 from __future__ import annotations
 
@@ -9,14 +9,15 @@ from typing import Any
 
 from ...components.errors import UserError
 
-HELP = "fit discrete units, write those of a corpus, and hear them again"
+HELP = "fit discrete units, write those of a corpus or its codec frames, and hear them again"
 EXAMPLE = """voxzoo units fit train.tsv --column tgt_audio --out units --set unit_extractor.num_units=200
   voxzoo units extract units train.tsv --column tgt_audio --out train.units.jsonl
+  voxzoo units codes runs/codec train.tsv --column tgt_audio --out train.codes.jsonl
   voxzoo units resynthesise runs/vocoder train.units.jsonl --out wavs --limit 10"""
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    verbs = parser.add_subparsers(dest="units_verb", metavar="fit|extract|resynthesise", required=True)
+    verbs = parser.add_subparsers(dest="units_verb", metavar="fit|extract|codes|resynthesise", required=True)
 
     fit = verbs.add_parser("fit", help="fit the clusters on the speech of a manifest")
     fit.add_argument("manifest", help="a manifest (TSV or JSONL)")
@@ -46,6 +47,15 @@ def configure(parser: argparse.ArgumentParser) -> None:
     _device(extract)
     extract.add_argument("--batch-seconds", type=float, default=20.0, help="audio in a batch (default 20)")
 
+    codes = verbs.add_parser("codes", help="write the codec frames of a manifest, compactly")
+    codes.add_argument("codec", help="a run that holds a codec")
+    codes.add_argument("manifest", help="a manifest (TSV or JSONL)")
+    codes.add_argument("--out", required=True, metavar="FILE", help="the JSONL file to write")
+    codes.add_argument("--num-codebooks", type=int, metavar="K", help="the first K streams (default: all)")
+    _column(codes)
+    _device(codes)
+    codes.add_argument("--batch-seconds", type=float, default=20.0, help="audio in a batch (default 20)")
+
     again = verbs.add_parser("resynthesise", help="units to audio files through a run's vocoder")
     again.add_argument("run", metavar="RUN", help="a run folder or checkpoint with a vocoder")
     again.add_argument("units", help="a JSONL file of units, one per frame")
@@ -71,7 +81,7 @@ def _device(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> dict:
-    result = {"fit": _fit, "extract": _extract, "resynthesise": _resynthesise}[args.units_verb](args)
+    result = {"fit": _fit, "extract": _extract, "codes": _codes, "resynthesise": _resynthesise}[args.units_verb](args)
     if not args.json:
         for name, value in result.items():
             if name not in ("status", "files"):
@@ -107,6 +117,18 @@ def _extract(args: argparse.Namespace) -> dict[str, Any]:
     extractor = load_extractor(args.extractor).to(device)
     bar = _Bar("extracting", "rows")
     return extract_units(extractor, read_manifest(args.manifest), args.column, args.out, bar, args.batch_seconds)
+
+
+def _codes(args: argparse.Namespace) -> dict[str, Any]:
+    from ...datamodules.manifest import read_manifest
+    from ..distributed.devices import pick_device
+    from ..runs.codecs import load_codec
+    from ..units import extract_codes
+
+    device = pick_device(args.device)
+    codec, bar = load_codec(args.codec).to(device), _Bar("coding", "rows")
+    rows = read_manifest(args.manifest)
+    return extract_codes(codec, rows, args.column, args.out, args.num_codebooks, bar, args.batch_seconds)
 
 
 def _resynthesise(args: argparse.Namespace) -> dict[str, Any]:

@@ -18,11 +18,13 @@ from voxzoo.components.cards import Card
 from voxzoo.components.errors import UserError
 from voxzoo.components.search import SearchOptions
 from voxzoo.components.types import Batch, Padded
-from voxzoo.configs import check, compose
+from voxzoo.configs import build, check, compose
+from voxzoo.datamodules import load_audio
 from voxzoo.datamodules.codes import line_of
 from voxzoo.tasks import SpeechToSpeechLM, load_run
 from voxzoo.tasks.contract import check_task, tiny_task
-from voxzoo.tasks.training.train import train
+from voxzoo.tasks.training.train import prepare_data, train
+from voxzoo.tasks.units import extract_codes, extract_units, fit_units
 
 UNITS, V, K = 6, 12, 3
 LANGS = {"src_lang": "spa", "tgt_lang": "eng"}
@@ -275,7 +277,8 @@ def corpus(folder: Path, rows: int = 12) -> list[str]:
     (folder / "source_units.card.json").write_text(json.dumps({"centroids": "a"}))
     return [
         "task=speech_to_speech_lm", "speech_lm=tiny", "stream_lm=tiny", "unit_extractor=none", "data=manifest",
-        f"speech_lm.codebook_size={V}", f"stream_lm.num_streams={K}", f"unit_extractor.num_units={UNITS}",
+        "codec=none", "task.codec=null", f"codec.codebook_size={V}",
+        f"stream_lm.num_streams={K}", f"unit_extractor.num_units={UNITS}",
         "task.unit_extractor=null", f"data.train={folder}/train.jsonl", f"data.valid={folder}/valid.jsonl",
         *(f"data.{name}={folder}/{name}.jsonl" for name in files), "data.min_seconds=0", "data.num_workers=0",
         "data.batch_size=4", f"root={folder}/runs", "logger=none", "optim.lr=1e-2", "schedule=constant",
@@ -318,7 +321,45 @@ def test_losses_and_perplexities_of_each_task_are_logged(tmp_path: Path):
     assert perplexity == pytest.approx(np.exp(gen), rel=1e-5)
 
 
-@pytest.mark.parametrize("words", [[], ["stream_lm=tiny_delay"], ["task.prompt=target", "task.loss_on=all"]])
-def test_the_task_keeps_its_contract(words: list[str], tmp_path: Path, tiny: list[str]):
+@pytest.mark.parametrize("words", [["stream_lm=tiny_delay"], ["task.prompt=target", "task.loss_on=all"]])
+def test_the_task_keeps_its_contract_and_speaks(words: list[str], tiny: list[str]):
     cache = next(word for word in tiny if word.startswith("cache_dir"))
-    check_task(*tiny_task(["task=speech_to_speech_lm", cache, *words]))
+    one, batches = tiny_task(["task=speech_to_speech_lm", cache, *words])
+    check_task(one, batches)
+    for prediction in one.eval().predict(batches[0]):
+        frames = len(prediction.units or [])  # the tiny codec has a frame a unit
+        assert prediction.audio is not None
+        assert bool(prediction.audio.isfinite().all())
+        assert 0.8 * 320 * frames <= len(prediction.audio) <= 1.2 * 320 * frames + 640
+
+
+def test_a_wav_becomes_a_wav(tmp_path: Path, tiny: list[str], capfd: pytest.CaptureFixture[str]):
+    """Units fitted, units and codes of both sides written, an LM trained, a file translated."""
+    cache = next(word for word in tiny if word.startswith("cache_dir"))
+    words = ["task=speech_to_speech_lm", "data=tiny", cache, "unit_extractor=tiny", "codec=tiny", f"root={tmp_path}"]
+    words += ["speech_lm=tiny", "stream_lm=tiny", "logger=none"]
+    config = compose(words)
+    data = prepare_data(config)
+    rows = [row for split in data.splits() for row in data.rows(split)]
+    extractor, codec = build(config.unit_extractor), build(config.codec).eval()
+    fit_units(extractor, rows)
+    sides: tuple[tuple[Any, str], ...] = (("tgt_audio", ""), ("audio", "source_"))
+    for column, name in sides:
+        extract_units(extractor, rows, column, tmp_path / f"{name}units.jsonl")
+        extract_codes(codec, rows, column, tmp_path / f"{name}codes.jsonl")
+        words += [f"data.{name}{kind}={tmp_path}/{name}{kind}.jsonl" for kind in ("units", "codes")]
+    # This codec was drawn at random, and so is the task's: another one, which is refused.
+    with pytest.raises(UserError, match=r"^codec, other codec than those of data.codes: weights is .*"):
+        train([*words, "task.unit_extractor=null", "trainer.max_steps=1", "name=refused"])
+    for name in ("codes", "source_codes"):
+        (tmp_path / f"{name}.card.json").unlink()
+    train([*words, "task.unit_extractor=null", "trainer.max_steps=2", "trainer.val_check_interval=2", "name=run"])
+    assert "gen: " in capfd.readouterr().err
+    run = load_run(tmp_path / "run")
+    run.task.unit_extractor = extractor.eval()
+    wave = load_audio(rows[0].audio)
+    speech = Padded(wave[None], torch.tensor([len(wave)]))
+    (spoken,) = run.task.predict(Batch(ids=("a",), src_lang=("spa",), tgt_lang=("eng",), speech=speech))
+    assert spoken.audio is not None
+    assert len(spoken.audio) > 320
+    assert spoken.sample_rate == 16000
