@@ -12,6 +12,7 @@ import types
 import typing
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import PurePath
 from typing import Any, Literal, Union, get_args, get_origin
 
 from omegaconf import DictConfig, ListConfig, OmegaConf
@@ -119,8 +120,8 @@ def check(config: DictConfig) -> list[Fault]:
         if f"checkpoint.{key}" not in _SETTINGS:
             names = [name.partition(".")[2] for name in _SETTINGS if "." in name]
             walker.add(f"checkpoint.{key}", f"unknown key{_near(str(key), names)}")
-    if config.get("name") == "":
-        walker.add("name", "is empty: expected the name of the run folder, which is root/name")
+    if (problem := _misplaced(config.get("name"))) and not walker.has_fault("name"):
+        walker.add("name", problem)
     for key in BUILT:
         if key in config and not walker.has_fault(key):
             walker.visit(key, walker.raw(config, key), _roles().get(key))
@@ -133,6 +134,16 @@ def check(config: DictConfig) -> list[Fault]:
             walker.add(path, message)
     _of_task(walker)
     return list(dict.fromkeys(walker.faults))
+
+
+def _misplaced(name: Any) -> str | None:
+    """What keeps a name from being that of a folder below root, which alone is written and emptied."""
+    if name == "":
+        return "is empty: expected the name of the run folder, which is root/name"
+    parts = PurePath(name).parts if isinstance(name, str) else ()
+    if isinstance(name, str) and (PurePath(name).is_absolute() or ".." in parts or not parts or "\0" in name):
+        return f"{name!r}: expected a folder below root, which is root/name; root= chooses another place"
+    return None
 
 
 def _of_task(walker: _Walker) -> None:

@@ -38,6 +38,11 @@ OmegaConf.register_new_resolver("mul", lambda *values: _product(values), replace
 OmegaConf.register_new_resolver("home", lambda path: os.path.expanduser(path), replace=True)
 
 
+def own_cache() -> Path:
+    """The cache of this machine: corpora that were made here, and features. `VOXZOO_CACHE` names another."""
+    return Path(os.environ.get("VOXZOO_CACHE", "~/.cache/voxzoo")).expanduser()
+
+
 def _product(values: Iterable[int]) -> int:
     result = 1
     for value in values:

@@ -18,6 +18,8 @@ from typing import IO, Any
 
 import numpy as np
 
+from ..components.locks import open_lock
+
 _MARK = b"voxzoo arrays 1\n"
 _ALIGN = 64
 _COPIED = 1 << 20
@@ -176,7 +178,7 @@ def _alone(path: Path) -> Iterator[bool]:
     except ImportError:
         yield False
         return
-    with path.with_name(f".{path.name}.lock").open("a") as file:
+    with open_lock(path.with_name(f".{path.name}.lock")) as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX)
         except OSError:

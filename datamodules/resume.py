@@ -12,6 +12,7 @@ from typing import Any
 from lightning import Trainer
 from lightning.fabric.utilities.rank_zero import rank_zero_only
 
+from ..components.errors import printable
 from .batching import BatchSampler
 
 _log = logging.getLogger(__name__)
@@ -101,4 +102,4 @@ def _processes(count: int) -> str:
 @rank_zero_only
 def say(line: str) -> None:
     """Warn, once for all ranks."""
-    _log.warning(line)
+    _log.warning(printable(line))

@@ -22,6 +22,7 @@ from lightning.pytorch.plugins.io import TorchCheckpointIO
 from torch.utils import _pytree as pytree
 
 from ...components.errors import UserError, few
+from ...configs.foreign import require_plain
 from ..processes.launcher import let_processes_end
 from ..processes.signals import EXIT_CODES, Interrupted, heard
 from .references import fill_in
@@ -104,6 +105,9 @@ def read_checkpoint(path: Path, *, whole: bool = True, states: bool = True) -> d
         ) from None
     if not isinstance(content, dict) or "voxzoo" not in content or "state_dict" not in content:
         raise UserError(f"{path}: a checkpoint, but not one that `voxzoo train` wrote (no voxzoo entry)")
+    if not isinstance(content["voxzoo"], dict):
+        raise UserError(f"{path}: a checkpoint, but not one that `voxzoo train` wrote (its voxzoo entry is no mapping)")
+    require_plain(content["voxzoo"].get("config"), path)
     fill_in(content, path)
     return read_shards(content, path, states=states) if whole and SHARDS in content else content
 
@@ -193,7 +197,7 @@ class Checkpointer(Checkpoint):
         return {"best": self.best}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.best = dict(state_dict["best"])
+        self.best = _ranking(state_dict["best"], f"{self.last}: its list of the best checkpoints")
 
     # Signals
 
@@ -226,7 +230,7 @@ class Checkpointer(Checkpoint):
         if self.best or ranking.exists():
             self._write_ranking()
         for path in self.folder.glob("step*.ckpt"):
-            number = re.fullmatch(r"step(\d{8})\.ckpt", path.name)
+            number = _STEP.fullmatch(path.name)
             if number and int(number[1]) <= step and path.name not in self.best:
                 path.unlink(missing_ok=True)
 
@@ -384,6 +388,25 @@ def _link(source: Path, target: Path) -> None:
     os.replace(temporary, target)
 
 
+_STEP = re.compile(r"step(\d{8,})\.ckpt")
+
+
+def _ranking(content: Any, where: str) -> dict[str, float]:
+    """Names of checkpoints and their scores, as a file says them. What falls out is deleted, so that a name is a name.
+
+    Raises:
+        UserError: something else.
+    """
+    if not isinstance(content, dict):
+        raise UserError(f"{where} is {type(content).__name__}; expected names of checkpoints and their scores")
+    for name, score in content.items():
+        if not isinstance(name, str) or not _STEP.fullmatch(name):
+            raise UserError(f"{where} names {str(name)[:80]!r}; expected files of its folder: step00000500.ckpt")
+        if not isinstance(score, int | float) or isinstance(score, bool):
+            raise UserError(f"{where} gives {name} the score {str(score)[:80]!r}; expected a number")
+    return dict(content)
+
+
 def pick_checkpoint(folder: Path, advice: str = "train it first with `voxzoo train`") -> Path:
     """The best checkpoint of a folder, else the last.
 
@@ -392,7 +415,7 @@ def pick_checkpoint(folder: Path, advice: str = "train it first with `voxzoo tra
     """
     ranking = folder / "best.json"
     if ranking.exists():
-        for name in json.loads(ranking.read_text()):
+        for name in _ranking(json.loads(ranking.read_text()), str(ranking)):
             if (folder / name).exists():
                 return folder / name
     if (folder / "last.ckpt").exists():

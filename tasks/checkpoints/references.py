@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from ...components.cards import weights_hash
+from ...components.converters.files import published_folder
 from ...components.converters.published import read_part
 from ...components.errors import UserError
 from ...components.layers.lora import is_lora
@@ -123,7 +124,8 @@ def _where(source: str, what: str) -> str:
         if folder.is_dir():
             return str(folder)
     if not local.is_absolute() and not source.startswith((".", "~")):
-        return source  # a name on the hub
+        # A name on the hub, which a file says, not the user: what was fetched before is read, nothing is asked for.
+        return str(published_folder(source, online=False))
     looked = ", ".join(str(folder) for folder in (local, *others))
     raise UserError(
         f"{what} are not in it but in a published folder, which is not there; looked for {looked}. Put it back, or its "

@@ -14,7 +14,7 @@ import traceback
 from pathlib import Path
 from typing import Any
 
-from ...components.errors import UserError
+from ...components.errors import UserError, printable
 from ...components.lines import json_line
 from ..processes.forked import is_command
 from ..processes.signals import EXIT_CODES, STOPPED, Interrupted, tell_launcher
@@ -56,7 +56,7 @@ def main(argv: list[str] | None = None) -> int:
     if status == STOPPED:
         tell_launcher("stopped")
     if status and speaks and result.get("error"):
-        print(f"voxzoo {arguments.verb}: {result['error']}", file=sys.stderr)
+        print(printable(f"voxzoo {arguments.verb}: {result['error']}"), file=sys.stderr)
     return status
 
 

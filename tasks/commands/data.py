@@ -6,7 +6,7 @@ import argparse
 import time
 from typing import TYPE_CHECKING, Any
 
-from ...components.errors import UserError
+from ...components.errors import UserError, printable
 
 if TYPE_CHECKING:
     from ...datamodules.validation import Report
@@ -93,9 +93,13 @@ def _print_report(report: Report, shown: int) -> None:
     table.add_column("first", overflow="fold")
     for item in report.findings:
         style = "red" if item.is_error else None
-        more = f"\nand {len(item.places) - shown} more" if len(item.places) > shown else ""
+        more = [f"and {len(item.places) - shown} more"] if len(item.places) > shown else []
+        first = "\n".join([*map(printable, item.places[:shown]), *more])
         table.add_row(
-            escape(item.kind), str(len(item.places)), escape("\n".join(item.places[:shown]) + more), style=style
+            escape(item.kind),
+            str(len(item.places)),
+            escape(first),
+            style=style,
         )
     Console().print(table)
 

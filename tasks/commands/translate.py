@@ -6,6 +6,7 @@ import argparse
 import sys
 from typing import Any
 
+from ...components.errors import printable
 from ...components.lines import json_line
 from ..serving.choices import PRECISIONS, TRANSLATED
 
@@ -66,7 +67,7 @@ def run(args: argparse.Namespace) -> dict:
     ):
         if "error" in result:
             failures.append(result)
-            print(f"voxzoo translate: {result['input']}: {result['error']}", file=sys.stderr, flush=True)
+            print(printable(f"voxzoo translate: {result['input']}: {result['error']}"), file=sys.stderr, flush=True)
             continue
         served += 1
         if args.json:

@@ -8,11 +8,13 @@ import warnings
 
 from lightning.fabric.utilities.rank_zero import rank_zero_only
 
+from ...components.errors import printable
+
 
 @rank_zero_only
 def say(line: str) -> None:
     """A line for the person who waits."""
-    print(line, file=sys.stderr, flush=True)
+    print(printable(line), file=sys.stderr, flush=True)
 
 
 def quiet_libraries() -> None:

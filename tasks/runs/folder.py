@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ...components.errors import UserError
+from ...components.locks import open_lock
 from ..checkpoints.files import pick_checkpoint
 from ..processes.console import say
 
@@ -26,7 +27,7 @@ def turns(folder: Path) -> Iterator[None]:
     import fcntl
 
     folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / ".turn", "w") as file:
+    with open_lock(folder / ".turn") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
 
@@ -36,7 +37,7 @@ def pid_lock(folder: Path) -> Any:
     import fcntl
 
     folder.mkdir(parents=True, exist_ok=True)
-    file = open(folder / ".lock", "w")  # noqa: SIM115 - held open for the life of the run
+    file = open_lock(folder / ".lock")  # held open for the life of the run
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -48,6 +49,7 @@ def pid_lock(folder: Path) -> Any:
             f"{folder}: its file system has no locks ({error.strerror}), which keep two trainings apart; take another "
             "root=, or mount it with locks (Lustre: -o flock)"
         ) from None
+    file.truncate()
     file.write(str(os.getpid()))
     file.flush()
     return file

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +14,7 @@ from ...components.errors import UserError
 from ...components.layers.linear import pack_for_inference
 from ...components.roles import DataModule
 from ...configs.build import build
+from ...configs.compose import own_cache
 from ...configs.stages import last_stage
 from ...configs.targets import trusted
 from ..checkpoints.files import misfit, pick_checkpoint, read_checkpoint
@@ -51,7 +53,9 @@ class Run:
         Args:
             manifest: in place of the config's data: a manifest that holds `split`.
         """
-        node: Any = self.config.data
+        node: Any = self.config.data.copy()
+        if node.get("cache_dir") is not None:
+            node.cache_dir = str(self._cache(Path(node.cache_dir)))
         if manifest is not None:
             target = "voxzoo.datamodules.SpeechTranslationData"
             frontend = self.config.get("frontend")
@@ -62,7 +66,20 @@ class Run:
                 node.tasks = {min(self.task.modes): True}
         data = build(node, allowed=self.allowed, wanted=DataModule, tokenizer=self.task.tokenizer)
         data.needs = self.task.needs
+        corpus = getattr(data, "corpus", None)
+        if corpus is not None and not corpus.is_prepared:
+            corpus.root = self._cache(Path(corpus.root), corpus.root.name)
         return data
+
+    def _cache(self, wanted: Path, name: str = "") -> Path:
+        """Where what the config's cache would take is written: a file that may come from anywhere chooses no folder
+        outside of its run and of this machine's cache."""
+        own = own_cache()
+        wanted = Path(os.path.realpath(wanted))
+        if any(wanted.is_relative_to(os.path.realpath(folder)) for folder in (own, self.folder)):
+            return wanted
+        say(f"the cache is {own / name}, not {wanted} of the run's config (VOXZOO_CACHE=FOLDER chooses another)")
+        return own / name
 
 
 def load_run(

@@ -16,6 +16,7 @@ from ...components.roles import UnitExtractor
 from ...configs.build import build
 from ...configs.check import require_valid
 from ...configs.compose import compose
+from ...configs.foreign import require_plain
 from ...configs.targets import ALLOWED, allow_list
 from ..checkpoints.files import write_atomically
 from ..units import card_of
@@ -85,6 +86,7 @@ def load_extractor(path: Path | str, allowed: tuple[str, ...] = ALLOWED) -> Unit
     path = Path(path)
     if (path / CONFIG).exists():
         content = json.loads((path / CONFIG).read_text("utf-8"))
+        require_plain(content["config"], path / CONFIG)
         extractor = build(content["config"], allowed=allowed, wanted=UnitExtractor)
         extractor.load_state_dict(load_file(path / WEIGHTS))
         return extractor.eval()

@@ -13,7 +13,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import track
 
-from ...components.errors import UserError
+from ...components.errors import UserError, printable
 from ...components.lines import json_line
 from ...datamodules.audio import audio_seconds
 from ...datamodules.utterances import UtteranceData
@@ -187,7 +187,7 @@ def open_recogniser(name: str, notes: list[str]) -> Any:
         return Recogniser(name)  # pyright: ignore[reportArgumentType]
     except UserError as error:
         notes.append(f"speech output was not judged: {error}")
-        print(f"voxzoo evaluate: {notes[-1]}", file=sys.stderr)
+        print(printable(f"voxzoo evaluate: {notes[-1]}"), file=sys.stderr)
         return None
 
 
@@ -263,7 +263,7 @@ class _Evaluation:
     def _drop(self, row: Any, reason: str) -> None:
         reason = " ".join(reason.split())
         self.dropped.append({"id": row.id, "reason": reason})
-        print(f"voxzoo evaluate: dropped {row.id}: {reason}", file=sys.stderr)
+        print(printable(f"voxzoo evaluate: dropped {row.id}: {reason}"), file=sys.stderr)
 
     def _is_long(self, row: Any) -> bool:
         if self.segment is None or not row.audio or row.task not in ("s2st", "s2tt", "asr"):

@@ -21,6 +21,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
+from ...components.errors import printable
 from ...components.layers.attention import MultiHeadAttention
 from ...components.types import Batch, Padded, Prediction
 from ...datamodules.audio import SAMPLE_RATE
@@ -95,7 +96,7 @@ def said(prediction: Prediction, references: tuple[str, ...] | None, folder: Pat
         write_wav(path, prediction.audio, prediction.sample_rate)
         what = "" if prediction.text is not None else " (units of the recording through the vocoder)"
         line += f"  listen: {path}{what}"
-    print(line, file=sys.stderr, flush=True)
+    print(printable(line), file=sys.stderr, flush=True)
 
 
 def targets(task: Task, batch: Batch, sample_rate: int) -> Iterator[tuple[str, list[Tensor], int]]:
