@@ -22,6 +22,7 @@ from ..components.errors import UserError
 from .build import build
 from .choices import belongs_to, choose
 from .compose import compose
+from .inputs import missing_inputs
 from .origins import Origins
 from .pretrained import KEY
 from .signatures import FACTORIES, parameters_of
@@ -76,9 +77,16 @@ class Fault:
         return f"{self.path}: {self.message}" + (f" ({self.origin})" if self.origin else "")
 
 
-def require_valid(config: DictConfig, origins: Origins | None = None) -> None:
-    """Raise one UserError that lists every fault, with the file and line of each where `origins` are given."""
-    faults = [_placed(fault, origins) for fault in check(config)]
+def require_valid(config: DictConfig, origins: Origins | None = None, *, inputs: bool = False) -> None:
+    """Raise one UserError that lists every fault, with the file and line of each where `origins` are given.
+
+    Args:
+        inputs: whether files and runs that the config names have to be there.
+    """
+    found = check(config)
+    if inputs:
+        found += [Fault(*each) for each in missing_inputs(config) if each[0] not in {fault.path for fault in found}]
+    faults = [_placed(fault, origins) for fault in found]
     if faults:
         count = f"{len(faults)} fault{'s' if len(faults) > 1 else ''} in the config:"
         raise UserError("\n  ".join([count, *map(str, faults)]))

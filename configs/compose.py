@@ -119,6 +119,7 @@ def _asked(
         words.append("hydra.searchpath=[" + ",".join(f"file://{folder}" for folder in searched) + "]")
     config = _hydra([word for word in words if not _deleted(word)], folders)
     _require_stages(config)
+    _require_known_stages(config, overrides, words, folders)
     of_stages = [stage.get("set") for stage in (config.stages or {}).values() if stage is not None]
     for word in words:
         if _deleted(word) and not any(_owner(one, _deleted(word)) is not None for one in (config, *of_stages)):
@@ -229,6 +230,31 @@ def _require_stages(config: DictConfig) -> None:
         for other in stage.get("after") or ():
             if other not in stages:
                 raise UserError(f"stages.{name}.after: there is no stage {other!r}{_nearest(str(other), known)}")
+
+
+def _require_known_stages(
+    config: DictConfig, overrides: Sequence[str], words: Sequence[str], folders: Sequence[Path]
+) -> None:
+    """Refuse a stage that only the command line names and no `+` asks for: a misspelt one would be trained anew."""
+    said = {_stage_of(word): word for word in overrides}
+    said.pop("", None)
+    if not said:
+        return
+    known = [str(name) for name in _hydra([word for word in words if not _stage_of(word)], folders).get("stages") or ()]
+    meant = {_stage_of(word) for word in overrides if word[0] == "+"}
+    for name, word in said.items():
+        if name not in known and name not in meant and name in (config.stages or ()):
+            there = f"; there are: {', '.join(known)}." if known else "; this config has none."
+            raise UserError(
+                f"{word}: there is no stage {name!r}{_nearest(name, known) or there} A new one is made by "
+                f"+stages.{name}.choose.task=TASK"
+            )
+
+
+def _stage_of(word: str) -> str:
+    """The stage that an override is about; "" of any other."""
+    key = word.split("=", 1)[0].lstrip("+")
+    return key.split(".")[1] if key.startswith("stages.") else ""
 
 
 def _nearest(word: str, choices: Sequence[str]) -> str:

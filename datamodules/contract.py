@@ -35,6 +35,7 @@ from ..configs.build import build
 from ..configs.check import check
 from ..configs.compose import compose
 from ..configs.targets import allow_list
+from .audio import AudioError, AudioFiles
 from .collator import FROM_SPEECH
 from .ranks import Read, first_batches, read_epochs, read_valid
 
@@ -42,6 +43,7 @@ _RANKS = (1, 2, 3)
 _MOVES = ((1, 1), (2, 2), (2, 1), (1, 2), (2, 3))
 """World sizes before and after a restart."""
 _LOOKED_AT = 3  # batches whose content is looked at
+_CLIPS = 32  # of each split that are read
 _SHOWN = 3
 _NEAR = 0.05  # seconds by which a plan may differ from the audio
 
@@ -139,6 +141,7 @@ class _Checks:
         yield "once", self.once
         yield "order", self.order
         yield "content", self.content
+        yield "audio", self.audio
         yield "resume", self.resume
         yield "workers", self.workers
         yield "pickles", self.pickles
@@ -329,6 +332,31 @@ class _Checks:
             words = _difference(one, other)
             if words:
                 return f"{_of(one)}: {words} when the same epoch is read again: draw from the seed, epoch and id alone"
+        return None
+
+    def audio(self) -> str | None:
+        """Clips of every split can be read: some of them, spread over the split, since there may be many."""
+        data = self.fresh()
+        files = getattr(data, "audio", None)
+        rate = int(getattr(data.frontend, "sample_rate", 16000))
+        tried = 0
+        if not isinstance(files, AudioFiles):
+            raise NotAsked("it reads no files")
+        for split in data.splits():
+            clips = [(row.id, clip) for row in data.rows(split) for clip in (row.audio, row.tgt_audio) if clip]
+            some = clips[:: -(-len(clips) // _CLIPS)] if clips else []
+            broken = []
+            for name, clip in some:
+                try:
+                    files.load(clip, rate)
+                except AudioError as error:
+                    broken.append(f"{name}: {error}")
+            tried += len(some)
+            if broken:
+                of_all = "" if len(some) == len(clips) else f" that were tried, of {len(clips)}"
+                return f"{len(broken)} of {len(some)} clips of {split}{of_all} cannot be read: {_few(broken)}"
+        if not tried:
+            raise NotAsked("it names no audio")
         return None
 
     def resume(self) -> str | None:

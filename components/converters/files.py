@@ -18,6 +18,7 @@ from torch import Tensor
 
 from ..errors import UserError
 from ..lines import parse_json
+from ..nearby import nearest_path
 
 SHARD_BYTES = 5_000_000_000
 _SINGLE = "model.safetensors"
@@ -45,8 +46,10 @@ def published_folder(source: str | Path, *, online: bool = True) -> Path:
     name = str(source)
     if path.exists():
         raise UserError(f"{source}: expected a folder with a config.json, as `save_pretrained` writes it; it is a file")
-    if name.startswith((".", "/", "~")) or name.count("/") != 1:
-        raise UserError(f"{source}: no such folder")
+    near = nearest_path(path)
+    owner, _, rest = name.partition("/")
+    if near or name.startswith((".", "/", "~")) or not rest or "/" in rest or Path(owner).is_dir():
+        raise UserError(f"{source}: no such folder" + (f"; did you mean {near}?" if near else ""))
     try:
         from huggingface_hub import snapshot_download
     except ImportError:

@@ -79,7 +79,8 @@ def run(args: argparse.Namespace) -> dict:
     tables: dict[str, list[Row]] = {}
     remarks: dict[str, list[str]] = {}
     for name, stage in configs.items():
-        require_valid(stage, origins(args.overrides, stage=name if stages else args.stage, config_dirs=args.config_dir))
+        said = origins(args.overrides, stage=name if stages else args.stage, config_dirs=args.config_dir)
+        require_valid(stage, said, inputs=True)
         tables[name] = trace(stage)
         kind: Any = class_of(stage.task, stage)
         remarks[name] = kind.remarks({row.part: row.parameters for row in tables[name]}, stage)

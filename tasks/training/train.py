@@ -107,7 +107,7 @@ def _require_sound(config: DictConfig, origins: Origins) -> None:
     Raises:
         UserError: the faults.
     """
-    require_valid(config, origins)
+    require_valid(config, origins, inputs=True)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # a pool of threads would keep the stages from being forked from this process
     try:

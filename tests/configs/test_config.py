@@ -2,6 +2,7 @@
 
 import inspect
 import json
+import sys
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from voxzoo.components.errors import UserError
 from voxzoo.components.roles import Adaptor
 from voxzoo.configs import build, check, compose, require_valid
 from voxzoo.configs.compose import CONFIG_DIR, to_yaml
+from voxzoo.configs.inputs import missing_inputs
 from voxzoo.configs.targets import allow_list, locate, trusted
 from voxzoo.datamodules import SpokenPhrases
 from voxzoo.tasks import load_run
@@ -134,12 +136,78 @@ def test_keys_of_the_root_that_mean_nothing_are_named(words: str, expected: str)
         (["stages=3"], "stages: 3 is not a map of names to stages"),
         (["stages.units=3"], "stages.units: 3 is not a map of after, requires, choose, set"),
         (["stages.units.chose.task=x"], "stages.units.chose: a stage has .*; did you mean 'choose'?"),
+        (["stages.vocodr.set.optim.lr=1"], "stages.vocodr.*: there is no stage 'vocodr'; did you mean 'vocoder'?"),
+        (
+            ["stages.vocodr.choose.task=gan_vocoder"],
+            "did you mean 'vocoder'?.* A new one is made by \\+stages.voc",
+        ),
+        (["stages=null", "stages.vocoder.set.optim.lr=1"], "there is no stage 'vocoder'; this config has none."),
         (["stages.vocoder.after=[unit]"], "stages.vocoder.after: there is no stage 'unit'; did you mean 'units'?"),
     ],
 )
 def test_what_no_stage_has_is_refused(words: list[str], expected: str):
     with pytest.raises(UserError, match=expected.replace("?", r"\?")):
         compose(["experiment=quickstart", *words])
+
+
+def test_a_new_stage_is_asked_for_or_written(tmp_path: Path):
+    config = compose(["experiment=quickstart", "+stages.more.choose.task=fit_units", "stages.more.after=[vocoder]"])
+    assert list(config.stages)[-1] == "more"
+    assert config.stages.more.after == ["vocoder"]
+    (tmp_path / "experiment").mkdir()
+    text = "# @package _global_\ndefaults: [quickstart]\nname: x\nstages: {mine: {set: {optim: {lr: 1}}}}\n"
+    (tmp_path / "experiment" / "own.yaml").write_text(text)
+    own = compose(["experiment=own", "stages.mine.set.optim.lr=2"], config_dirs=[str(tmp_path)])
+    assert own.stages.mine.set.optim.lr == 2
+
+
+def test_files_that_are_not_there_are_faults_like_others(tiny: list[str], tmp_path: Path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "train.jsonl").touch()
+    (tmp_path / "runs" / "whisper").mkdir(parents=True)
+    words = [*tiny, "adaptor.dmi=3", "data=manifest", "data.train=trian.jsonl", "data.valid=train.jsonl"]
+    words += [
+        "data.test={dev: gone.jsonl}",
+        "data.units=u.jsonl",
+        "init.adaptor=runs/wisper",
+        "init.text_seq2seq=whisper",
+    ]
+    with pytest.raises(UserError) as error:
+        train(words)
+    lines = str(error.value).splitlines()
+    assert lines[0] == "5 faults in the config:"
+    assert [line.split(": ")[0].strip() for line in lines[1:]] == [
+        "adaptor.dmi", "data.train", "data.test.dev", "data.units", "init.adaptor"
+    ]  # fmt: skip
+    assert f"{tmp_path}/trian.jsonl: no such manifest; did you mean {tmp_path}/train.jsonl?" in lines[2]
+    assert "runs/wisper: no such run folder or checkpoint; did you mean runs/whisper?" in lines[5]
+    config = compose([word for word in words if "dmi" not in word])
+    assert [key for key, _ in missing_inputs(config)] == ["data.train", "data.test.dev", "data.units", "init.adaptor"]
+    (tmp_path / "runs" / config.name / "checkpoints").mkdir(parents=True)
+    (tmp_path / "runs" / config.name / "checkpoints" / "last.ckpt").touch()  # it has weights
+    assert [key for key, _ in missing_inputs(config)] == ["data.train", "data.test.dev", "data.units"]
+    (tmp_path / "runs" / config.name / "done.json").touch()
+    assert list(missing_inputs(config)) == []
+    for stage in ("vocoder", "second_pass"):  # what an earlier stage makes
+        assert list(missing_inputs(compose(["experiment=quickstart"], stage=stage))) == []
+
+
+@pytest.mark.parametrize(
+    ("given", "near"),
+    [("runs/wisper", "runs/whisper"), ("run/whisper", "runs/whisper"), ("whispr", None), ("nllb-60M", "nllb-600M"),
+     ("runs/quite_another", None), ("nllb-600/", "nllb-600M")],
+)  # fmt: skip
+def test_a_misspelt_folder_is_no_name_of_the_hub(given: str, near: str | None, tmp_path: Path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
+    (tmp_path / "runs" / "whisper").mkdir(parents=True)
+    (tmp_path / "nllb-600M").mkdir()
+    with pytest.raises(UserError) as error:
+        compose(["experiment=finetune", f"from={given}"])
+    hint = f"; did you mean {near}?" if near else ""
+    assert str(error.value) == f"from={given}: neither a run nor a published model; {given}: no such folder{hint}"
+    with pytest.raises(UserError, match="to fetch it as a hub name install huggingface_hub"):
+        compose(["experiment=finetune", "from=facebook/nllb-600M"])
 
 
 def test_the_role_that_the_folder_is_given_for_is_named(tmp_path: Path):

@@ -5,7 +5,9 @@ from __future__ import annotations
 import itertools
 import json
 import random
+import re
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -181,7 +183,27 @@ def test_manifests_keep_the_contract(manifests, options, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     outcomes = check_data(lambda: SpeechTranslationData(**manifests, frontend=Fbank(), **options))
     assert [(outcome.name, outcome.note) for outcome in outcomes if outcome.note] == []
-    assert len(outcomes) == 15
+    assert len(outcomes) == 16
+
+
+def test_clips_that_cannot_be_read_are_named_in_every_split(manifests, tmp_path):
+    folder = Path(manifests["valid"]).parent
+    lines = [json.loads(line) for line in Path(manifests["valid"]).read_text().splitlines()]
+    for line in lines:
+        line["audio"] = str(folder / line["audio"])
+    (tmp_path / "broken.wav").write_bytes(b"RIFFnope")
+    lines[3]["audio"] = "broken.wav"
+    lines[4]["audio"] = "gone.wav"
+    for line in lines[3:]:
+        line["duration"] = 1.0
+    (tmp_path / "valid.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    data = {**manifests, "valid": str(tmp_path / "valid.jsonl")}
+    found = examine_data(lambda: SpeechTranslationData(**data, frontend=Fbank(), batch_size=4))
+    (fault,) = [(outcome.name, outcome.fault) for outcome in found if outcome.fault]
+    assert fault[0] == "audio"
+    assert re.match(
+        r"2 of 5 clips of valid cannot be read: valid3: .*broken.wav: cannot.*, valid4: .*gone.wav", fault[1]
+    )
 
 
 def test_the_tiny_corpus_keeps_the_contract(tiny: list[str]):
