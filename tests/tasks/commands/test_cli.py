@@ -162,7 +162,7 @@ def test_a_longer_run_goes_on_where_it_ended_as_if_it_had_never_stopped(tiny: li
 
 def test_a_start_that_failed_leaves_its_folder_free(tiny: list[str], root: Path, call):
     words = train(tiny, root, "corrected", "logger=none", "trainer.max_steps=1")
-    failed = call(*words, "init.speech_encoder=gone")
+    failed = call(*words, f"init.speech_encoder={root}")
     assert failed.code == 1
     assert (root / "corrected" / "config.yaml").exists()
     done = call(*words, "tokenizer.vocab_size=90", "--json")
