@@ -224,6 +224,8 @@ class Batch(_Movable):
         speaker: (B,) int64 index of the target speaker.
         seconds: (B,) float32 seconds of source audio (of target audio where there is no source audio).
         references: target text as written in the manifest ("" where there is none).
+        stands_in: it takes the place of a batch none of whose rows could be read: it is computed, so that all processes
+            do the same, and counts for nothing.
     """
 
     ids: tuple[str, ...]
@@ -242,6 +244,7 @@ class Batch(_Movable):
     speaker: Tensor | None = None
     seconds: Tensor | None = None
     references: tuple[str, ...] = ()
+    stands_in: bool = False
 
     def __len__(self) -> int:
         return len(self.ids)

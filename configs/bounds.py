@@ -6,6 +6,7 @@ Lightning's: it names few of its bounds, and those when the run begins, so they 
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -38,29 +39,38 @@ class Bound:
         meaning: of the number, or of what stands for it.
         above: whether it must be more than `least`.
         endless: whether -1 stands for no limit.
+        most: the largest value, None for any.
     """
 
     least: int
     meaning: str
     above: bool = False
     endless: bool = False
+    most: int | None = None
 
     def problem(self, value: float) -> str | None:
-        if value > self.least or (value == self.least and not self.above) or (self.endless and value == -1):
+        small = not (value > self.least or (value == self.least and not self.above))
+        large = math.isinf(value) if self.most is None else value > self.most
+        if (not small and not large) or (self.endless and value == -1):
             return None
         wanted = f"more than {self.least}" if self.above else f"at least {self.least}"
+        if large:
+            wanted = "a finite number" if self.most is None else f"at most {self.most}"
         return f"{value!r}: expected {wanted}{', or -1 for no limit' if self.endless else ''} ({self.meaning})"
 
 
+_PROCESSES = 4096  # more than any machine runs side by side
+
+
 BOUNDS = {
-    "seed": Bound(0, "what random numbers begin with"),
+    "seed": Bound(0, "what random numbers begin with", most=2**64 - 1),
     "max_skipped_steps": Bound(0, "steps in a row without a finite gradient before the run stops"),
-    "stage_jobs": Bound(1, "stages side by side"),
-    "threads": Bound(1, "threads of one process; null leaves it to torch"),
+    "stage_jobs": Bound(1, "stages side by side", most=_PROCESSES),
+    "threads": Bound(1, "threads of one process; null leaves it to torch", most=_PROCESSES),
     "checkpoint.keep_best": Bound(0, "best checkpoints; 0 keeps none"),
     "data.max_tokens": Bound(1, "tokens of a target text; null takes any"),
     "data.min_seconds": Bound(0, "seconds; 0 takes any"),
-    "data.num_workers": Bound(0, "processes that read data; 0 reads in the training process"),
+    "data.num_workers": Bound(0, "processes that read data; 0 reads in the training process", most=_PROCESSES),
     "optim.lr": Bound(0, "a rate of 0 trains nothing; freeze.ROLE=true freezes a part", above=True),
     "task.discriminator_lr": Bound(0, "freeze.ROLE=true freezes a part", above=True),
     "trainer.accumulate_grad_batches": Bound(1, "batches of each step"),
@@ -86,6 +96,10 @@ def faults_of_values(config: DictConfig, faulty: Callable[[str], bool]) -> Found
         value = _value(config, key)
         if _is_number(value) and (problem := bound.problem(value)):
             yield key, problem
+    for key in _NUMBERS:
+        for path in _infinite(_value(config, key), key):
+            if path not in BOUNDS:
+                yield path, f"{_value(config, path)!r}: expected a finite number"
     made = {"data": _make_data, "checkpoint": _make_checkpoints}
     for key, problem in {
         "trainer.limit_train_batches": _counted(_value(config, "trainer.limit_train_batches"), "of the batches"),
@@ -95,6 +109,7 @@ def faults_of_values(config: DictConfig, faulty: Callable[[str], bool]) -> Found
         "trainer.devices": device_problem(
             _value(config, "trainer.devices", 1), _value(config, "trainer.accelerator", "auto")
         ),
+        "trainer.overfit_batches": _overfit(_value(config, "trainer.overfit_batches")),
         "trainer.use_distributed_sampler": _sampler(_value(config, "trainer.use_distributed_sampler")),
     }.items():
         if problem and not faulty(key):
@@ -104,6 +119,19 @@ def faults_of_values(config: DictConfig, faulty: Callable[[str], bool]) -> Found
             yield from make(config)
     yield from _make_steps(config, faulty)
     yield from _make_callbacks(config, faulty)
+
+
+_NUMBERS = ("optim", "schedule", "trainer")
+
+
+def _infinite(node: Any, path: str) -> Iterator[str]:
+    """Paths of the numbers of a node that are not finite."""
+    if isinstance(node, float) and not math.isfinite(node):
+        yield path
+    elif isinstance(node, DictConfig):
+        for key in node:
+            if not OmegaConf.is_missing(node, key) and not OmegaConf.is_interpolation(node, key):
+                yield from _infinite(node[key], f"{path}.{key}")
 
 
 def _value(config: DictConfig, key: str, default: Any = None) -> Any:
@@ -183,6 +211,12 @@ def count_devices(devices: Any, here: int) -> int:
     if found in ("auto", -1):
         return max(here, 1)
     return len(found) if isinstance(found, list) else int(found)
+
+
+def _overfit(value: Any) -> str | None:
+    if not value:
+        return None
+    return f"{value!r}: the data module deals other batches in each epoch; for the same ones give data.train a few rows"
 
 
 def _sampler(value: Any) -> str | None:

@@ -12,7 +12,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from ..components.errors import UserError
 from .choices import belongs_to
 from .pretrained import KEY
-from .signatures import parameters_of
+from .signatures import parameters_of, value_class
 from .targets import ALLOWED, locate
 
 
@@ -105,6 +105,7 @@ def _build(node: Any, allowed: tuple[str, ...], given: dict[str, Any]) -> Any:
         arguments = {k: _build(v, allowed, {}) for k, v in node.items() if not _is_note(k, path) and k not in given}
         try:
             target = locate(path, allowed)
+            _make_values(target, arguments)
             if node.get("_partial_"):
                 return functools.partial(target, **arguments, **given)
             return _whole(target(**arguments, **given), path)
@@ -115,6 +116,16 @@ def _build(node: Any, allowed: tuple[str, ...], given: dict[str, Any]) -> Any:
     if isinstance(node, list):
         return [_build(value, allowed, {}) for value in node]
     return node
+
+
+def _make_values(target: Any, arguments: dict[str, Any]) -> None:
+    """Maps of settings become what their parameters are typed as."""
+    maps = [key for key, value in arguments.items() if type(value) is dict]
+    hints = parameters_of(target)[1] if maps else {}
+    for key in maps:
+        kind = value_class(hints.get(key))
+        if kind is not None:
+            arguments[key] = kind(**arguments[key])
 
 
 def _whole(made: Any, path: str) -> Any:

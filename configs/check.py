@@ -11,7 +11,7 @@ import inspect
 import types
 import typing
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, is_dataclass, replace
 from pathlib import PurePath
 from typing import Any, Literal, Union, get_args, get_origin
 
@@ -25,7 +25,7 @@ from .compose import compose
 from .inputs import missing_inputs
 from .origins import Origins
 from .pretrained import KEY
-from .signatures import FACTORIES, parameters_of
+from .signatures import FACTORIES, parameters_of, value_class
 from .targets import allow_list, locate
 
 LORA = "voxzoo.components.layers.lora.LoRA"
@@ -255,6 +255,8 @@ class _Walker:
             return
         if isinstance(node, DictConfig) and "_target_" in node:
             self.target(path, node, hint)
+        elif isinstance(node, DictConfig) and (kind := value_class(hint)) is not None:
+            self.settings(path, node, f"{kind.__module__}.{kind.__qualname__}")
         elif hint is not None:
             problem = _mismatch(node, hint)
             if problem:
@@ -274,12 +276,16 @@ class _Walker:
             if role not in known:
                 self.add(path, f"there is no such role{_near(str(role), known)}")
             elif isinstance(node, DictConfig):
-                settings = OmegaConf.merge({"_target_": LORA}, node)
-                settings._set_parent(roles)
-                assert isinstance(settings, DictConfig)
-                self.target(path, settings, None)
+                self.settings(path, node, LORA)
             elif node is not None:
                 self.add(path, f"{node!r} is not a map of settings such as {{targets: {{q: '*attention.q'}}}}")
+
+    def settings(self, path: str, node: DictConfig, kind: str) -> None:
+        """A map that says no class, where its place does."""
+        settings = OmegaConf.merge({"_target_": kind}, node)
+        assert isinstance(settings, DictConfig)
+        settings._set_parent(node._get_parent())
+        self.target(path, settings, None)
 
     def target(self, path: str, node: DictConfig, hint: Any) -> None:
         name = node.get("_target_")
@@ -436,4 +442,8 @@ def _mismatch(value: Any, hint: Any) -> str | None:
             return f"null is not a {hint.__name__}"
         if issubclass(hint, tuple(_roles().values())):
             return f"{value!r} is not a {hint.__name__}{choose(hint, value)}"
+        if is_dataclass(hint):
+            return f"{value!r} is not a map of settings of {hint.__name__}"
+        if isinstance(value, DictConfig) and hint is not object and not typing.is_typeddict(hint):
+            return f"a map of settings is no {hint.__name__}: say its class, _target_"
     return None

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import inspect
+import types
 import typing
-from typing import Any
+from dataclasses import is_dataclass
+from typing import Any, Union, get_args, get_origin
 
 FACTORIES = ("optim", "schedule")
 """Keys whose class is called later, with the parameters or the optimizer first: `_partial_` goes without saying."""
@@ -30,6 +32,13 @@ def parameters_of(found: Any) -> tuple[dict[str, inspect.Parameter], dict[str, A
         parameters |= {name: one for name, one in of_base.items() if name not in parameters}
         hints = {**_hints(owner.__init__), **hints}
     return parameters, hints
+
+
+def value_class(hint: Any) -> type | None:
+    """The dataclass that a type names, alone or beside null: a map of settings can stand for one. None of any other."""
+    options = get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
+    found = [one for one in options if one is not type(None)]
+    return found[0] if len(found) == 1 and isinstance(found[0], type) and is_dataclass(found[0]) else None
 
 
 def _hands_on(found: type) -> bool:

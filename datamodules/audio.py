@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+import os
 import re
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -51,8 +53,8 @@ def load_audio(path: str | Path, sample_rate: int = SAMPLE_RATE) -> Tensor:
     """Read wav, flac, ogg, opus or mp3 as (N,) float32 mono at `sample_rate`; channels are averaged.
 
     Raises:
-        AudioError: the file is missing, cannot be read, is empty, is cut off (wav and aiff say so), holds numbers that
-            are not finite, or is shorter than 25 ms.
+        AudioError: the file is missing, cannot be read, is empty, is cut off (less is there than its header promises,
+            or it ends within a page of ogg), holds numbers that are not finite, or is shorter than 25 ms.
     """
     waveform, rate = read_audio(path)
     return resample(waveform, rate, sample_rate)
@@ -68,8 +70,8 @@ def read_audio(path: str | Path) -> tuple[Tensor, int]:
         if first:
             file.seek(first)
         waveform = _mono(file.read(count, dtype="float32", always_2d=True), segment.channel)
-        share = _share_there(file.extra_info) if segment.end is None else 1.0
-    _check_read(path, len(waveform), rate, share, bool(torch.isfinite(waveform).all()))
+        promised = _promised(file, count, segment)
+    _check_read(path, len(waveform), rate, promised, bool(torch.isfinite(waveform).all()))
     return waveform, rate
 
 
@@ -101,8 +103,8 @@ def audio_blocks(path: str | Path, sample_rate: int = SAMPLE_RATE, seconds: floa
             count += len(waveform)
             finite = finite and bool(torch.isfinite(waveform).all())
             yield parts.add(waveform)
-        share = _share_there(file.extra_info) if segment.end is None else 1.0
-    _check_read(path, count, rate, share, finite)
+        promised = _promised(file, there, segment)
+    _check_read(path, count, rate, promised, finite)
     yield parts.rest()
 
 
@@ -156,10 +158,19 @@ class _Forward(soundfile.SoundFile):
 
 @contextmanager
 def _open(path: str | Path, kind: type[soundfile.SoundFile] = soundfile.SoundFile) -> Iterator[soundfile.SoundFile]:
+    opened = False
     try:
         with kind(path) as file:
+            opened = True
             yield file
+    except AudioError:
+        raise
     except (soundfile.LibsndfileError, RuntimeError, ValueError) as error:
+        if opened:
+            raise AudioError(
+                f"{path}: cannot be read to its end ({_reason(error)}): it is cut off or damaged; copy or convert it"
+                " again"
+            ) from None
         raise AudioError(f"{path}: cannot be read as audio ({_reason(error)}); convert it to wav or flac") from None
 
 
@@ -190,16 +201,15 @@ def _mono(samples: np.ndarray, channel: int | None = None) -> Tensor:
     return waveform[:, 0] if waveform.shape[1] == 1 else waveform.mean(1)
 
 
-def _check_read(path: str | Path, count: int, rate: int, share: float, finite: bool) -> None:
-    """What is wrong with a file of which `count` samples were read."""
-    if count == 0:
+def _check_read(path: str | Path, count: int, rate: int, promised: float, finite: bool) -> None:
+    """What is wrong with a file of which `count` samples were read, and which promises so many (infinity: more)."""
+    if count == 0 and promised < math.inf:
         raise AudioError(f"{path}: the audio is empty")
-    seconds = count / rate
-    if seconds / share - seconds > _SLACK:
-        raise AudioError(
-            f"{path}: the file is cut off: {seconds:.1f} s of the {seconds / share:.1f} s that its header promises are "
-            "there; copy or convert it again"
-        )
+    if (promised - count) / rate > _SLACK:
+        of = f"{count / rate:.1f} s of the {promised / rate:.1f} s that its header promises are there"
+        if promised == math.inf:
+            of = f"it ends within a page, behind {count / rate:.1f} s"
+        raise AudioError(f"{path}: the file is cut off: {of}; copy or convert it again")
     if count < MIN_SECONDS * rate:
         raise AudioError(f"{path}: {1000 * count / rate:.1f} ms of audio; expected at least 25 ms")
     if not finite:
@@ -252,18 +262,56 @@ def level(waveform: Tensor) -> Level:
 
 
 def _require(path: str | Path) -> None:
-    if Path(path).is_dir():
+    """Raises AudioError: no file that can be read, or an empty one."""
+    try:
+        about = os.stat(path)
+    except (FileNotFoundError, NotADirectoryError):
+        raise AudioError(f"{path}: no such audio file") from None
+    except OSError as error:  # a loop of links, a name too long, a folder that may not be entered
+        raise AudioError(f"{path}: {error.strerror}") from None
+    except ValueError:
+        raise AudioError(f"{path}: no such audio file; its name holds a NUL character") from None
+    if stat.S_ISDIR(about.st_mode):
         raise AudioError(f"{path}: is a folder, expected an audio file")
-    if not Path(path).is_file():
-        raise AudioError(f"{path}: no such audio file")
-    if not Path(path).stat().st_size:
+    if not stat.S_ISREG(about.st_mode):
+        raise AudioError(f"{path}: no regular file, expected an audio file")
+    if not about.st_size:
         raise AudioError(f"{path}: the audio is empty")
+    if not os.access(path, os.R_OK):
+        raise AudioError(f"{path}: no permission to read it")
+
+
+def _promised(file: soundfile.SoundFile, count: int, segment: Segment) -> float:
+    """How many samples a file promises of which `count` were asked for; infinity where it promises more."""
+    if segment.end is not None:
+        return count
+    if file.format == "OGG":  # no header says its length
+        return math.inf if _ends_within_page(segment.path) else count
+    return count / _share_there(file.extra_info)
+
+
+_PAGE = 27 + 255 + 255 * 255  # bytes: the longest page of ogg
+
+
+def _ends_within_page(path: str) -> bool:
+    """Whether an ogg file ends before its last page does (RFC 3533, section 6)."""
+    with open(path, "rb") as file:
+        size = file.seek(0, os.SEEK_END)
+        file.seek(max(0, size - _PAGE))
+        end = file.read()
+    begin = end.rfind(b"OggS\0")
+    if begin < 0:
+        return False
+    sizes = end[begin + 27 : begin + 27 + end[begin + 26]] if begin + 26 < len(end) else b""
+    page = 27 + len(sizes) + sum(sizes)
+    behind = end[begin + page :]
+    return begin + page > len(end) or (behind != b"" and b"OggS".startswith(behind))
 
 
 def _share_there(log: str) -> float:
-    """How much of the bytes that a wav or aiff file promises is there, by what libsndfile says of its header; 1 where
-    the header was written before the length was known (by a pipe)."""
-    found = re.search(r"(?:data|SSND) : (\d+) \(should be (\d+)\)", log)
+    """How much of the bytes that a wav, w64, aiff or au file promises is there, by what libsndfile says of its header;
+    1 where the header was written before the length was known (by a pipe)."""
+    found = re.search(r"(?:data|SSND|riff|Data Size) *: (\d+) \(should be (\d+)\)", log)
     promised, there = (int(found[1]), int(found[2])) if found else (1, 1)
     return 1.0 if promised >= _UNKNOWN or promised <= there else there / promised
 

@@ -137,7 +137,7 @@ class Collator:
         if self.cache is not None and utterance.audio is not None and seconds is not None:
             try:
                 key = self.cache.key(utterance.audio, utterance.speed)
-            except OSError:
+            except (OSError, ValueError):
                 key = None  # load_audio says what is wrong with the file
             features = None if key is None else self.cache.get(key)
             if features is not None:

@@ -14,6 +14,7 @@ from .feature_cache import CacheDtype
 from .manifest import Utterance, did_you_mean
 from .resume import say
 from .rows import Rows, open_rows
+from .skipped import OnError
 from .spoken_phrases import SpokenPhrases
 from .utterances import VALIDATION, UtteranceData
 
@@ -47,6 +48,8 @@ class SpeechTranslationData(UtteranceData):
             manifests each time.
         cache_dtype: float16 halves the feature cache; features are rounded to it, also when they are fresh.
         seed: of the order of batches and of the speeds.
+        on_error: what a row does that cannot be read: `stop` ends the run with its name, `skip` leaves it out, names it
+            once and counts it.
 
     Raises:
         UserError: contradictory settings; later, data that cannot be used.
@@ -77,6 +80,7 @@ class SpeechTranslationData(UtteranceData):
         cache_dir: str | None = None,
         cache_dtype: CacheDtype = "float32",
         seed: int = 1,
+        on_error: OnError = "stop",
     ) -> None:
         tests = [path for path in (test or {}).values() if path]
         given = [name for name, value in (("train", train), ("valid", valid), ("test", tests)) if value]
@@ -103,6 +107,7 @@ class SpeechTranslationData(UtteranceData):
             cache_dir=cache_dir,
             cache_dtype=cache_dtype,
             seed=seed,
+            on_error=on_error,
         )
         self.corpus = corpus
         self._paths: dict[str, str] = {}
@@ -136,7 +141,9 @@ class SpeechTranslationData(UtteranceData):
             path: str | Path = self.corpus.manifests()[split]
         else:
             path = self._paths[split]
-        rows = open_rows(path, self.cache_dir)
+        rows = open_rows(path, self.cache_dir, skip=self.on_error == "skip")
+        for name, reason in rows.faults:
+            self.skipped.note(split, name, reason)
         if rows.extra:
             keys = ", ".join(f"{key!r} ({count}{did_you_mean(key)})" for key, count in rows.extra.most_common(_SHOWN))
             say(f"{path}: ignored {len(rows.extra)} unknown key{'s' if len(rows.extra) > 1 else ''}: {keys}")

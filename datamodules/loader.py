@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import atexit
+import errno
 import traceback
 import warnings
 import weakref
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -24,6 +25,90 @@ class _Failure:
     line: str
     is_ours: bool
     trace: str
+
+
+@dataclass(frozen=True)
+class _Partial:
+    """A batch of the rows that could be read, and (id, reason) of the others."""
+
+    batch: Any
+    skipped: tuple[tuple[str, str], ...]
+
+    def pin_memory(self, device: Any = None) -> _Partial:
+        """As `Batch.pin_memory`, for DataLoader."""
+        return replace(self, batch=self.batch.pin_memory())
+
+
+_NOT_OF_A_ROW = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM})
+"""What the system lacks: the next row would fail as well."""
+
+_TRIES = 1000
+"""Rows that are tried for one that can be read, before it is their folder that is gone."""
+
+
+@dataclass(frozen=True)
+class _Skipping:
+    """A collate function that leaves out rows which cannot be read or collated.
+
+    What it gives is a function of the rows and their files alone: the same on every process that reads them, with any
+    number of workers and after a restart. A batch of which nothing is left is replaced by one row that can be read,
+    which counts for nothing.
+
+    Args:
+        collate: rows to a batch.
+        dataset: to look for such a row in.
+    """
+
+    collate: Callable[[list[Any]], Any]
+    dataset: Dataset[Any]
+
+    def __call__(self, rows: list[Any]) -> Any:
+        try:
+            return self.collate(rows)
+        except Exception as error:
+            if isinstance(error, MemoryError) or getattr(error, "errno", None) in _NOT_OF_A_ROW:
+                raise
+            return self._without_faulty(rows, error)
+
+    def _without_faulty(self, rows: list[Any], error: Exception) -> _Partial:
+        good, skipped = [], []
+        for row in rows:
+            reason = self._fault_of(row)
+            if reason is None:
+                good.append(row)
+            else:
+                skipped.append((str(row.id), reason))
+        if not skipped:
+            raise error  # of the batch, not of a row
+        batch = self.collate(good) if good else replace(self._readable(rows[0].task, skipped), stands_in=True)
+        return _Partial(batch, tuple(skipped))
+
+    def _fault_of(self, row: Any) -> str | None:
+        try:
+            self.collate([row])
+        except Exception as error:
+            kind = "" if isinstance(error, ValueError | OSError) else f"{type(error).__name__}: "
+            return kind + " ".join(str(error).split())
+        return None
+
+    def _readable(self, task: str, skipped: list[tuple[str, str]]) -> Any:
+        """A batch of the first row that can be read and is asked for the same. Raises UserError where none of the first
+        rows can."""
+        asked = 0
+        for index in range(len(self.dataset)):  # pyright: ignore[reportArgumentType]
+            row = self.dataset[0, index]
+            if row.task != task:
+                continue
+            if self._fault_of(row) is None:
+                return self.collate([row])
+            asked += 1
+            if asked == _TRIES:
+                break
+        name, reason = skipped[0]
+        raise UserError(
+            f"none of the first {asked} rows can be read, so that data.on_error=skip would leave out all; is their "
+            f"folder there? {name}: {reason}"
+        )
 
 
 @dataclass(frozen=True)
@@ -61,8 +146,8 @@ def _close_all() -> None:
 class _Lazy(Iterator[Any]):
     """Asks for an iterator when the first batch is wanted; raises what a worker could not do."""
 
-    def __init__(self, begin: Callable[[], Iterator[Any]]) -> None:
-        self._begin = begin
+    def __init__(self, begin: Callable[[], Iterator[Any]], skipped: Callable[[str, str], None] | None) -> None:
+        self._begin, self._skipped = begin, skipped
         self._iterator: Iterator[Any] | None = None
         _OPEN.add(self)
 
@@ -88,6 +173,11 @@ class _Lazy(Iterator[Any]):
             if batch.is_ours:
                 raise UserError(batch.line)
             raise RuntimeError(f"{batch.line}\n{batch.trace}")
+        if isinstance(batch, _Partial):
+            assert self._skipped is not None
+            for name, reason in batch.skipped:
+                self._skipped(name, reason)
+            return batch.batch
         return batch
 
 
@@ -101,6 +191,8 @@ class ResumableLoader(DataLoader):
         dataset: maps an (epoch, index) to an utterance.
         sampler: the plan.
         position: () -> (epoch, batches done in it); None leaves the sampler where it is.
+        skipped: called with the id of each row that cannot be read and the reason; it is left out of its batch. None:
+            such a row is an error.
         options: for `DataLoader`.
 
     Attributes:
@@ -114,19 +206,22 @@ class ResumableLoader(DataLoader):
         *,
         sampler: BatchSampler,
         position: Callable[[], tuple[int, int] | None] | None = None,
+        skipped: Callable[[str, str], None] | None = None,
         options: dict[str, Any],
     ) -> None:
-        self._plan, self._position = sampler, position
+        self._plan, self._position, self._skipped = sampler, position, skipped
         self.restored: Callable[[dict[str, Any]], None] | None = None
         self.begun: Callable[[], None] | None = None
         # Its own generator: making an iterator draws nothing from the global one.
         generator = torch.Generator()
+        if skipped is not None:
+            options = {**options, "collate_fn": _Skipping(options["collate_fn"], dataset)}
         if options.get("num_workers") and "collate_fn" in options:
             options = {**options, "collate_fn": _Guarded(options["collate_fn"])}
         super().__init__(dataset, batch_sampler=sampler, generator=generator, **options)
 
     def __iter__(self) -> Any:
-        return _Lazy(self._start)
+        return _Lazy(self._start, self._skipped)
 
     def _start(self) -> Iterator[Any]:
         position = self._position() if self._position is not None else None

@@ -79,11 +79,12 @@ def did_you_mean(key: str) -> str:
 
 @dataclass(frozen=True)
 class Fault:
-    """What is wrong with one line of a manifest."""
+    """What is wrong with one line of a manifest; `row` is its id, "" where that cannot be said."""
 
     line: int
     key: str
     message: str
+    row: str = ""
 
     def __str__(self) -> str:
         return f"line {self.line}, {self.key}: {self.message}" if self.key else f"line {self.line}: {self.message}"
@@ -139,21 +140,42 @@ def scan_manifest(path: str | Path) -> Scan:
     if not path.is_file():
         raise UserError(f"{path}: no such manifest")
     scan = Scan()
-    first: dict[str, int] = {}
-    for line, values, good in manifest_rows(path, scan):
-        if values.get("id") in first:
-            message = f"{values['id']!r} was used on line {first[values['id']]}; ids must be unique"
-            scan.faults.append(Fault(line, "id", message))
-            continue
-        if not good:
-            continue
-        first[values["id"]] = line
+    for line, values in _unique_rows(path, scan):
         for key in PATHS:
             if key in values:
                 values[key] = str(path.parent / values[key])
         scan.utterances.append(Utterance(**values))
         scan.lines.append(line)
     return scan
+
+
+def _unique_rows(path: Path, scan: Scan) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Line number and values of each row without fault, the first of each id; as `manifest_rows`."""
+    first: dict[str, int] = {}
+    for line, values, good in manifest_rows(path, scan):
+        if values.get("id") in first:
+            message = f"{values['id']!r} was used on line {first[values['id']]}; ids must be unique"
+            scan.faults.append(Fault(line, "id", message))
+        elif good:
+            first[values["id"]] = line
+            yield line, values
+
+
+def sound_rows(path: Path, scan: Scan) -> Iterator[dict[str, Any]]:
+    """The values of the rows of a manifest that are without fault, the first of each id.
+
+    Args:
+        path, scan: as of `manifest_rows`.
+    """
+    return (values for _, values in _unique_rows(path, scan))
+
+
+def faulty_rows(scan: Scan) -> list[tuple[str, str]]:
+    """(id, or else the line; what is wrong) of each faulty row."""
+    found: dict[int, list[Fault]] = {}
+    for fault in scan.faults:
+        found.setdefault(fault.line, []).append(fault)
+    return [(some[0].row or f"line {line}", "; ".join(map(str, some))) for line, some in found.items()]
 
 
 def manifest_rows(path: Path, scan: Scan) -> Iterator[tuple[int, dict[str, Any], bool]]:
@@ -213,10 +235,7 @@ def _json_rows(path: Path) -> Iterator[tuple[int, dict[str, Any] | str]]:
             try:
                 row = parse_json(line.decode())
             except UnicodeDecodeError as error:
-                yield (
-                    number,
-                    f"not UTF-8 text: byte {line[error.start]:#04x} at column {error.start + 1}; save it as UTF-8",
-                )
+                yield number, _no_text(line, error)
                 continue
             except ValueError as error:
                 yield number, str(error)
@@ -237,10 +256,7 @@ def _tsv_rows(path: Path) -> Iterator[tuple[int, dict[str, Any] | str]]:
             try:
                 values = line.decode().split("\t")
             except UnicodeDecodeError as error:
-                yield (
-                    number,
-                    f"not UTF-8 text: byte {line[error.start]:#04x} at column {error.start + 1}; save it as UTF-8",
-                )
+                yield number, _no_text(line, error)
                 continue
             if len(values) != len(header):
                 yield number, f"{len(values)} columns where the header has {len(header)}"
@@ -276,8 +292,11 @@ def _part(key: str, value: Any, fault: Callable[[str, str], None]) -> float | in
 def _check(line: int, row: dict[str, Any], scan: Scan) -> dict[str, Any]:
     """The row's values in their types; faults and unknown keys go into `scan`."""
 
+    name = row.get("id")
+    known = str(name) if isinstance(name, str | int) else ""
+
     def fault(key: str, message: str) -> None:
-        scan.faults.append(Fault(line, key, message))
+        scan.faults.append(Fault(line, key, message, known))
 
     values: dict[str, Any] = {}
     part: dict[str, Any] = {}

@@ -18,7 +18,17 @@ import numpy as np
 from ..components.errors import UserError
 from .array_file import Arrays, Spill, Texts, TextWriter
 from .derived import arrays_of
-from .manifest import KEYS, PATHS, Scan, Utterance, manifest_rows, read_manifest, scan_manifest
+from .manifest import (
+    KEYS,
+    PATHS,
+    Scan,
+    Utterance,
+    faulty_rows,
+    manifest_rows,
+    read_manifest,
+    scan_manifest,
+    sound_rows,
+)
 
 _VERSION = 2
 _BLOCK = 8192  # rows that are turned into columns at a time
@@ -63,11 +73,13 @@ class Rows(Sequence[Utterance]):
 
     Attributes:
         extra: how many rows had each of the keys that were ignored.
+        faults: (id or line, what is wrong) of the rows of the manifest that are left out.
     """
 
     def __init__(self, arrays: Arrays, folder: Path, chosen: np.ndarray | None = None) -> None:
         self.arrays, self._folder, self.chosen = arrays, folder, chosen
         self.extra: Counter[str] = Counter(arrays.about["extra"])
+        self.faults: list[tuple[str, str]] = [(name, what) for name, what in arrays.about.get("faults", ())]
         self._texts = {name: Texts(arrays[name], arrays[f"{name}.ends"]) for name in _TEXTS}
         self._labels = {
             name: Labels(
@@ -192,23 +204,28 @@ class Rows(Sequence[Utterance]):
         return column if self.chosen is None else column[self.chosen]
 
 
-def open_rows(path: str | Path, cache: str | Path | None = None) -> Rows:
+def open_rows(path: str | Path, cache: str | Path | None = None, *, skip: bool = False) -> Rows:
     """Read a manifest as columns, as `read_manifest` reads it as a list.
 
     Args:
         path: a `.jsonl` or `.tsv` manifest.
         cache: folder where the columns of a large manifest are kept for all processes and later starts; None: nowhere.
+        skip: leave faulty rows out (`Rows.faults`) where there are others.
 
     Raises:
         UserError: as `read_manifest`.
     """
     path = Path(path)
-    arrays = arrays_of(path, cache, "rows", _VERSION, lambda folder: _columns(path, folder))
+    kind = "sound" if skip else "rows"
+    arrays = arrays_of(path, cache, kind, _VERSION, lambda folder: _columns(path, folder, skip))
     return Rows(arrays, path.parent)
 
 
-def _columns(path: Path, folder: Path | None) -> tuple[dict[str, Any], Mapping[str, np.ndarray | Spill]]:
-    """What a manifest holds, and its columns; large ones are collected in `folder`, if one is given.
+def _columns(
+    path: Path, folder: Path | None, skip: bool = False
+) -> tuple[dict[str, Any], Mapping[str, np.ndarray | Spill]]:
+    """What a manifest holds, and its columns; large ones are collected in `folder`, if one is given. `skip`: without
+    its faulty rows.
 
     Raises:
         UserError: as `read_manifest`.
@@ -216,6 +233,11 @@ def _columns(path: Path, folder: Path | None) -> tuple[dict[str, Any], Mapping[s
     if path.suffix not in (".jsonl", ".tsv") or not path.is_file():
         scan_manifest(path)  # says what is wrong
     scan = Scan()
+    if skip:
+        arrays, _ = _gather(_blocks(sound_rows(path, scan)), folder)
+        if not len(arrays["duration"]):  # pyright: ignore[reportArgumentType]
+            read_manifest(path)  # says what is wrong
+        return {"extra": dict(scan.extra), "faults": faulty_rows(scan)}, arrays
     rows = (values for _, values, _ in manifest_rows(path, scan))
 
     def blocks() -> Iterator[list[dict[str, Any]]]:
@@ -241,13 +263,7 @@ def rows_of(utterances: Iterable[Utterance], name: str) -> Rows:
     Raises:
         UserError: there are none, or one lacks something.
     """
-    rows = (_values(utterance, name) for utterance in utterances)
-
-    def blocks() -> Iterator[list[dict[str, Any]]]:
-        while block := list(islice(rows, _BLOCK)):
-            yield block
-
-    arrays, unique = _gather(blocks(), None)
+    arrays, unique = _gather(_blocks(_values(utterance, name) for utterance in utterances), None)
     if not len(arrays["duration"]):  # pyright: ignore[reportArgumentType]
         raise UserError(f"{name}: there are no utterances")
     made = {key: one.array() if isinstance(one, Spill) else one for key, one in arrays.items()}
@@ -258,6 +274,11 @@ def rows_of(utterances: Iterable[Utterance], name: str) -> Rows:
         if twice is not None:
             raise UserError(f"{name}: the id {twice!r} is used {counts[twice]} times; ids must be unique in a split")
     return found
+
+
+def _blocks(rows: Iterator[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
+    while block := list(islice(rows, _BLOCK)):
+        yield block
 
 
 def _values(utterance: Utterance, name: str) -> dict[str, Any]:

@@ -20,6 +20,9 @@ from .manifest import Utterance
 from .rows import Rows
 from .units import Units
 
+UNREADABLE = "unreadable audio"
+"""Begins the reason for which a row is dropped whose file's header is at fault."""
+
 
 class Items(Sequence[Utterance]):
     """Utterances: rows, each as one task sees it.
@@ -203,7 +206,7 @@ def select(
             if len(places):
                 length[places], wrong = measure("audio" if reads_speech else "tgt_audio", places)
                 for place, message in wrong.items():
-                    found[place] = reasons.setdefault(f"unreadable audio ({message})", len(reasons))
+                    found[place] = reasons.setdefault(f"{UNREADABLE} ({message})", len(reasons))
         elif "units" in needs:
             length[:] = 0.02 * lengths
         if limits is not None:

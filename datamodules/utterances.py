@@ -10,6 +10,7 @@ import zlib
 from abc import abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,8 @@ from .loader import ResumableLoader
 from .manifest import Utterance
 from .resume import follow_epoch, position, restore, say
 from .rows import Rows, rows_of
-from .selection import Items, Limits, Selection, measure_files, select
+from .selection import UNREADABLE, Items, Limits, Selection, measure_files, select
+from .skipped import OnError, SkippedRows
 from .token_counts import count_tokens
 from .units import read_units
 
@@ -95,12 +97,16 @@ class UtteranceData(DataModule):
             manifests each time.
         cache_dtype: float16 halves the feature cache; features are rounded to it, also when they are fresh.
         seed: of the order of batches and of the speeds.
+        on_error: what a row does whose audio, text or units cannot be read while training or validating: `stop` ends
+            the run with its name, `skip` leaves it out of its batch, names it once and counts it (`skipped`). Which
+            rows are left out depends on their files alone, and so do all processes' counts of batches not at all.
 
     Attributes:
         needs: names of the `Batch` fields that the task reads; a trainer's task says them itself.
         longest_seconds, longest_text: longest speech, and most tokens of a target text, that the task takes, None for
             any; a trainer's task says them itself.
         dropped: split -> reason -> ids, of the loaders made so far.
+        skipped: the rows that `on_error=skip` has left out.
         audio: reads what rows name as their audio; files, unless a class says otherwise. Picklable.
 
     Raises:
@@ -130,6 +136,7 @@ class UtteranceData(DataModule):
         cache_dir: str | None = None,
         cache_dtype: CacheDtype = "float32",
         seed: int = 1,
+        on_error: OnError = "stop",
     ) -> None:
         super().__init__()
         chosen = {"s2tt": True} if tasks is None else dict(tasks)
@@ -166,6 +173,8 @@ class UtteranceData(DataModule):
         self.needs = _NEEDS
         self.longest_seconds = None
         self.dropped = {}
+        self.on_error: OnError = on_error
+        self.skipped = SkippedRows()
         self._rows: dict[str, Rows] = {}
         self._prepared: dict[str, Mapping[str, np.ndarray]] = {}
         self._seconds: dict[str, float] = {}
@@ -323,6 +332,7 @@ class UtteranceData(DataModule):
             _Utterances(items, speeds, self.seed),
             sampler=sampler,
             position=(lambda: position(self.trainer)) if training else None,
+            skipped=partial(self.skipped.note, split) if self.on_error == "skip" and not keep_all else None,
             options={
                 "collate_fn": self.collator(needs),
                 "num_workers": self.num_workers,
@@ -412,7 +422,11 @@ class UtteranceData(DataModule):
         self.dropped[split] = chosen.dropped
         total = len(rows) * len(tasks)
         for reason, ids in chosen.dropped.items():
-            say(f"{split}: dropped {len(ids)} of {total}, {reason}: {_few(ids)}")
+            if self.on_error == "skip" and reason.startswith(UNREADABLE):
+                for name in ids:
+                    self.skipped.note(split, name, reason)
+            else:
+                say(f"{split}: dropped {len(ids)} of {total}, {reason}: {_few(ids)}")
         if not len(chosen.items):
             reasons = "; ".join(f"{len(ids)} {reason}" for reason, ids in chosen.dropped.items())
             raise UserError(f"{split}: none of {total} utterances can be used: {reasons}")
@@ -460,6 +474,11 @@ class UtteranceData(DataModule):
             raise UserError(
                 "trainer.use_distributed_sampler=true would deal the batches a second time; set it to false"
                 " (the data module deals them to the processes)"
+            )
+        if trainer is not None and trainer.overfit_batches:  # pyright: ignore[reportAttributeAccessIssue]
+            raise UserError(
+                f"Trainer(overfit_batches={trainer.overfit_batches}): the data module deals other batches in each epoch;"  # pyright: ignore[reportAttributeAccessIssue]
+                " for the same ones give it a few rows"
             )
 
 

@@ -70,7 +70,7 @@ def validate(
     files = _measure(scan.utterances, progress)
     found: dict[tuple[str, bool], list[str]] = defaultdict(list)
     for fault in scan.faults:
-        found["faulty row", True].append(str(fault))
+        found["faulty row", True].append(f"{fault.row}: {fault}" if fault.row else str(fault))
     seconds = 0.0
     for row in scan.utterances:
         if row.audio:

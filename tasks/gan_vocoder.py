@@ -22,7 +22,7 @@ from ..configs.optimisation import make_schedule
 from ..configs.targets import class_of
 from .distributed.gradients import parameter_groups
 from .distributed.precision import precision_name
-from .task import _add
+from .task import _add, counted
 from .unit_vocoder import UnitVocoderTask
 
 _WEIGHTS = {"mel": 45.0, "feature_matching": 2.0}
@@ -174,7 +174,7 @@ class GanVocoder(UnitVocoderTask):
         with self._unsynchronised():
             with torch.set_grad_enabled(alone):
                 made = self._reconstruct(batch)
-            judged, scores = self._judge(made)
+            judged, scores = (counted(batch, values) for values in self._judge(made))
             self.manual_backward(self.weighted(judged))
             self._note(batch, {**judged, **scores}, made)
             if not last:
@@ -189,7 +189,7 @@ class GanVocoder(UnitVocoderTask):
                 if not alone:
                     torch.manual_seed(seed)
                     made = self._reconstruct(held)
-                losses = self._generate(made)
+                losses = counted(held, self._generate(made))
                 self.manual_backward(self.weighted(losses))
                 _add(self._window, losses)
             self._held.clear()
@@ -201,9 +201,12 @@ class GanVocoder(UnitVocoderTask):
 
     def _note(self, batch: Batch, values: Mapping[str, Loss | Statistic], made: Reconstruction) -> None:
         """Add a batch to what the step divides by and what is logged."""
-        count = made.frames.sum().to(made.samples.device).float()
+        count = 0 if batch.stands_in else made.frames.sum()
+        count = torch.as_tensor(count, device=made.samples.device).float()
         self._count = count if self._count is None else self._count + count
         _add(self._window, values)
+        if batch.stands_in:
+            return
         self._window_ids.extend(batch.ids)
         if batch.seconds is not None:
             self._window_seconds = self._window_seconds + batch.seconds.sum()

@@ -102,7 +102,7 @@ class Task(LightningModule, ABC):
         return self.measured(batch)[0]
 
     def measured(self, batch: Batch) -> tuple[dict[str, Loss], dict[str, Statistic]]:
-        """`measure`, in which nothing stands where it does not belong.
+        """`measure`, in which nothing stands where it does not belong; zeros for a batch that only stands in.
 
         Raises:
             UserError: a statistic among the losses, a loss among the statistics, or one name for both.
@@ -122,7 +122,7 @@ class Task(LightningModule, ABC):
                     )
         for name in losses.keys() & statistics.keys():
             raise UserError(f"{type(self).__name__}.measure: {name!r} is a loss and a statistic; name one otherwise")
-        return losses, statistics
+        return counted(batch, losses), counted(batch, statistics)
 
     @classmethod
     def faults(cls, config: DictConfig) -> list[tuple[str, str]]:
@@ -280,8 +280,9 @@ class Task(LightningModule, ABC):
         count = primary.count.detach().float()
         self._count = count if self._count is None else self._count + count
         _add(self._window, {**losses, **statistics})
-        self._window_ids.extend(batch.ids)
-        if batch.seconds is not None:
+        if not batch.stands_in:
+            self._window_ids.extend(batch.ids)
+        if batch.seconds is not None and not batch.stands_in:
             # Kept as a tensor: reading it here would wait for the device at every step.
             self._window_seconds = self._window_seconds + batch.seconds.sum()
         # Lightning divides by the accumulation steps; the division that counts comes before the step.
@@ -481,6 +482,14 @@ def _add(sums: dict[str, Loss | Statistic], values: Mapping[str, Loss | Statisti
     for name, value in values.items():
         kept: Any = type(value)(value.total.detach().float(), value.count.detach().float())
         sums[name] = sums[name] + kept if name in sums else kept
+
+
+def counted(batch: Batch, values: dict[str, Any]) -> dict[str, Any]:
+    """Sums of a batch; of one that only stands in, zeros that are still functions of what they were computed from, so
+    that every parameter has a gradient."""
+    if not batch.stands_in:
+        return values
+    return {name: type(value)(0 * value.total, 0 * value.count) for name, value in values.items()}
 
 
 def _losses_among(means: Mapping[str, float], sums: Mapping[str, Loss | Statistic]) -> dict[str, float]:

@@ -87,7 +87,8 @@ def trace(config: DictConfig, serving: bool = True) -> list[Row]:
             _watch(role, part, rows[role])
         batch = fake_batch(task, build(config.frontend, allowed=allowed))
         try:
-            task.measured(batch)
+            losses, statistics = task.measured(batch)
+            _require_monitor(task, config, [*losses, *statistics])
             if serving:
                 _serve(task, batch, rows)
         except UserError:
@@ -101,6 +102,21 @@ def trace(config: DictConfig, serving: bool = True) -> list[Row]:
         learn = sum(p.numel() for p in task.parameters() if p.requires_grad) - sum(r.trainable for r in rows.values())
         rows["task"] = Row("(heads)", type(task).__name__, "", "", rest, learn)
     return list(rows.values())
+
+
+def _require_monitor(task: Task, config: DictConfig, names: Iterable[str]) -> None:
+    """Refuse a metric that ranks checkpoints and that no validation measures, as far as that can be known.
+
+    Raises:
+        UserError: there is no such metric.
+    """
+    own = config.get("callbacks") or type(task).on_validation_epoch_end is not Task.on_validation_epoch_end
+    settings = config.get("checkpoint") or {}
+    monitor = settings.get("monitor", "valid/loss")
+    known = ["valid/loss", *(f"valid/{name}" for name in names if name != "loss")]
+    if own or not settings.get("keep_best") or monitor in known:
+        return
+    raise UserError(f"checkpoint.monitor={monitor}: validation measures {', '.join(known)}")
 
 
 def _make_steps(task: Task, config: DictConfig, allowed: tuple[str, ...]) -> None:

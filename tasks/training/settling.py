@@ -21,6 +21,7 @@ from ..training.schedules import OF_ANY_LENGTH
 _FREE = (
     "stage_jobs", "threads", "compile", "activation_checkpointing", "allow", "max_skipped_steps", "logger", "cache_dir",
     "data.num_workers", "data.cache_dir", "data.corpus.root", "data.corpus.num_workers",
+    "data.on_error",
     "checkpoint.copy_frozen", "checkpoint.every_steps", "checkpoint.keep_best",
     "trainer.accelerator", "trainer.devices", "trainer.num_nodes", "trainer.strategy",
     "trainer.accumulate_grad_batches", "trainer.log_every_n_steps", "trainer.num_sanity_val_steps",
@@ -29,7 +30,10 @@ _FREE = (
 
 _LENGTH = ("trainer.max_steps", "trainer.max_epochs")
 
-_LEFT_BY_A_START = {"config.yaml", "tokenizer.model", ".lock", ".turn"}
+SKIPPED = "skipped.jsonl"
+"""In the folder of a run: the rows that it leaves out."""
+
+_LEFT_BY_A_START = {"config.yaml", "tokenizer.model", ".lock", ".turn", SKIPPED}
 
 
 def settle_config(folder: Path, text: str) -> None:
@@ -126,6 +130,7 @@ def forget_failed_start(folder: Path, config: DictConfig) -> None:
         model = OmegaConf.select(old, "tokenizer.model")
         if model and Path(str(model)).parent == folder:
             Path(str(model)).unlink(missing_ok=True)
+        (folder / SKIPPED).unlink(missing_ok=True)
         path.unlink()
 
 

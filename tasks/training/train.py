@@ -30,6 +30,7 @@ from ...configs.origins import Origins
 from ...configs.stages import active_stages
 from ...configs.targets import allow_list, class_of
 from ...datamodules.units import Units
+from ...datamodules.utterances import UtteranceData
 from ..checkpoints.files import AtomicCheckpointIO, Checkpointer, write_atomically
 from ..checkpoints.mapped import mapped_parts, materialise
 from ..distributed.devices import choose_kernels
@@ -48,7 +49,7 @@ from ..runs.source import files_of_source, take_tokenizer
 from ..task import Task
 from .examples import Examples
 from .progress import RunProgress
-from .settling import forget_failed_start, refuse_another, settle_config
+from .settling import SKIPPED, forget_failed_start, refuse_another, settle_config
 from .stages import train_stages
 from .throughput import Throughput
 
@@ -178,13 +179,15 @@ def _settle(config: DictConfig, folder: Path) -> Any:
     """The data of a run, and its folder with config and vocabulary; processes of one run write one at a time."""
     with turns(folder):
         forget_failed_start(folder, config)
-    data = prepare_data(config, lambda: turns(folder))
+    data = prepare_data(config, lambda: turns(folder), folder / SKIPPED)
     with turns(folder):
         settle_config(folder, to_yaml(config))
     return data
 
 
-def prepare_data(config: DictConfig, turn: Callable[[], AbstractContextManager] = nullcontext) -> Any:
+def prepare_data(
+    config: DictConfig, turn: Callable[[], AbstractContextManager] = nullcontext, skipped: Path | None = None
+) -> Any:
     """Build the DataModule of a config; make the corpus and train the tokenizer where they are missing.
 
     Fills in `tokenizer.languages` from the data where the config leaves it empty. Only SentencePiece models are
@@ -193,12 +196,15 @@ def prepare_data(config: DictConfig, turn: Callable[[], AbstractContextManager] 
     Args:
         config: composed; changed as said.
         turn: what to write in: one process at a time. Manifests are read outside, by all processes at once.
+        skipped: the file that keeps which rows `data.on_error=skip` leaves out.
 
     Raises:
         UserError: a file that is missing and is not trained here.
     """
     allowed = allow_list(config)
     data = build(config.data, allowed=allowed, wanted=DataModule, tokenizer=None)
+    if skipped is not None and isinstance(data, UtteranceData) and data.on_error == "skip":
+        data.skipped.keep(skipped)
     with turn():
         data.prepare_data()
     if "tokenizer" in config.task:
@@ -334,11 +340,13 @@ def _fit(config: DictConfig, task: Task, data: Any, folder: Path) -> dict[str, A
     resume = str(keeper.last) if keeper.last.exists() else None
     if resume:
         say(f"resuming from {resume}")
+        _count_left_out(data)
     try:
         trainer.fit(task, datamodule=data, ckpt_path=resume, weights_only=True)
     finally:
         keeper.restore_handlers()  # once more: Lightning's teardown puts back those it found while training
     _require_learned(task, trainer.global_step, folder)
+    left_out = _count_left_out(data)
     metrics = {name: float(value) for name, value in trainer.callback_metrics.items() if name != "step"}
     return {
         "task": type(task).__name__,
@@ -346,7 +354,19 @@ def _fit(config: DictConfig, task: Task, data: Any, folder: Path) -> dict[str, A
         "trainable": counts[0],
         "metrics": metrics,
         "throughput": speed.figures,
+        **({} if left_out is None else {"skipped_rows": left_out}),
     }
+
+
+def _count_left_out(data: Any) -> int | None:
+    """Says how many rows `data.on_error=skip` has left out of the run so far; None where it leaves out none."""
+    if not isinstance(data, UtteranceData) or data.on_error != "skip":
+        return None
+    count = data.skipped.count()
+    if count:
+        rows = "1 row that cannot be read is" if count == 1 else f"{count} rows that cannot be read are"
+        say(f"{rows} left out of this run: {data.skipped.path}")
+    return count
 
 
 def _require_learned(task: Task, steps: int, folder: Path) -> None:

@@ -93,7 +93,17 @@ def test_settings_of_the_run_are_checked_too():
         ("checkpoint.every_steps=0", "0: expected at least 1"),
         ("checkpoint.keep_best=-1", "-1: expected at least 0"),
         ("optim.lr=0", "0: expected more than 0"),
+        ("optim.lr=inf", "inf: expected a finite number"),
+        ("optim.lr=nan", "nan: expected more than 0"),
+        ("optim.weight_decay=inf", "inf: expected a finite number"),
+        ("trainer.overfit_batches=1", "1: the data module deals other batches in each epoch"),
+        ("task.search.beam_siz=3", "SearchOptions has no such parameter; did you mean 'beam_size'?"),
+        ("task.search.beam_size=x", "'x' is not a whole number"),
+        ("task.search=3", "3 is not a map of settings of SearchOptions"),
         ("threads=0", "0: expected at least 1"),
+        ("threads=100000000", "100000000: expected at most 4096"),
+        ("data.num_workers=1000000000", "1000000000: expected at most 4096"),
+        ("seed=18446744073709551616", "18446744073709551616: expected at most 18446744073709551615"),
         ("seed=-1", "-1: expected at least 0"),
         ("data.max_tokens=0", "0: expected at least 1"),
         ("data.min_seconds=-1", "-1: expected at least 0"),
@@ -290,6 +300,19 @@ def test_bounds_of_a_constructor_and_of_the_table_come_at_once():
 )
 def test_values_at_their_bounds_are_valid(words: str):
     assert messages(*words.split()) == []
+
+
+def test_a_map_stands_for_the_value_that_its_place_is_typed_as(tiny: list[str], tmp_path: Path):
+    from voxzoo.components.search import SearchOptions
+    from voxzoo.tasks.planning.shapes import FakeTokenizer
+    from voxzoo.tasks.runs.assembly import assemble
+
+    config = compose([*tiny, "task.search.beam_size=3", "task.search.unk_penalty=inf"])
+    assert check(config) == []
+    task = assemble(config, allow_list(config), weights="fake", tokenizer=FakeTokenizer(40, ["eng", "spa"]))
+    assert task.search == SearchOptions(beam_size=3, unk_penalty=float("inf"))
+    (fault,) = messages("data=manifest", "data.corpus.num_train=3")
+    assert fault == "data.corpus: a map of settings is no SpokenPhrases: say its class, _target_"
 
 
 def test_what_is_compiled_computed_again_or_frozen_is_there():

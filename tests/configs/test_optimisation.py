@@ -95,3 +95,14 @@ def test_values_for_each_group_fit_the_groups_of_the_model():
     alone = compose([*words.split(), "lora.speech_encoder={targets:{all:'*'},rank:2}"])
     with pytest.raises(UserError, match=r"^schedule: ValueError: "):
         trace(alone, serving=False)
+
+
+def test_a_metric_that_validation_does_not_measure_is_refused(tiny):
+    known = "valid/loss, valid/text, valid/ctc, valid/accuracy"
+    with pytest.raises(UserError, match=f"^checkpoint.monitor=valid/bleu: validation measures {known}$"):
+        trace(compose([*tiny, "checkpoint.monitor=valid/bleu"]))
+    for words in (["checkpoint.monitor=valid/accuracy"], ["checkpoint.monitor=valid/bleu", "checkpoint.keep_best=0"]):
+        trace(compose([*tiny, *words]))
+    # A callback of one's own may log it.
+    callback = "+callbacks.own._target_=lightning.pytorch.callbacks.LearningRateMonitor"
+    trace(compose([*tiny, "checkpoint.monitor=valid/bleu", callback]))

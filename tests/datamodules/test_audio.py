@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import time
 
 import numpy as np
@@ -85,6 +86,51 @@ def test_a_file_that_is_cut_off_is_refused(tmp_path, suffix):
     path.write_bytes(content[: len(content) // 2])
     with pytest.raises(AudioError, match=r"a\.\w+: the file is cut off: 1.5 s of the 3.0 s .* there; copy or"):
         load_audio(path)
+
+
+@pytest.mark.parametrize("suffix", ["mp3", "flac", "ogg", "opus", "w64", "au", "caf"])
+@pytest.mark.parametrize("share", [1 / 3, 0.9])
+def test_a_file_of_any_format_that_is_cut_off_is_refused(tmp_path, suffix, share):
+    path = tmp_path / f"a.{suffix}"
+    options = {"format": "OGG", "subtype": "OPUS"} if suffix == "opus" else {}
+    noise = 0.1 * np.random.default_rng(0).standard_normal(16000 * 4)
+    soundfile.write(path, noise, 16000, **options)
+    content = path.read_bytes()
+    assert len(load_audio(path)) == 4 * 16000
+    path.write_bytes(content[: int(share * len(content))])
+    for read in (load_audio, lambda path: list(audio_blocks(path))):
+        with pytest.raises(AudioError, match=r"cut off|malformed") as error:
+            read(path)
+        assert "\n" not in str(error.value)
+
+
+def test_an_mp3_that_promises_nothing_is_what_is_there(tmp_path):
+    """Streams without a header of their length are whole wherever they end."""
+    path = tmp_path / "a.mp3"
+    soundfile.write(path, 0.1 * np.random.default_rng(0).standard_normal(16000 * 4), 16000)
+    content = path.read_bytes()
+    begin = content.index(content[:2], 4)
+    path.write_bytes(content[begin : begin + len(content) // 3])
+    assert 0.5 < len(load_audio(path)) / 16000 < 2
+
+
+def test_what_is_behind_an_ogg_file_does_not_make_it_a_cut_one(tmp_path):
+    path = tmp_path / "a.ogg"
+    soundfile.write(path, tone(1, 16000), 16000)
+    path.write_bytes(path.read_bytes() + b"TAG" + bytes(125))
+    assert len(load_audio(path)) == 16000
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [("a\0b.wav", "NUL"), ("x" * 300, "too long"), ("loop.wav", "symbolic links"), ("fifo", "regular")],
+)
+def test_a_name_that_leads_to_no_file_is_one_line(tmp_path, name, said):
+    (tmp_path / "loop.wav").symlink_to("loop.wav")
+    os.mkfifo(tmp_path / "fifo")
+    for read in (load_audio, audio_seconds):
+        with pytest.raises(AudioError, match=said):
+            read(str(tmp_path / name))
 
 
 @pytest.mark.parametrize("length", [0xFFFFFFFF, 0xFFFFFFDB, 0x7FFFFFFF])

@@ -128,10 +128,10 @@ def made(monkeypatch, tmp_path):
     """Counts the times that columns are made, over all processes."""
     log, make = tmp_path / "made", rows._columns
 
-    def counted(path, folder):
+    def counted(*where):
         with log.open("a") as file:
             file.write("x")
-        return make(path, folder)
+        return make(*where)
 
     monkeypatch.setattr(rows, "_columns", counted)
     return lambda: len(log.read_text()) if log.exists() else 0

@@ -297,6 +297,20 @@ def test_a_step_does_not_depend_on_how_its_batch_was_cut_up(name: str, make: Cal
             )
 
 
+@pytest.mark.parametrize("name", ["speech_to_text", "text_to_text", "unity", "unit_vocoder"])
+def test_a_batch_that_stands_in_counts_for_nothing(name: str, make: Callable[..., Case]):
+    """A step beside it is the step of the others alone, and every parameter has a gradient."""
+    more = ["vocoder.crop_units=100000"] if name in ("unity", "unit_vocoder") else []
+    alone, beside = (without_dropout(make(*CASES[name], *more)) for _ in range(2))
+    fit(alone, [alone.batch(slice(0, 2))])
+    empty = replace(beside.batch(slice(2, 3)), stands_in=True)
+    fit(beside, [beside.batch(slice(0, 2)), empty], accumulate=2)
+    for key, value in beside.task.state_dict().items():
+        torch.testing.assert_close(value, alone.task.state_dict()[key], atol=2e-6, rtol=1e-5)
+    losses, statistics = beside.task.measured(empty)
+    assert all(float(value.total) == float(value.count) == 0 for value in [*losses.values(), *statistics.values()])
+
+
 def test_a_signal_between_the_batches_of_a_step_waits_for_its_end(make: Callable[..., Case], tmp_path: Path):
     class Signal(Callback):
         def on_train_batch_start(self, trainer: Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
