@@ -76,6 +76,28 @@ def parse_json(text: str | bytes) -> Any:
         raise ValueError("not JSON that can be read: a number with thousands of digits") from None
 
 
+def read_json(path: Path, kind: type = dict, advice: str = "") -> Any:
+    """The value in a small file of JSON that voxzoo wrote.
+
+    Args:
+        path: the file.
+        kind: what the value must be, dict or list.
+        advice: what to do where it is damaged, for the end of the message.
+
+    Raises:
+        UserError: it cannot be read, or holds another kind of value.
+    """
+    try:
+        found = parse_json(path.read_bytes())
+    except ValueError as error:
+        raise UserError(f"{path}: damaged: {error}{advice}") from None
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror}{advice}") from None
+    if not isinstance(found, kind):
+        raise UserError(f"{path}: damaged: holds a {type(found).__name__}, expected a {kind.__name__}{advice}")
+    return found
+
+
 _ESCAPED = re.compile("[\x85\u2028\u2029\ud800-\udfff]")
 
 

@@ -7,6 +7,7 @@ import difflib
 import functools
 import logging
 import os
+import re
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,10 +19,12 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
 
 from ..components.errors import UserError
 from .choices import belongs
 from .compat import fill_compat
+from .cycles import require_no_cycles
 from .origins import ROOT as CONFIG_DIR
 from .origins import Origins
 from .pretrained import KEY, fill_pretrained, pretrained_sources
@@ -29,6 +32,7 @@ from .signatures import parameters_of
 from .source import fill_source
 from .stages import active_stages
 from .targets import allow_list, locate
+from .yaml_files import load_yaml
 
 _PATHS = ("root", "cache_dir", "data.train", "data.valid", "data.units", "tokenizer.model", "tokenizer.characters")
 _PATH_MAPS = ("data.test",)
@@ -87,6 +91,7 @@ def compose(
         assert isinstance(config, DictConfig)
         for word in words:  # what was said on the command line also wins over what a stage sets
             _again(config, word)
+        require_no_cycles(config)
         config.name = f"{run_name}/stages/{stage}"
         config.stages = {}
         _trust_what_is_said(config, words)
@@ -115,6 +120,11 @@ def _asked(
             raise UserError(f"--config-dir {folder}: no such folder")
     folders = (*searched, CONFIG_DIR)
     words = _all_lenient([_in_full(override) for override in overrides], folders)
+    for word in words:
+        if word[0] == "~" and re.fullmatch(r"~\w+(=.*)?", word) and _group(word) in _root_keys():
+            key = _group(word)
+            none = f"; {key}=none chooses none" if (CONFIG_DIR / key / "none.yaml").is_file() else ""
+            raise UserError(f"{word}: every run has {key}, it cannot be left out{none}")
     if searched:
         words.append("hydra.searchpath=[" + ",".join(f"file://{folder}" for folder in searched) + "]")
     config = _hydra([word for word in words if not _deleted(word)], folders)
@@ -135,6 +145,12 @@ def _asked(
     # The stage's group choices come first, and what the user asked for on the command line still wins.
     named = {_group(word) for word in words}
     return [*(f"{group}={choice}" for group, choice in choices.items() if group not in named), *words], folders
+
+
+@functools.cache
+def _root_keys() -> frozenset[str]:
+    """Keys that every config has."""
+    return frozenset(map(str, _hydra((), (CONFIG_DIR,))))
 
 
 def _group(word: str) -> str:
@@ -300,9 +316,14 @@ def _composed(overrides: tuple[str, ...], files: tuple[tuple[str, int, int, int]
     GlobalHydra.instance().clear()
     try:
         with initialize_config_dir(str(CONFIG_DIR), version_base="1.3"):
-            return hydra_compose("config", overrides=list(overrides))
-    except (HydraException, OmegaConfBaseException) as error:
+            config = hydra_compose("config", overrides=list(overrides))
+    except (HydraException, OmegaConfBaseException, YAMLError, RecursionError, ValueError, OSError) as error:
+        for path, *_ in files:  # one that is no YAML is named with its line
+            if not Path(path).is_relative_to(CONFIG_DIR):
+                load_yaml(path)
         raise UserError(f"config: {_words(error)}") from error
+    require_no_cycles(config)
+    return config
 
 
 def _words(error: BaseException) -> str:
@@ -360,6 +381,8 @@ def _lenient(override: str, folders: Sequence[Path]) -> str:
         value = parsed.value()
         if isinstance(value, dict):  # settings in place of a choice, as in freeze={adaptor: true}
             return override if override[0] in "+~" else f"++{override}"
+        if isinstance(value, list) and len(value) > 1 and _is_exclusive(key, folders):
+            raise UserError(f"{override}: {key} takes one choice; the settings of several would be mixed")
         if not (value in choices or isinstance(value, list) or parsed.is_delete()):
             elsewhere = belongs(str(value), folders)
             hint = f"{elsewhere}." if elsewhere else _nearest(str(value), choices) or "."
@@ -369,6 +392,12 @@ def _lenient(override: str, folders: Sequence[Path]) -> str:
     if override[0] in "+~":
         return override
     return f"++{override}"
+
+
+def _is_exclusive(group: str, folders: Sequence[Path]) -> bool:
+    """Whether the choices of a group are classes, of which one can be built; others are settings that add up."""
+    files = (path for folder in folders for path in folder.glob(f"{group}/*.yaml"))
+    return any(re.search(r"^_target_:", path.read_text(encoding="utf-8"), re.MULTILINE) for path in files)
 
 
 def _fit_lora(config: DictConfig) -> None:

@@ -17,6 +17,7 @@ from ..components.errors import UserError
 from .pretrained import KEY as PRETRAINED
 from .stages import last_stage
 from .targets import allow_list, locate
+from .yaml_files import load_map
 
 KEY = "from"
 MARK = "source"
@@ -79,9 +80,9 @@ def _run_config(path: Path) -> dict[str, Any]:
         content: Any = (read_pickle(path).get("voxzoo") or {}).get("config")
     else:
         try:
-            config = OmegaConf.load(path / "config.yaml")
+            config = load_map(path / "config.yaml")
             folder = last_stage(path, config)
-            content = OmegaConf.to_container(OmegaConf.load(folder / "config.yaml"))
+            content = OmegaConf.to_container(load_map(folder / "config.yaml"))
         except (OSError, ValueError, AttributeError, OmegaConfBaseException) as error:
             raise UserError(f"{KEY}={path}: its config.yaml cannot be read ({' '.join(str(error).split())})") from None
     if not isinstance(content, Mapping) or not isinstance(content.get("task"), Mapping):
@@ -159,7 +160,7 @@ def _goes_on(config: DictConfig, roles: list[str], given: str) -> bool:
     path = Path(str(config.run_dir)) / "config.yaml"
     if Path(given).expanduser().exists() or not path.is_file():
         return False
-    own: Any = OmegaConf.load(path)
+    own: Any = load_map(path)
     if own.get(KEY) != str(Path(given).expanduser().absolute()):
         return False
     for name in (*roles, *(["task"] if MARK in config.task else [])):

@@ -475,10 +475,11 @@ class UtteranceData(DataModule):
                 "trainer.use_distributed_sampler=true would deal the batches a second time; set it to false"
                 " (the data module deals them to the processes)"
             )
-        if trainer is not None and trainer.overfit_batches:  # pyright: ignore[reportAttributeAccessIssue]
+        repeated = getattr(trainer, "overfit_batches", 0)
+        if repeated:
             raise UserError(
-                f"Trainer(overfit_batches={trainer.overfit_batches}): the data module deals other batches in each epoch;"  # pyright: ignore[reportAttributeAccessIssue]
-                " for the same ones give it a few rows"
+                f"Trainer(overfit_batches={repeated}): the data module deals other batches in each epoch; for the same "
+                "ones give it a few rows"
             )
 
 

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ..components.cards import Card
 from ..components.errors import UserError
-from ..components.lines import open_text, parse_json, raw_lines
+from ..components.lines import open_text, parse_json, raw_lines, read_json
 from ..components.roles import Codec, UnitExtractor
 from ..components.types import Padded
 from ..datamodules.audio import SAMPLE_RATE, AudioFiles
@@ -260,7 +260,7 @@ def _resume(path: Path, partly: Path, kind: _Kind, chosen: dict[str, Utterance])
     """Sizes per id that earlier calls with this card wrote; what they left becomes `partly`."""
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = card_path(path)
-    if not beside.exists() or json.loads(beside.read_text("utf-8")) != kind.card:
+    if not beside.exists() or read_json(beside, advice="; delete it to extract anew") != kind.card:
         partly.unlink(missing_ok=True)
         path.unlink(missing_ok=True)
         write_atomically(beside, lambda file: file.write((json.dumps(kind.card, indent=1) + "\n").encode()))

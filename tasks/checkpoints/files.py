@@ -22,6 +22,7 @@ from lightning.pytorch.plugins.io import TorchCheckpointIO
 from torch.utils import _pytree as pytree
 
 from ...components.errors import UserError, few
+from ...components.lines import read_json
 from ...configs.foreign import require_plain
 from ..processes.launcher import let_processes_end
 from ..processes.signals import EXIT_CODES, Interrupted, heard
@@ -415,8 +416,9 @@ def pick_checkpoint(folder: Path, advice: str = "train it first with `voxzoo tra
     """
     ranking = folder / "best.json"
     if ranking.exists():
-        for name in _ranking(json.loads(ranking.read_text()), str(ranking)):
-            if (folder / name).exists():
+        advice = "; delete it to take the last checkpoint, or give a checkpoint itself"
+        for name in _ranking(read_json(ranking, advice=advice), str(ranking)):
+            if (folder / name).is_file():
                 return folder / name
     if (folder / "last.ckpt").exists():
         return folder / "last.ckpt"

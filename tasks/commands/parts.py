@@ -229,7 +229,7 @@ def _list(args: argparse.Namespace, roles: list[str], allow: list[str]) -> dict:
 
 def _describe(role: str, path: Path, config_dirs: list[str], allow: list[str]) -> dict[str, Any]:
     import torch
-    from omegaconf import DictConfig, OmegaConf
+    from omegaconf import DictConfig
 
     from ...components.roles import Part
     from ...configs.build import build
@@ -240,7 +240,7 @@ def _describe(role: str, path: Path, config_dirs: list[str], allow: list[str]) -
     about = next(line for line in lines if line and "@package" not in line).lstrip("# ").strip()
     # What a published part goes with, such as its tokenizer: its sizes follow from theirs.
     beside = next((line.removeprefix(_WITH).split() for line in lines if line.startswith(_WITH)), [])
-    node = OmegaConf.load(path)
+    node = load_yaml(path)
     assert isinstance(node, DictConfig)
     target = node.get("task", node).get("_target_") if role == "task" else node.get("_target_")
     entry: dict[str, Any] = {"choice": path.stem, "class": None, "parameters": None, "about": about, "paper": ""}

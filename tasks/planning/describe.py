@@ -20,6 +20,7 @@ from ...configs.origins import ROOT
 from ...configs.signatures import parameters_of
 from ...configs.source import leaves
 from ...configs.targets import locate, trusted
+from ...configs.yaml_files import load_yaml
 
 _PACKAGES = ("components", "datamodules", "tasks")
 _ENTRY = re.compile(r"((?:\*{0,2}\w+)(?:, \*{0,2}\w+)*)(?: \([^)]*\))?: *(.*)")
@@ -45,7 +46,7 @@ def describe_part(name: str, *, config_dirs: Sequence[str] = (), allow: Sequence
     file = None
     if "=" in name:
         file = _file(name, [*map(Path, config_dirs), ROOT])
-        node: Any = OmegaConf.to_container(OmegaConf.load(file)) or {}
+        node: Any = OmegaConf.to_container(load_yaml(file)) or {}
         node = node.get("task", node) if name.startswith("task=") else node  # one with defaults of its own
         path = node.get("_target_")
         if path is None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import time
 from collections.abc import Iterator
@@ -11,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ...components.errors import UserError
+from ...components.lines import read_json
 from ...components.locks import open_lock
 from ..checkpoints.files import pick_checkpoint
 from ..processes.console import say
@@ -69,7 +69,8 @@ def is_trained(folder: Path) -> bool:
 
 
 def result_of(folder: Path) -> dict[str, Any]:
-    return json.loads((folder / "done.json").read_text())
+    """What the run in a folder answered when it ended. Raises UserError where that was damaged since."""
+    return read_json(folder / "done.json", advice="; delete it and run the same command again")
 
 
 def wait_for_result(folder: Path) -> dict[str, Any]:

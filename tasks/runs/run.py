@@ -17,6 +17,7 @@ from ...configs.build import build
 from ...configs.compose import own_cache
 from ...configs.stages import last_stage
 from ...configs.targets import trusted
+from ...configs.yaml_files import load_map
 from ..checkpoints.files import misfit, pick_checkpoint, read_checkpoint
 from ..checkpoints.mapped import fill
 from ..distributed.devices import choose_kernels, pick_device
@@ -164,7 +165,7 @@ def find_checkpoint(path: Path) -> tuple[Path, Path]:
         raise UserError(f"{path}: no such run folder or checkpoint")
     if not (path / "config.yaml").exists():
         raise UserError(f"{path}: not a run (no config.yaml in it); a run is a folder that `voxzoo train` wrote")
-    config = OmegaConf.load(path / "config.yaml")
+    config = load_map(path / "config.yaml", "; a checkpoint of the run can be given in its place")
     stage = last_stage(path, config)
     if stage != path:
         return find_checkpoint(stage)

@@ -12,6 +12,7 @@ from omegaconf import OmegaConf
 from safetensors.torch import load_file, save
 
 from ...components.errors import UserError
+from ...components.lines import read_json
 from ...components.roles import UnitExtractor
 from ...configs.build import build
 from ...configs.check import require_valid
@@ -85,7 +86,9 @@ def load_extractor(path: Path | str, allowed: tuple[str, ...] = ALLOWED) -> Unit
     """
     path = Path(path)
     if (path / CONFIG).exists():
-        content = json.loads((path / CONFIG).read_text("utf-8"))
+        content = read_json(path / CONFIG)
+        if not isinstance(content.get("config"), dict):
+            raise UserError(f"{path / CONFIG}: damaged: has no map `config`, which says what to build")
         require_plain(content["config"], path / CONFIG)
         extractor = build(content["config"], allowed=allowed, wanted=UnitExtractor)
         extractor.load_state_dict(load_file(path / WEIGHTS))

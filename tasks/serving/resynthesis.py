@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +9,7 @@ import torch
 
 from ...components.errors import UserError
 from ...components.layers.runs import reduce_runs
+from ...components.lines import read_json
 from ...components.types import Padded
 from ..distributed.devices import pick_device
 from ..runs.run import load_run
@@ -96,7 +96,7 @@ def _same_card(units: Path, extractor: Any, run: Path | str) -> None:
     beside = card_path(units)
     if extractor is None or not beside.exists():
         return
-    theirs, ours = json.loads(beside.read_text("utf-8")), card_of(extractor)
+    theirs, ours = read_json(beside), card_of(extractor)
     if theirs != ours:
         differing = [key for key in {**theirs, **ours} if theirs.get(key) != ours.get(key)]
         raise UserError(

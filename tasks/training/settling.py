@@ -14,6 +14,7 @@ from ...components.errors import UserError
 from ...configs.compose import to_yaml
 from ...configs.optimisation import takes_length
 from ...configs.targets import allow_list, locate, present_path
+from ...configs.yaml_files import load_map
 from ..checkpoints.files import write_atomically
 from ..training.schedules import OF_ANY_LENGTH
 
@@ -27,6 +28,12 @@ _FREE = (
     "trainer.accumulate_grad_batches", "trainer.log_every_n_steps", "trainer.num_sanity_val_steps",
     "trainer.enable_model_summary", "trainer.enable_progress_bar", "trainer.detect_anomaly", "trainer.profiler",
 )  # fmt: skip
+
+# Where a run is: its folder is root/name.
+_PLACE = ("name", "root", "run_dir", "stage_dir")
+
+DAMAGED = "; delete the folder to train anew, or restore the file"
+"""For the end of what is said of a run's config."""
 
 _LENGTH = ("trainer.max_steps", "trainer.max_epochs")
 
@@ -45,7 +52,9 @@ def settle_config(folder: Path, text: str) -> None:
     """
     path = folder / "config.yaml"
     if path.exists():
-        if not _goes_on(folder, OmegaConf.load(path), OmegaConf.create(text)):
+        if not _goes_on(folder, (old := load_map(path, DAMAGED)).copy(), OmegaConf.create(text)):
+            if old.get("run_dir") != OmegaConf.create(text).get("run_dir"):  # the run was moved
+                write_atomically(path, lambda file: file.write(text.encode()))
             return
         (folder / "done.json").unlink(missing_ok=True)
     write_atomically(path, lambda file: file.write(text.encode()))
@@ -60,7 +69,7 @@ def refuse_another(folder: Path, config: DictConfig) -> None:
     """
     path = folder / "config.yaml"
     if path.exists() and not _is_failed_start(folder):
-        old, new = OmegaConf.load(path), config.copy()
+        old, new = load_map(path, DAMAGED), config.copy()
         take_languages(new, old)
         _goes_on(folder, old, OmegaConf.create(to_yaml(new)))
 
@@ -109,7 +118,23 @@ def _settled(config: Any, free: Sequence[str] = ()) -> list[str]:
             owner = OmegaConf.select(settings, key.rpartition(".")[0]) if "." in key else settings
             if owner is not None:
                 owner.pop(key.rpartition(".")[2], None)
-    return present_path(OmegaConf.to_yaml(config, sort_keys=True)).splitlines()
+    content = OmegaConf.create(
+        _anywhere(OmegaConf.to_container(config), str(Path(str(config.get("stage_dir"))).parent))
+    )
+    for key in _PLACE:
+        content.pop(key, None)
+    return present_path(OmegaConf.to_yaml(content, sort_keys=True)).splitlines()
+
+
+def _anywhere(value: Any, folder: str) -> Any:
+    """A value of a config in which paths inside the run say so: a run may be moved or renamed."""
+    if isinstance(value, dict):
+        return {key: _anywhere(one, folder) for key, one in value.items()}
+    if isinstance(value, list):
+        return [_anywhere(one, folder) for one in value]
+    if isinstance(value, str) and (value == folder or value.startswith(f"{folder}/")):
+        return f"(run){value.removeprefix(folder)}"
+    return value
 
 
 def take_languages(config: DictConfig, old: Any) -> None:
@@ -124,7 +149,7 @@ def forget_failed_start(folder: Path, config: DictConfig) -> None:
     path = folder / "config.yaml"
     if not path.exists() or not _is_failed_start(folder):
         return
-    old, new = OmegaConf.load(path), config.copy()
+    old, new = load_map(path, DAMAGED), config.copy()
     take_languages(new, old)
     if _settled(old.copy()) != _settled(OmegaConf.create(to_yaml(new))):
         model = OmegaConf.select(old, "tokenizer.model")

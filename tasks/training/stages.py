@@ -16,14 +16,15 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from ...components.errors import UserError
 from ...configs.compose import to_yaml
+from ...configs.yaml_files import load_map
 from ..processes.forked import start
 from ..processes.signals import EXIT_CODES, REQUEUED, Interrupted, child, heard
 from ..runs.folder import is_done, is_trained, wait_for_result
-from .settling import settle_config, take_languages
+from .settling import DAMAGED, settle_config, take_languages
 from .sharing import environment_of_stage, launched_processes, stages_at_a_time
 
 
@@ -80,7 +81,7 @@ def _needs_no_process(config: DictConfig) -> bool:
     folder = Path(config.run_dir)
     if not is_done(folder):
         return False
-    take_languages(config, OmegaConf.load(folder / "config.yaml"))
+    take_languages(config, load_map(folder / "config.yaml", DAMAGED))
     settle_config(folder, to_yaml(config))
     return is_trained(folder)
 

@@ -1,0 +1,58 @@
+"""Interpolations that lead back to themselves: who resolved them would never end."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from typing import Any
+
+from omegaconf import DictConfig, ListConfig
+
+from ..components.errors import UserError
+
+_REFERENCE = re.compile(r"\$\{([^${}:]+)\}")
+
+
+def require_no_cycles(config: DictConfig) -> None:
+    """Raises UserError: the keys that refer to each other in a circle."""
+    found = dict(_interpolated(config, ""))
+    done: set[str] = set()
+
+    def follow(path: str, before: tuple[str, ...]) -> None:
+        if path in before:
+            circle = " -> ".join([*before[before.index(path) :], path])
+            raise UserError(f"interpolations lead in a circle, {circle}: write a value at one of these keys")
+        words = path.split(".")
+        heads = (".".join(words[: count + 1]) for count in range(len(words)))
+        # A key below one that is an interpolation itself is found where that leads.
+        head = next((one for one in heads if one in found), None)
+        if head is not None and path not in done:
+            for other in found[head]:
+                follow(other + path[len(head) :], (*before, path))
+        done.add(path)
+
+    for path in found:
+        follow(path, ())
+
+
+def _interpolated(node: DictConfig | ListConfig, at: str) -> Iterator[tuple[str, list[str]]]:
+    """Path of each value that refers to others, and their paths."""
+    keys = range(len(node)) if isinstance(node, ListConfig) else node.keys()
+    for key in keys:
+        child: Any = node._get_node(key)
+        path = f"{at}.{key}" if at else str(key)
+        text = child._value() if child is not None else None
+        if isinstance(text, str) and "${" in text:
+            yield path, [_absolute(one.strip(), at) for one in _REFERENCE.findall(text)]
+        elif isinstance(child, DictConfig | ListConfig) and not (child._is_none() or child._is_missing()):
+            yield from _interpolated(child, path)
+
+
+def _absolute(reference: str, at: str) -> str:
+    """`..a.b` as seen from a value in the node at a path: one dot is that node."""
+    dots = len(reference) - len(reference.lstrip("."))
+    name = re.sub(r"\[(\w+)\]", r".\1", reference[dots:])
+    if not dots:
+        return name
+    owner = at.split(".")[: len(at.split(".")) - dots + 1] if at else []
+    return ".".join([*owner, name])

@@ -1,0 +1,76 @@
+"""Runs whose small files were damaged, and runs that were moved."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from voxzoo.components.errors import UserError
+from voxzoo.tasks import load_run
+from voxzoo.tasks.training.train import train
+
+SETTINGS = ["logger=none", "trainer.val_check_interval=2", "checkpoint.every_steps=1", "schedule=constant"]
+DAMAGES = {
+    "empty": b"",
+    "bytes": b"\xff\xfe\x00x",
+    "list": b"[1, 2]",
+    "half": b'{"a": [1,',
+    "number": b"7",
+    "nested": b"[" * 100_000,
+}
+
+
+@pytest.fixture(scope="module")
+def run(tiny: list[str], tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str]]:
+    folder = tmp_path_factory.mktemp("damaged")
+    words = [*tiny, *SETTINGS, f"root={folder}", "trainer.max_steps=2"]
+    train([*words, "name=run"])
+    return folder / "run", words
+
+
+def one_line(call, *said: str) -> None:
+    with pytest.raises(UserError) as error:
+        call()
+    assert "\n" not in str(error.value)
+    assert all(word in str(error.value) for word in said), str(error.value)
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_file_of_a_run_is_named(damage: str, run, tmp_path: Path):
+    source, words = run
+    for name, reads in (("config.yaml", True), ("done.json", False), ("checkpoints/best.json", True)):
+        folder = Path(shutil.copytree(source, tmp_path / name.replace("/", "-")))
+        (folder / name).write_bytes(DAMAGES[damage])
+        one_line(lambda folder=folder: train([*words, f"root={folder.parent}", f"name={folder.name}"]), name)
+        if reads:
+            one_line(lambda folder=folder: load_run(folder), name)
+        else:
+            load_run(folder)
+
+
+def test_a_run_that_was_moved_and_renamed_goes_on(tiny: list[str], run, tmp_path: Path):
+    source, words = run
+    moved = tmp_path / "elsewhere" / "another"
+    shutil.copytree(source, moved)
+    asked = [*words, f"root={moved.parent}", f"name={moved.name}"]
+    assert train(asked)["steps"] == 2  # it has ended
+    assert str(source) not in (moved / "config.yaml").read_text()
+    assert train([*asked, "trainer.max_steps=4"])["steps"] == 4
+    load_run(moved)
+    with pytest.raises(UserError, match="a run of another config"):
+        train([*asked, "trainer.max_steps=4", "seed=5"])
+
+
+@pytest.mark.slow
+def test_a_staged_run_that_was_moved_goes_on(tiny: list[str], tmp_path: Path):
+    parts = ["experiment=quickstart", *tiny, "unit_extractor=tiny", "t2u=tiny", "vocoder=tiny", "adaptor=stack"]
+    words = [*parts, "logger=none", "trainer.max_steps=2", "trainer.val_check_interval=2"]
+    first = train([*words, f"root={tmp_path}/a", "name=run"])
+    shutil.move(tmp_path / "a" / "run", tmp_path / "b")
+    last = tmp_path / "b" / "stages" / list(first["stages"])[-1]
+    shutil.rmtree(last)  # as if it had been stopped there
+    again = train([*words, f"root={tmp_path}", "name=b"])
+    assert again["status"] == "ok"
+    assert json.loads((last / "done.json").read_text())["steps"] == 2
