@@ -235,6 +235,7 @@ def _describe(role: str, path: Path, config_dirs: list[str], allow: list[str]) -
     from ...configs.build import build
     from ...configs.compose import CONFIG_DIR, compose, compose_choices
     from ...configs.targets import locate, trusted
+    from ...configs.yaml_files import load_yaml
 
     lines = path.read_text().splitlines()
     about = next(line for line in lines if line and "@package" not in line).lstrip("# ").strip()

@@ -7,8 +7,12 @@ import shutil
 from pathlib import Path
 
 import pytest
+from omegaconf import DictConfig, OmegaConf
 from voxzoo.components.errors import UserError
 from voxzoo.tasks import load_run
+from voxzoo.tasks.runs.folder import is_trained, result_of
+from voxzoo.tasks.runs.run import find_checkpoint
+from voxzoo.tasks.training.settling import refuse_another
 from voxzoo.tasks.training.train import train
 
 SETTINGS = ["logger=none", "trainer.val_check_interval=2", "checkpoint.every_steps=1", "schedule=constant"]
@@ -25,8 +29,8 @@ DAMAGES = {
 @pytest.fixture(scope="module")
 def run(tiny: list[str], tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str]]:
     folder = tmp_path_factory.mktemp("damaged")
-    words = [*tiny, *SETTINGS, f"root={folder}", "trainer.max_steps=2"]
-    train([*words, "name=run"])
+    words = [*tiny, *SETTINGS, f"root={folder}", "trainer.max_steps=2", "name=run"]
+    train(words)
     return folder / "run", words
 
 
@@ -39,15 +43,26 @@ def one_line(call, *said: str) -> None:
 
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_a_damaged_file_of_a_run_is_named(damage: str, run, tmp_path: Path):
-    source, words = run
-    for name, reads in (("config.yaml", True), ("done.json", False), ("checkpoints/best.json", True)):
-        folder = Path(shutil.copytree(source, tmp_path / name.replace("/", "-")))
+    folder = Path(shutil.copytree(run[0], tmp_path / "run"))
+    config = OmegaConf.create(OmegaConf.to_container(OmegaConf.load(folder / "config.yaml")))
+    assert isinstance(config, DictConfig)
+    for name, calls in (
+        ("config.yaml", [lambda: refuse_another(folder, config), lambda: find_checkpoint(folder)]),
+        ("done.json", [lambda: result_of(folder)]),
+        ("checkpoints/best.json", [lambda: is_trained(folder), lambda: find_checkpoint(folder)]),
+    ):
+        content = (folder / name).read_bytes()
         (folder / name).write_bytes(DAMAGES[damage])
-        one_line(lambda folder=folder: train([*words, f"root={folder.parent}", f"name={folder.name}"]), name)
-        if reads:
-            one_line(lambda folder=folder: load_run(folder), name)
-        else:
-            load_run(folder)
+        for call in calls:
+            one_line(call, name)
+        (folder / name).write_bytes(content)
+
+
+def test_damage_is_said_by_the_commands(run, tmp_path: Path):
+    folder = Path(shutil.copytree(run[0], tmp_path / "run"))
+    (folder / "done.json").write_text("{")
+    load_run(folder)
+    one_line(lambda: train([*run[1], f"root={tmp_path}"]), "done.json", "delete it and run the same command again")
 
 
 def test_a_run_that_was_moved_and_renamed_goes_on(tiny: list[str], run, tmp_path: Path):
