@@ -160,7 +160,7 @@ class _Forward(soundfile.SoundFile):
 def _open(path: str | Path, kind: type[soundfile.SoundFile] = soundfile.SoundFile) -> Iterator[soundfile.SoundFile]:
     opened = False
     try:
-        with kind(path) as file:
+        with kind(os.fsencode(path)) as file:  # as bytes: a name may be no UTF-8
             opened = True
             yield file
     except AudioError:
@@ -221,7 +221,7 @@ def audio_seconds(path: str | Path) -> float:
     segment = segment_of(path)
     _require(segment.path)
     try:
-        about = soundfile.info(segment.path)
+        about = soundfile.info(os.fsencode(segment.path))
     except (soundfile.LibsndfileError, RuntimeError, ValueError) as error:
         raise AudioError(f"{path}: cannot be read as audio ({_reason(error)}); convert it to wav or flac") from None
     return _bounds(segment, about.frames, about.samplerate, about.channels, path)[1] / about.samplerate
@@ -270,7 +270,7 @@ def _require(path: str | Path) -> None:
     except OSError as error:  # a loop of links, a name too long, a folder that may not be entered
         raise AudioError(f"{path}: {error.strerror}") from None
     except ValueError:
-        raise AudioError(f"{path}: no such audio file; its name holds a NUL character") from None
+        raise AudioError(f"{path}: no such audio file; a NUL or half a character is in its name") from None
     if stat.S_ISDIR(about.st_mode):
         raise AudioError(f"{path}: is a folder, expected an audio file")
     if not stat.S_ISREG(about.st_mode):
@@ -287,7 +287,8 @@ def _promised(file: soundfile.SoundFile, count: int, segment: Segment) -> float:
         return count
     if file.format == "OGG":  # no header says its length
         return math.inf if _ends_within_page(segment.path) else count
-    return count / _share_there(file.extra_info)
+    share = _share_there(file.extra_info)
+    return count / share if share else count  # a header alone is empty audio
 
 
 _PAGE = 27 + 255 + 255 * 255  # bytes: the longest page of ogg

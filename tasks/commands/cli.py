@@ -27,6 +27,9 @@ def main(argv: list[str] | None = None) -> int:
     """Run one verb; returns the exit status: 0 done, 1 failed, 2 bad call, 75 stopped and requeueable, 130 Ctrl-C."""
     if argv is None:
         is_command(main)
+    for stream in (sys.stdout, sys.stderr):  # a name that cannot be printed ends nothing
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")  # pyright: ignore[reportAttributeAccessIssue]
     words = list(sys.argv[1:] if argv is None else argv)
     verb = next((word for word in words if not word.startswith("-")), None)
     parser = _parser(verb)

@@ -250,13 +250,14 @@ class _Evaluation:
         try:
             batch = self.collate(rows).to(self.model.device)
             predictions = self.model.predict(batch, task=rows[0].task, options=self.options)
-        except (ValueError, RuntimeError, OSError) as error:
+        except Exception as error:
             # What cannot be read or served is named and counted, and takes nothing else with it.
             if len(rows) > 1:
                 for row in rows:
                     yield from self._batch([row])
                 return
-            self._drop(rows[0], str(error))
+            known = isinstance(error, ValueError | RuntimeError | OSError)
+            self._drop(rows[0], str(error) if known else f"{type(error).__name__}: {error}")
             return
         yield from self._enter(rows, predictions)
 

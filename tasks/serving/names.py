@@ -2,10 +2,19 @@
 
 from __future__ import annotations
 
+import os
 import re
 
 _LONGEST = 120
 """Characters: a name with its suffix stays below the 255 bytes of file systems, also in scripts of several bytes."""
+
+
+def cut_name(name: str, most: int = 200) -> str:
+    """A file name, without what is more than so many bytes: of the 255 that file systems take, some are for what
+    stands behind it."""
+    while len(os.fsencode(name)) > most:
+        name = name[:-1]
+    return name
 
 
 class FileNames:
@@ -15,9 +24,7 @@ class FileNames:
         self._taken: set[str] = set()
 
     def free(self, given: str) -> str:
-        base = re.sub(r"[^\w.-]", "_", given).strip(".")
-        while len(base.encode()) > _LONGEST:
-            base = base[:-1]
+        base = cut_name(re.sub(r"[^\w.-]", "_", given).strip("."), _LONGEST)
         base = base or "utterance"
         name, number = base, 1
         while name.lower() in self._taken:

@@ -22,6 +22,7 @@ from ...datamodules.audio import audio_blocks, audio_seconds, level
 from ..processes.console import quiet_libraries
 from ..runs.run import load_run
 from ..scoring.speech import cut_at_quiet, write_wav
+from .names import cut_name
 from .shelf import Shelf, Shelved
 
 AUDIO_SUFFIXES = frozenset({".wav", ".flac", ".ogg", ".opus", ".mp3", ".aiff", ".aif", ".au", ".w64", ".caf"})
@@ -162,7 +163,12 @@ def read_inputs(inputs: Sequence[str], text: bool, out: Path | None) -> Iterator
                 raise UserError(
                     f"--out {out} lies in the input folder {path}: its audio would become input; give another one"
                 )
-            found = sorted(p for p in path.rglob("*") if p.suffix.lower() in suffixes and os.path.isfile(p))
+            # A link that leads nowhere is named, too.
+            found = sorted(
+                p
+                for p in path.rglob("*")
+                if p.suffix.lower() in suffixes and (os.path.isfile(p) or not os.path.exists(p))
+            )
             if not found:
                 kinds = ", ".join(sorted(suffixes))
                 yield Item(unique(path.name), given, error=f"no files to translate in this folder (looked for {kinds})")
@@ -279,6 +285,8 @@ class Translator:
             ]
         except (ValueError, OSError) as error:
             item.error = _reason(error, item.path)
+        except Exception as error:  # of a front end or tokenizer: the others may be served
+            item.error = f"cannot be read ({type(error).__name__}: {' '.join(str(error).split())})"
 
     def _predict(self, window: list[Item]) -> Iterator[Item]:
         pieces = [(item, index) for item in window for index in range(len(item.pieces)) if item.error is None]
@@ -364,7 +372,7 @@ class Translator:
     def _free_path(self, item: Item) -> Path:
         """Where the audio of an item goes: never onto an input; output of an earlier call is replaced."""
         assert self.out is not None
-        path = self.out / f"{item.id}.{self.to}.wav"
+        path = self.out / f"{cut_name(item.id)}.{self.to}.wav"
         while _real(path) in self._taken:
             path = path.with_name(f"{path.stem}.{self.to}.wav")
         self._taken.add(_real(path))
