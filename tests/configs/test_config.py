@@ -309,7 +309,7 @@ def test_a_map_stands_for_the_value_that_its_place_is_typed_as(tiny: list[str], 
 
     config = compose([*tiny, "task.search.beam_size=3", "task.search.unk_penalty=inf"])
     assert check(config) == []
-    task = assemble(config, allow_list(config), weights="fake", tokenizer=FakeTokenizer(40, ["eng", "spa"]))
+    task = assemble(config, allow_list(config), weights="fake", tokenizer=FakeTokenizer(400, ["eng", "spa"]))
     assert task.search == SearchOptions(beam_size=3, unk_penalty=float("inf"))
     (fault,) = messages("data=manifest", "data.corpus.num_train=3")
     assert fault == "data.corpus: a map of settings is no SpokenPhrases: say its class, _target_"
