@@ -173,10 +173,11 @@ class FeatureCache:
         if not now and time.monotonic() - self._looked < 1 and self._looked >= 0:
             return
         self._looked = time.monotonic()
-        self._places.map_joined(self.folder / f"{_JOINED}.keys")
         for path in self.folder.glob("*.index"):
             with suppress(FileNotFoundError):  # joined in the meantime
                 self._look_at(path)
+        # Behind the indices: a process that joins one writes the joined keys before it takes the index away.
+        self._places.map_joined(self.folder / f"{_JOINED}.keys")
 
     def _look_at(self, path: Path) -> None:
         shard = path.stem

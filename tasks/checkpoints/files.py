@@ -41,6 +41,10 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         return in_memory(read_checkpoint(Path(path)))
 
 
+# What torch's writers of archives say in their several words.
+_DISK_FULL = ("PytorchStreamWriter", "write", "inline_container", "unexpected pos", "No space left")
+
+
 def write_atomically(path: Path, write: Any) -> None:
     """Call `write(file)` on a temporary binary file, then rename it to `path`.
 
@@ -58,7 +62,7 @@ def write_atomically(path: Path, write: Any) -> None:
     except (OSError, RuntimeError) as error:
         # torch.save reports a full disk as a RuntimeError of its archive writer.
         temporary.unlink(missing_ok=True)
-        if isinstance(error, RuntimeError) and "PytorchStreamWriter" not in str(error) and "write" not in str(error):
+        if isinstance(error, RuntimeError) and not any(word in str(error) for word in _DISK_FULL):
             raise
         reason = (
             error.strerror

@@ -91,7 +91,14 @@ def _failure(error: Exception, arguments: argparse.Namespace) -> tuple[dict[str,
     text = " ".join(str(error).split())
     if isinstance(error, MisconfigurationException):  # Lightning's word on a setting of `trainer`
         return {"status": "failed", "error": f"trainer: {text}"}, 1
-    if isinstance(error, RuntimeError) and any(word in text.lower() for word in _LOST):
+    said = text.lower()
+    if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and any(word in said for word in _NO_MEMORY)):
+        advice = {
+            "train": "smaller batches (data.batch_seconds, data.batch_size) or fewer data.num_workers need less; "
+            "`voxzoo check --memory GB` says what fits. The same command goes on from the last save",
+        }.get(arguments.verb, "a smaller --batch-size or a shorter --segment, where there is one, needs less")
+        return {"status": "failed", "error": f"out of memory{f' ({text[:200]})' if text else ''}; {advice}"}, 1
+    if isinstance(error, RuntimeError) and any(word in said for word in _LOST):
         lost = "another process of this run has ended (killed, or out of memory?)"
         text = f"{lost}; its own lines say why. The same command goes on from the last save"
         return {"status": "failed", "error": text}, 1
@@ -126,6 +133,9 @@ def _shown_path(file: str) -> str:
     path = Path(file)
     return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else file
 
+
+# What torch says on a CPU and on a GPU, and C++ below it.
+_NO_MEMORY = ("can't allocate memory", "cannot allocate memory", "out of memory", "not enough memory", "bad_alloc")
 
 # What gloo, NCCL and the store where processes meet say when a process at the other end is gone.
 _LOST = (

@@ -343,6 +343,9 @@ def _fit(config: DictConfig, task: Task, data: Any, folder: Path) -> dict[str, A
         _count_left_out(data)
     try:
         trainer.fit(task, datamodule=data, ckpt_path=resume, weights_only=True)
+    except SystemExit as error:
+        # Lightning exits with 1 where a second Ctrl-C leaves no time to save.
+        raise (error.__context__ if isinstance(error.__context__, KeyboardInterrupt) else error) from None
     finally:
         keeper.restore_handlers()  # once more: Lightning's teardown puts back those it found while training
     _require_learned(task, trainer.global_step, folder)

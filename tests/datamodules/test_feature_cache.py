@@ -151,6 +151,28 @@ def test_processes_that_join_at_once_lose_nothing(written, tmp_path):
     assert names(written) == ["joined.bin", "joined.keys"]
 
 
+@pytest.mark.parametrize("moment", ["before", "behind"])
+def test_a_reader_that_looks_while_shards_are_joined_finds_all(written, tmp_path, monkeypatch, moment):
+    """Whatever of indices and joined keys it reads first, the other has what it missed."""
+    glob = feature_cache.Path.glob
+    joined = []
+
+    def meanwhile(folder, pattern):
+        once = pattern == "*.index" and not joined
+        joined.append(once)
+        if once and moment == "before":
+            in_a_process(FeatureCache(tmp_path, "f").join)
+        found = list(glob(folder, pattern))
+        if once and moment == "behind":
+            in_a_process(FeatureCache(tmp_path, "f").join)
+        return iter(found)
+
+    monkeypatch.setattr(feature_cache.Path, "glob", meanwhile)
+    check(written, range(30))
+    assert joined[0]
+    assert [path.name for path in glob(written.folder, "*.index")] == []
+
+
 def test_a_key_costs_a_reader_few_bytes_and_nothing_once_joined(tmp_path, monkeypatch):
     monkeypatch.setattr(feature_cache, "_FRESH", 64)
     writer, reader = FeatureCache(tmp_path, "f"), FeatureCache(tmp_path, "f")

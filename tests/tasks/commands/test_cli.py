@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import io
 import json
 import re
@@ -20,6 +21,7 @@ import soundfile
 import torch
 from voxzoo.tasks.checkpoints import files as checkpoints
 from voxzoo.tasks.checkpoints.files import read_checkpoint
+from voxzoo.tasks.commands import cli
 from voxzoo.tasks.commands.cli import VERBS, main
 from voxzoo.tasks.runs.folder import pid_lock
 from voxzoo.tasks.runs.run import load_run
@@ -653,3 +655,25 @@ def test_a_wrong_choice_does_not_wait_for_torch():
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "did you mean 'stack'?" in done.stderr
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        RuntimeError(
+            "[enforce fail at alloc_cpu.cpp:127] err == 0. DefaultCPUAllocator: can't allocate memory: you tried to "
+            "allocate 4000000000000 bytes. Error code 12 (Cannot allocate memory)"
+        ),
+        RuntimeError("CUDA out of memory. Tried to allocate 20.00 GiB"),
+        RuntimeError("std::bad_alloc"),
+    ],
+)
+def test_out_of_memory_is_one_line_with_advice(error: Exception):
+    for verb, advice in (("train", "data.batch_seconds"), ("evaluate", "--batch-size")):
+        answer, code = cli._failure(error, argparse.Namespace(traceback=False, verb=verb))
+        assert code == 1
+        assert answer["error"].startswith("out of memory")
+        assert advice in answer["error"]
+        assert "should not happen" not in answer["error"]
+        assert "\n" not in answer["error"]

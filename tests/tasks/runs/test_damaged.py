@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import json
 import shutil
+import signal
 from pathlib import Path
 
 import pytest
 from omegaconf import DictConfig, OmegaConf
 from voxzoo.components.errors import UserError
 from voxzoo.tasks import load_run
+from voxzoo.tasks.checkpoints.files import write_atomically
+from voxzoo.tasks.commands.cli import main
 from voxzoo.tasks.runs.folder import is_trained, result_of
 from voxzoo.tasks.runs.run import find_checkpoint
 from voxzoo.tasks.training.settling import refuse_another
+from voxzoo.tasks.training.throughput import Throughput
 from voxzoo.tasks.training.train import train
 
 SETTINGS = ["logger=none", "trainer.val_check_interval=2", "checkpoint.every_steps=1", "schedule=constant"]
@@ -89,3 +93,36 @@ def test_a_staged_run_that_was_moved_goes_on(tiny: list[str], tmp_path: Path):
     again = train([*words, f"root={tmp_path}", "name=b"])
     assert again["status"] == "ok"
     assert json.loads((last / "done.json").read_text())["steps"] == 2
+
+
+def test_ctrl_c_while_a_run_stops_is_no_failure_of_its_own(tiny: list[str], tmp_path: Path, monkeypatch, capsys):
+    """Lightning exits with 1; promised is 130."""
+
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Throughput, "on_train_batch_end", interrupted)
+    before = signal.getsignal(signal.SIGINT)
+    try:
+        assert main(["train", *tiny, *SETTINGS, f"root={tmp_path}", "name=run", "trainer.max_steps=2"]) == 130
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert "voxzoo train: interrupted" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        "[enforce fail at inline_container.cc:603] . unexpected pos 64 vs 0",
+        "PytorchStreamWriter failed writing file data/0: file write failed",
+        "basic_ios::clear: iostream error: No space left on device",
+    ],
+)
+def test_a_full_disk_is_one_line_whatever_torch_says(said: str, tmp_path: Path):
+    def write(file):
+        raise RuntimeError(said)
+
+    one_line(
+        lambda: write_atomically(tmp_path / "last.ckpt", write), "last.ckpt", "is the disk full?", "Free some space"
+    )
+    assert not list(tmp_path.iterdir())
