@@ -285,7 +285,7 @@ def _make_callbacks(config: DictConfig, faulty: Callable[[str], bool]) -> Found:
 
 def _try_callback(node: DictConfig, allowed: tuple[str, ...]) -> None:
     with told_as_users(node):
-        made = build(node, allowed=allowed)
+        made = build(node, allowed=allowed, wanted=Callback)
     if not isinstance(made, Callback):
         raise UserError(f"{type(made).__name__} is not a lightning.pytorch.callbacks.Callback")
 

@@ -80,8 +80,8 @@ def _kinds(hint: Any, path: str) -> tuple[type, ...]:
     if hint in (object, Any, inspect.Parameter.empty):
         return () if path.startswith(ALLOWED) else (object,)
     origin = get_origin(hint)
-    if origin is Callable:
-        return (object,)
+    if origin is Callable:  # what is called is no part
+        return () if path.startswith(ALLOWED) else (object,)
     if origin is not None:
         return tuple(kind for one in get_args(hint) if one is not None for kind in _kinds(one, path))
     return (hint,) if isinstance(hint, type) and hint not in _PLAIN else ()

@@ -24,9 +24,10 @@ from .choices import belongs_to, choose
 from .compose import compose
 from .inputs import missing_inputs
 from .origins import Origins
+from .places import faults_of_places
 from .pretrained import KEY
 from .signatures import FACTORIES, parameters_of, value_class
-from .targets import allow_list, locate
+from .targets import allow_list, locate, vouched
 
 LORA = "voxzoo.components.layers.lora.LoRA"
 """The schema of `lora.ROLE`."""
@@ -137,6 +138,9 @@ def check(config: DictConfig) -> list[Fault]:
     for role in _roles():  # a part no task uses is still checked, so that a typo in it is not silent
         if role in config:
             walker.visit(role, walker.raw(config, role), _roles()[role])
+    for path, message in faults_of_places(config, vouched(walker.allowed)):
+        if not walker.has_fault(path):
+            walker.add(path, message)
     for path, message in list(faults_of_values(config, walker.has_fault)):
         if not any(fault.path == path for fault in walker.faults):
             walker.add(path, message)

@@ -19,18 +19,18 @@ from .build import build
 from .targets import ALLOWED
 
 
-def factory(node: Any, allowed: tuple[str, ...] = ALLOWED) -> Any:
+def factory(node: Any, allowed: tuple[str, ...] = ALLOWED, wanted: type = object) -> Any:
     """What makes an optimizer of parameter groups, or (`make_schedule`) a schedule of an optimizer.
 
     Args:
         node: a DictConfig or mapping with `_target_`.
-        allowed: as for `build`.
+        allowed, wanted: as for `build`.
 
     Returns:
         None where the node names no class.
     """
     settings = OmegaConf.to_container(node, resolve=True) if isinstance(node, DictConfig) else node
-    return build(_later(settings), allowed=allowed)
+    return build(_later(settings), allowed=allowed, wanted=wanted)
 
 
 def _later(node: Any) -> Any:
@@ -76,7 +76,7 @@ def try_optimizer(node: Any, allowed: tuple[str, ...]) -> Optimizer:
     matrix, bias = (torch.nn.Parameter(torch.ones(shape)) for shape in ((2, 2), (2,)))
     groups = [{"params": [matrix]}, {"params": [bias], "weight_decay": 0.0}]
     with told_as_users(node):
-        made = factory(node, allowed)(groups)
+        made = factory(node, allowed, Optimizer)(groups)
         if not isinstance(made, Optimizer):
             raise UserError(f"{type(made).__name__} is not a torch.optim.Optimizer")
         _step(made)
@@ -90,7 +90,7 @@ def try_schedule(node: Any, optimizer: Optimizer, total_steps: int | None, allow
         UserError, ValueError: what it has against its values, or against the length of the run.
     """
     with told_as_users(node):
-        made = make_schedule(factory(node, allowed), optimizer, total_steps)
+        made = make_schedule(factory(node, allowed, LRScheduler), optimizer, total_steps)
         if not isinstance(made, LRScheduler):
             raise UserError(f"{type(made).__name__} is not a torch.optim.lr_scheduler.LRScheduler")
         _step(optimizer)

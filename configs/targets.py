@@ -10,9 +10,14 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from .places import is_listed
+
 ALLOWED = ("voxzoo.", "torch.nn.", "torch.optim.", "torchaudio.transforms.", "lightning.")
 """Under these only classes may be named, and only those that the package itself defines: most functions of a library
-(`torch.hub.load`) and whatever its modules import (`subprocess.Popen`) are ways to run code."""
+(`torch.hub.load`) and whatever its modules import (`subprocess.Popen`) are ways to run code. Of the libraries only
+those of `places.OF_LIBRARIES`: others write, fetch or delete what their arguments say."""
+FOREIGN = ("voxzoo.", "torch.nn.", "torchaudio.transforms.")
+"""The same for a config that came with weights, which describes a model and no training."""
 _FUNCTIONS = ("voxzoo.tasks.training.schedules.",)
 _MOVED = {
     "voxzoo.tasks.schedules.": "voxzoo.tasks.training.schedules.",
@@ -33,9 +38,10 @@ def locate(path: str, allowed: tuple[str, ...] = ALLOWED) -> Any:
     path = present_path(path)
     package = path.split(".")[0]
     advice = f"if you trust it, allow it by {_ENVIRONMENT}={package} in the environment"
-    if not path.startswith(allowed):
-        raise PermissionError(f"{path!r} is outside {', '.join(prefix.rstrip('.') for prefix in ALLOWED)}; {advice}")
-    trusted = path.startswith(tuple(prefix for prefix in allowed if prefix not in ALLOWED))
+    if not f"{path}.".startswith(allowed):
+        kinds = ALLOWED if set(ALLOWED) <= set(allowed) else FOREIGN
+        raise PermissionError(f"{path!r} is outside {', '.join(prefix.rstrip('.') for prefix in kinds)}; {advice}")
+    trusted = f"{path}.".startswith(vouched(allowed))
     module_path, _, name = path.rpartition(".")
     here = Path.cwd()
     if trusted and str(here) not in sys.path and ((here / package).is_dir() or (here / f"{package}.py").is_file()):
@@ -57,6 +63,9 @@ def locate(path: str, allowed: tuple[str, ...] = ALLOWED) -> Any:
         raise ImportError(f"{path!r} is a {type(found).__name__}, not a class or function")
     if not trusted and not _is_own_class(found) and not path.startswith(_FUNCTIONS):
         raise PermissionError(f"{path!r} is not a class that {package} defines; {advice}")
+    if not trusted and package != "voxzoo" and not is_listed(found):
+        advice = advice.replace(f"={package} ", f"={path} ")
+        raise PermissionError(f"{path!r} is not among the classes of {package} that a config may name; {advice}")
     return found
 
 
@@ -89,11 +98,19 @@ def allow_list(config: Any) -> tuple[str, ...]:
     return trusted(extra if isinstance(extra, str | Iterable) else ())  # a number is a fault of its own
 
 
-def trusted(packages: Iterable[str] = ()) -> tuple[str, ...]:
-    """ALLOWED, the packages that VOXZOO_ALLOW names (with commas), and those given.
+def vouched(allowed: tuple[str, ...]) -> tuple[str, ...]:
+    """Of a list, what somebody trusts beside what is shipped with it."""
+    for shipped in (ALLOWED, FOREIGN):
+        if allowed[: len(shipped)] == shipped:
+            return allowed[len(shipped) :]
+    return allowed
 
-    The list for a config that came in a checkpoint: its own `allow` was written by whoever made the file.
+
+def trusted(packages: Iterable[str] = (), shipped: tuple[str, ...] = ALLOWED) -> tuple[str, ...]:
+    """`shipped`, the packages that VOXZOO_ALLOW names (with commas), and those given.
+
+    With FOREIGN the list for a config that came in a checkpoint: its own `allow` was written by whoever made the file.
     """
     packages = [packages] if isinstance(packages, str) else packages
     named = [name.strip() for name in os.environ.get(_ENVIRONMENT, "").split(",")]
-    return (*ALLOWED, *(f"{name.rstrip('.')}." for name in (*named, *packages) if name))
+    return (*shipped, *(f"{name.rstrip('.')}." for name in (*named, *packages) if name))

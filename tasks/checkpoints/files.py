@@ -28,6 +28,7 @@ from ..processes.launcher import let_processes_end
 from ..processes.signals import EXIT_CODES, Interrupted, heard
 from .references import fill_in
 from .shards import SHARDS, read_shards, remove_unused
+from .sums import require_sums
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -38,7 +39,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         remove_unused(Path(path).parent)
 
     def load_checkpoint(self, path: Any, map_location: Any = "cpu", weights_only: bool | None = True) -> dict[str, Any]:
-        return in_memory(read_checkpoint(Path(path)))
+        return in_memory(read_checkpoint(Path(path), verify=True))
 
 
 # What torch's writers of archives say in their several words.
@@ -83,7 +84,7 @@ def remove_leftovers(folder: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def read_checkpoint(path: Path, *, whole: bool = True, states: bool = True) -> dict[str, Any]:
+def read_checkpoint(path: Path, *, whole: bool = True, states: bool = True, verify: bool = False) -> dict[str, Any]:
     """Read a checkpoint with `weights_only=True`: nothing in it is executed.
 
     Tensors stay in the mapped file until they are written to, which changes the memory of this process alone:
@@ -94,12 +95,16 @@ def read_checkpoint(path: Path, *, whole: bool = True, states: bool = True) -> d
         path: the file. Where it cannot be mapped it is read.
         whole: where it is in shards, read these too: into memory.
         states: of shards those of optimizers too, which takes twice the memory of the weights again.
+        verify: compare the sums of all of the file, not of the first quarter of a gigabyte alone (`require_sums`).
 
     Raises:
-        UserError: not a checkpoint, cut off, or not one of voxzoo's.
+        UserError: not a checkpoint, cut off, damaged, or not one of voxzoo's.
     """
     try:
+        require_sums(path, whole=verify)
         content = _load(path)
+    except UserError:
+        raise
     except (OSError, EOFError, RuntimeError, zipfile.BadZipFile) as error:
         raise UserError(f"{path}: cannot be read as a checkpoint ({_first_line(error)}); is it whole?") from None
     except Exception as error:  # pickle.UnpicklingError: something that would run code, or no pickle at all
@@ -113,8 +118,27 @@ def read_checkpoint(path: Path, *, whole: bool = True, states: bool = True) -> d
     if not isinstance(content["voxzoo"], dict):
         raise UserError(f"{path}: a checkpoint, but not one that `voxzoo train` wrote (its voxzoo entry is no mapping)")
     require_plain(content["voxzoo"].get("config"), path)
+    _require_stored(content, path)
     fill_in(content, path)
     return read_shards(content, path, states=states) if whole and SHARDS in content else content
+
+
+def _require_stored(content: dict[str, Any], path: Path) -> None:
+    """Refuse tensors of more numbers than are stored for them, such as one zero that is expanded to 30 GB.
+
+    Raises:
+        UserError: names the first.
+    """
+    assets = content["voxzoo"].get("assets")
+    for name, group in (("state_dict", content["state_dict"]), ("voxzoo.assets", assets)):
+        for key, value in group.items() if isinstance(group, dict) else ():
+            if not isinstance(value, torch.Tensor) or value.layout != torch.strided or value.is_meta:
+                continue
+            if value.numel() * value.element_size() > value.untyped_storage().nbytes():
+                raise UserError(
+                    f"{path}: {name}.{str(key)[:80]} says {value.numel():,} numbers, of which "
+                    f"{value.untyped_storage().nbytes() // value.element_size():,} are stored: refused"
+                )
 
 
 def _load(path: Path) -> Any:

@@ -46,6 +46,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
         choices=PRECISIONS,
         help="of the weights (default: as the run has them; imported ones may be half)",
     )
+    parser.add_argument(
+        "--verify", action="store_true", help="compare the stored sums of the whole checkpoint, however large it is"
+    )
     parser.add_argument("--out", metavar="DIR", help="where the files go (default RUN/evaluation)")
 
 
@@ -65,6 +68,7 @@ def run(args: argparse.Namespace) -> dict:
         beam=args.beam,
         segment=args.segment,
         recogniser=args.recogniser,
+        verify=args.verify,
     )
     if not args.json:
         show(answer)

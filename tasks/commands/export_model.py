@@ -24,6 +24,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
         help="take the value of transformers for switches that the layout does not hold, also where that changes "
         "results; each is named (default: refused, but for imported models)",
     )
+    parser.add_argument(
+        "--verify", action="store_true", help="compare the stored sums of the whole checkpoint, however large it is"
+    )
 
 
 def run(args: argparse.Namespace) -> dict:
@@ -32,7 +35,9 @@ def run(args: argparse.Namespace) -> dict:
 
     quiet_libraries()
     notes: list[str] = []
-    folder, model_type = export_run(args.run, Path(args.destination), args.model_type, notes.append, args.compat)
+    folder, model_type = export_run(
+        args.run, Path(args.destination), args.model_type, notes.append, args.compat, args.verify
+    )
     files = sorted(path.name for path in folder.iterdir())
     if not args.json:
         for line in notes:

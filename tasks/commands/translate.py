@@ -46,6 +46,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
         metavar="SECONDS",
         help="longer audio is cut at quiet places into pieces of at most this length (default 30)",
     )
+    parser.add_argument(
+        "--verify", action="store_true", help="compare the stored sums of the whole checkpoint, however large it is"
+    )
 
 
 def run(args: argparse.Namespace) -> dict:
@@ -64,6 +67,7 @@ def run(args: argparse.Namespace) -> dict:
         batch_size=args.batch_size,
         beam=args.beam,
         segment=args.segment,
+        verify=args.verify,
     ):
         if "error" in result:
             failures.append(result)

@@ -89,6 +89,8 @@ def tokenizer_from_asset(config: DictConfig, content: torch.Tensor, allowed: tup
         cls = locate(path, allowed)
     except (ImportError, PermissionError) as error:
         raise UserError(f"{path}: {error}") from None
+    if not (isinstance(cls, type) and issubclass(cls, Tokenizer)):
+        raise UserError(f"the config's tokenizer is {path}, which is not a Tokenizer")
     notes = ("model", KEY)  # the file is in the bytes
     named = {str(key): value for key, value in settings.items() if key not in notes and not str(key).startswith("_")}
     return cls.from_bytes(content.numpy().tobytes(), **named)

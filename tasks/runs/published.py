@@ -101,6 +101,7 @@ def export_run(
     model_type: str | None = None,
     note: Callable[[str], None] | None = None,
     compat: Literal["transformers"] | None = None,
+    verify: bool = False,
 ) -> tuple[Path, str]:
     """Write a run in a published layout; returns the folder and the model type.
 
@@ -110,11 +111,12 @@ def export_run(
         model_type: the layout; None: the one the run was imported from, or the only one with a place for its parts.
         note: is given each line on what the layout cannot say; None: they are Python warnings.
         compat: see `to_transformers`.
+        verify: as for `load_run`.
 
     Raises:
         UserError: not a run, no layout named where not just one would do, or parts and settings without a place in it.
     """
-    task = load_run(path).task
+    task = load_run(path, verify=verify).task
     chosen = model_type or task.config.get("model_type")
     said = {} if note is None else {"note": note}
     folder = to_transformers(task, destination, model_type=chosen, compat=compat, **said)

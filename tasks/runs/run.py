@@ -16,7 +16,7 @@ from ...components.roles import DataModule
 from ...configs.build import build
 from ...configs.compose import own_cache
 from ...configs.stages import last_stage
-from ...configs.targets import trusted
+from ...configs.targets import FOREIGN, trusted
 from ...configs.yaml_files import load_map
 from ..checkpoints.files import misfit, pick_checkpoint, read_checkpoint
 from ..checkpoints.mapped import fill
@@ -90,6 +90,7 @@ def load_run(
     device: str = "cpu",
     pack: bool = False,
     precision: str | None = None,
+    verify: bool = False,
 ) -> Run:
     """Load a run folder (its last stage, its best checkpoint) or a checkpoint file.
 
@@ -105,6 +106,7 @@ def load_run(
             does not count: it is part of a file that may come from anywhere. VOXZOO_ALLOW=name,name adds to them.
         precision: `32-true`, `bf16-true` or `16-true`: what the parameters are cast to. None: runs that were trained
             here are in float32, imported ones as they were imported.
+        verify: compare the sums of the whole checkpoint, not of its first quarter of a gigabyte alone.
 
     Raises:
         UserError: the path does not exist, is not a run, or its checkpoint does not fit its config.
@@ -114,7 +116,7 @@ def load_run(
     place = pick_device(device)
     choose_kernels()
     folder, checkpoint = find_checkpoint(Path(path))
-    content = read_checkpoint(checkpoint, states=False)
+    content = read_checkpoint(checkpoint, states=False, verify=verify)
     if not content["voxzoo"]["config"]:
         raise UserError(
             f"{checkpoint}: carries no config, so that nothing says what to build: its task was built by hand; "
@@ -122,7 +124,7 @@ def load_run(
         )
     config = OmegaConf.create(content["voxzoo"]["config"])
     assert isinstance(config, DictConfig)
-    allowed = trusted(allow)
+    allowed = trusted(allow, FOREIGN)
     task = _filled(config, content, allowed, checkpoint, weights="empty")
     merge_lora(task)
     if precision is not None:

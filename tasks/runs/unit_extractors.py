@@ -18,7 +18,7 @@ from ...configs.build import build
 from ...configs.check import require_valid
 from ...configs.compose import compose
 from ...configs.foreign import require_plain
-from ...configs.targets import ALLOWED, allow_list
+from ...configs.targets import FOREIGN, allow_list
 from ..checkpoints.files import write_atomically
 from ..units import card_of
 from .initial import load_pretrained_encoder
@@ -78,7 +78,7 @@ def save_extractor(extractor: UnitExtractor, config: dict[str, Any], folder: Pat
     write_atomically(folder / CONFIG, lambda file: file.write((json.dumps(content, indent=1) + "\n").encode()))
 
 
-def load_extractor(path: Path | str, allowed: tuple[str, ...] = ALLOWED) -> UnitExtractor:
+def load_extractor(path: Path | str, allowed: tuple[str, ...] = FOREIGN) -> UnitExtractor:
     """Load an extractor from a folder of `save_extractor`, or from a run that holds one, in evaluation mode.
 
     Raises:

@@ -40,6 +40,7 @@ def evaluate_run(
     batch_size: int = 16,
     beam: int | None = None,
     segment: float | None = None,
+    verify: bool = False,
     **options: Any,
 ) -> dict[str, Any]:
     """Load a run and score it on a split: what `voxzoo evaluate` does and answers.
@@ -51,13 +52,14 @@ def evaluate_run(
         device: `cpu`, `cuda`, ..., or `auto`, a GPU where there is one.
         precision: `32-true`, `bf16-true` or `16-true`; None: that of the run.
         limit, batch_size, beam, segment, options: as for `evaluate`.
+        verify: as for `load_run`.
 
     Raises:
         UserError: as `load_run` and `evaluate`; a number below 1.
     """
     require_positive(limit=limit, batch_size=batch_size, beam=beam, segment=segment)
     quiet_libraries()
-    run = load_run(path, device=device, pack=True, precision=precision)
+    run = load_run(path, device=device, pack=True, precision=precision, verify=verify)
     folder = Path(path) if Path(path).is_dir() else run.folder
     scores = evaluate(
         run.task,

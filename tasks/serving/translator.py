@@ -76,6 +76,7 @@ def translate(
     batch_size: int = 8,
     beam: int | None = None,
     segment: float = 30.0,
+    verify: bool = False,
 ) -> Iterator[dict[str, Any]]:
     """Load a run and serve inputs with it: what `voxzoo translate` does, and the lines that it prints.
 
@@ -85,6 +86,7 @@ def translate(
         device: `cpu`, `cuda`, ..., or `auto`, a GPU where there is one.
         precision: `32-true`, `bf16-true` or `16-true`; None: that of the run.
         mode, to, source, batch_size, beam, segment, out: as for `Translator`.
+        verify: as for `load_run`.
 
     Yields:
         One dict for each input, in their order: `Translator.result`, or `id`, `input` and `error`.
@@ -94,7 +96,7 @@ def translate(
     """
     require_positive(batch_size=batch_size, beam=beam, segment=segment)
     quiet_libraries()
-    task = load_run(path, device=device, pack=True, precision=precision).task
+    task = load_run(path, device=device, pack=True, precision=precision, verify=verify).task
     translator = Translator(task, mode, to, source, batch_size, beam, segment, out)
     items = list(read_inputs(inputs, translator.reads_text, translator.out))
     if not items:

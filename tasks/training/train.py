@@ -16,6 +16,8 @@ from lightning.pytorch.accelerators import CPUAccelerator
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import Logger
 from omegaconf import DictConfig, OmegaConf
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
 
 from ...components.errors import UserError
 from ...components.layers.blocks import unfound_blocks
@@ -287,7 +289,7 @@ def build_for_training(config: DictConfig, folder: Path, *, empty: bool = True) 
         for name, reference in task.references.items():
             count, source = len(reference["tensors"]), reference["source"]
             say(f"checkpoints leave {count} frozen tensors of {name} to {source} (sha256 {reference['sha256'][:12]})")
-    task.attach_optimizer(factory(config.optim, allowed), factory(config.schedule, allowed))
+    task.attach_optimizer(factory(config.optim, allowed, Optimizer), factory(config.schedule, allowed, LRScheduler))
     return task
 
 

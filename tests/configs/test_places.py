@@ -7,9 +7,13 @@ from typing import Any
 
 import pytest
 from lightning.pytorch.callbacks import Callback
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
 from voxzoo.components.errors import UserError
 from voxzoo.components.roles import ROLES
-from voxzoo.configs import build, compose
+from voxzoo.configs import build, check, compose
+from voxzoo.configs.optimisation import factory
+from voxzoo.configs.targets import FOREIGN, locate, trusted
 from voxzoo.tasks import Task
 
 LOGGER = "lightning.pytorch.loggers.CSVLogger"
@@ -67,6 +71,73 @@ def test_maps_of_callbacks_hold_callbacks():
     assert list(build({"stop": stop, "absent": {"_target_": None}}, wanted=Callback)) == ["stop", "absent"]
     with pytest.raises(UserError, match=r"the config.log is .*CSVLogger, which is not a Callback"):
         build({"stop": stop, "log": {"_target_": LOGGER, "save_dir": "x"}}, wanted=Callback)
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "lightning.pytorch.callbacks.ModelCheckpoint", "lightning.pytorch.callbacks.OnExceptionCheckpoint",
+        "lightning.pytorch.loggers.WandbLogger", "lightning.pytorch.loggers.MLFlowLogger", "lightning.fabric.Fabric",
+        "lightning.fabric.loggers.csv_logs.CSVLogger", "lightning.pytorch.loggers.csv_logs.ExperimentWriter",
+        "lightning.pytorch.plugins.io.TorchCheckpointIO", "lightning.pytorch.LightningDataModule",
+        "torch.nn.parallel.DistributedDataParallel", "torch.optim.swa_utils.SWALR",
+    ],
+)  # fmt: skip
+def test_what_writes_or_fetches_is_on_no_list_until_it_is_named(path: str):
+    with pytest.raises(PermissionError, match=f"not among the classes .* allow it by VOXZOO_ALLOW={path}"):
+        locate(path)
+    assert locate(path, trusted([path])).__name__ == path.rpartition(".")[2]
+
+
+def test_a_config_that_came_with_weights_names_nothing_of_a_training():
+    for path in ("lightning.pytorch.callbacks.EarlyStopping", "torch.optim.AdamW", "lightning.Trainer", LOGGER):
+        assert locate(path).__name__ == path.rpartition(".")[2]
+        with pytest.raises(PermissionError, match=r"is outside voxzoo, torch\.nn, torchaudio\.transforms"):
+            locate(path, FOREIGN)
+    assert locate("torch.nn.GELU", FOREIGN).__name__ == "GELU"
+
+
+@pytest.mark.parametrize("key", ["schedule", "callbacks.one"])
+def test_schedules_and_callbacks_are_of_their_kind_before_check_makes_them(key: str, tmp_path: Path):
+    sign = "+" if key.startswith("callbacks") else "++"
+    config = compose([f"{sign}{key}={{_target_: {LOGGER}, save_dir: {tmp_path / 'made'}}}", f"run_dir={tmp_path}"])
+    faults = [str(fault) for fault in check(config)]
+    assert any(fault.startswith(key) for fault in faults), faults
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("wanted", [Optimizer, LRScheduler])
+def test_optimizers_and_schedules_are_of_their_kind(wanted: type, tmp_path: Path):
+    node = {"_target_": LOGGER, "save_dir": str(tmp_path / "made")}
+    for one in (node, {"_target_": "torch.optim.AdamW", "lr": node}):
+        with pytest.raises(
+            UserError, match=f"CSVLogger, which is not a|CSVLogger: no class|is not a {wanted.__name__}"
+        ):
+            factory(one, wanted=wanted)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("word", "said"),
+    [
+        ("logger.save_dir='reference::http://127.0.0.1:1/r.json'", "logger.save_dir: 'reference::http"),
+        ("logger.save_dir=memory://a", "logger.save_dir: 'memory://a'"),
+        ("logger.save_dir=/somewhere", "logger.save_dir: '/somewhere': expected a folder in the run folder"),
+        ("logger.name=../..", "logger.name: '../..'"),
+        ("logger.version=/tmp/x", "logger.version: '/tmp/x'"),
+        ("root='reference::http:'", "root: "),
+        ("name='a::b'", "name: 'a::b'"),
+        ("++trainer.default_root_dir='s3://bucket'", "trainer.default_root_dir: 's3://bucket'"),
+        ("++trainer.profiler={_target_: lightning.pytorch.profilers.SimpleProfiler, dirpath: /somewhere}",
+         "trainer.profiler.dirpath: '/somewhere'"),
+    ],
+)  # fmt: skip
+def test_no_path_of_what_lightning_opens_leads_elsewhere(word: str, said: str):
+    words = ["task=speech_to_text", "data=tiny", "logger=tensorboard", word]
+    faults = [str(fault) for fault in check(compose(words))]
+    assert any(fault.startswith(said) for fault in faults), faults
+    sound = check(compose([*words[:-1], "++trainer.profiler={_target_: lightning.pytorch.profilers.SimpleProfiler}"]))
+    assert not [fault for fault in sound if fault.path.startswith(("logger", "trainer", "root", "name"))]
 
 
 def _plain(node: Any) -> dict[str, Any]:
