@@ -418,10 +418,15 @@ def _link(source: Path, target: Path) -> None:
 
 
 _STEP = re.compile(r"step(\d{8,})\.ckpt")
+_BARE = re.compile(r"[A-Za-z0-9][\w-]*\.ckpt", re.ASCII)  # of an imported run too
 
 
-def _ranking(content: Any, where: str) -> dict[str, float]:
+def _ranking(content: Any, where: str, names: re.Pattern[str] = _STEP) -> dict[str, float]:
     """Names of checkpoints and their scores, as a file says them. What falls out is deleted, so that a name is a name.
+
+    Args:
+        content, where: what was read, and the file.
+        names: what they look like.
 
     Raises:
         UserError: something else.
@@ -429,7 +434,7 @@ def _ranking(content: Any, where: str) -> dict[str, float]:
     if not isinstance(content, dict):
         raise UserError(f"{where} is {type(content).__name__}; expected names of checkpoints and their scores")
     for name, score in content.items():
-        if not isinstance(name, str) or not _STEP.fullmatch(name):
+        if not isinstance(name, str) or not names.fullmatch(name):
             raise UserError(f"{where} names {str(name)[:80]!r}; expected files of its folder: step00000500.ckpt")
         if not isinstance(score, int | float) or isinstance(score, bool):
             raise UserError(f"{where} gives {name} the score {str(score)[:80]!r}; expected a number")
@@ -444,8 +449,8 @@ def pick_checkpoint(folder: Path, advice: str = "train it first with `voxzoo tra
     """
     ranking = folder / "best.json"
     if ranking.exists():
-        advice = "; delete it to take the last checkpoint, or give a checkpoint itself"
-        for name in _ranking(read_json(ranking, advice=advice), str(ranking)):
+        leave = "; delete it to take the last checkpoint, or give a checkpoint itself"
+        for name in _ranking(read_json(ranking, advice=leave), str(ranking), _BARE):
             if (folder / name).is_file():
                 return folder / name
     if (folder / "last.ckpt").exists():
