@@ -74,7 +74,8 @@ def test_optimizers_of_torch_work_by_name(words: str):
          "callbacks.mine.monitor: EarlyStopping needs a value for this"),
         ("callbacks.mine._target_=lightning.pytorch.callbacks.EarlyStopping callbacks.mine.monitor=valid/loss "
          "callbacks.mine.mode=least", "callbacks.mine"),
-        ("callbacks.mine._target_=torch.nn.Identity", "callbacks.mine: the config is torch.nn.Identity, which is not a Callback"),
+        ("callbacks.mine._target_=torch.nn.Identity",
+         "callbacks.mine: the config is torch.nn.Identity, which is not a Callback"),
         ("callbacks.mine=3", "callbacks.mine: expected a map with _target_"),
     ],
 )  # fmt: skip
