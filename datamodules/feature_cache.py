@@ -1,13 +1,15 @@
 """Features on disk, so that later epochs and runs read no audio.
 
 A folder of shards. Each writing process appends to a shard of its own: the features to `NAME.bin`, then a line to
-`NAME.index` (key, offset, steps, width, kind of numbers, checksum of the line), which it holds a lock on. So several
-processes share a folder, and a process that is killed leaves at most bytes that no line points to. `join` moves what
-processes that have ended wrote into one pair, `joined.bin` and `joined.keys`, which all processes map.
+`NAME.index` (key, offset, steps, width, kind of numbers, steps kept, checksum of the line), which it holds a lock on.
+So several processes share a folder, and a process that is killed leaves at most bytes that no line points to. `join`
+moves what processes that have ended wrote into one pair, `joined.bin` and `joined.keys`, which all processes map.
 
 Features are float32, so cached and fresh ones are equal; waveforms that are 16-bit numbers are kept as such. With
 float16 they take half the room and are rounded before they are used, also when they are fresh: what a model reads does
 not depend on what was in the cache.
+
+Frames at the end that are all alike, such as what a front end pads to its window, are kept once.
 
 Letters: T frames, F features, N samples.
 """
@@ -42,12 +44,15 @@ _FRESH = 4096  # places that are Python objects, before they become rows of an a
 _SAID = 1 << 30  # bytes from which on joining is said, because it takes a while
 _SCALE = 2.0**15  # of 16-bit samples
 _KEY = np.dtype("S12")
-_ROW = np.dtype([("shard", "<u4"), ("offset", "<i8"), ("steps", "<u4"), ("width", "<u2"), ("kind", "u1")])
+_FIELDS = [("shard", "<u4"), ("offset", "<i8"), ("steps", "<u4"), ("width", "<u2"), ("kind", "u1")]
+_ROW = np.dtype([*_FIELDS, ("kept", "<u4")])
+_EARLIER = np.dtype(_FIELDS)
+"""Of the joined keys of earlier versions, which kept all steps."""
 _KINDS = (np.dtype("<f4"), np.dtype("<f2"), np.dtype("<i2"))
 """Numbers of a shard: float32, float16, and 16-bit samples."""
 
-Place = tuple[int, int, int, int, int]
-"""(shard, offset, steps, width, kind); width 0 is a waveform."""
+Place = tuple[int, int, int, int, int, int]
+"""(shard, offset, steps, width, kind, steps kept); width 0 is a waveform. The last step kept stands for the rest."""
 
 
 class FeatureCache:
@@ -108,9 +113,9 @@ class FeatureCache:
             return None if place is None else self._values(place)
 
     def _values(self, place: Place) -> Tensor:
-        number, offset, steps, width, kind = place
-        shape = (steps, width) if width else (steps,)
-        count = steps * max(1, width)
+        number, offset, steps, width, kind, kept = place
+        shape = (kept, width) if width else (kept,)
+        count = kept * max(1, width)
         if not count:
             return torch.zeros(shape)
         shard, dtype = self._shards[number], _KINDS[kind]
@@ -120,7 +125,8 @@ class FeatureCache:
         values = np.frombuffer(self._maps[shard], dtype, count, offset).astype(np.float32)
         if kind == 2:
             values /= _SCALE
-        return torch.from_numpy(values.reshape(shape))
+        found = torch.from_numpy(values.reshape(shape))
+        return found if kept == steps else torch.cat([found, found[-1:].expand(steps - kept, -1)])
 
     def put(self, key: str, features: Tensor) -> Tensor:
         """Keep (T, F) or (N,) float32 features. A full disk is said once and then ignored.
@@ -136,19 +142,21 @@ class FeatureCache:
             return features
         width = features.shape[1] if features.dim() == 2 else 0
         values, kind = _packed(features.detach().contiguous().numpy().astype(np.float32, copy=False), self.dtype)
+        kept = _distinct(values) if width else len(values)
+        values = values[:kept]
         try:
             shard, data, index = self._out or self._open()
             offset = data.tell()
             data.write(values.tobytes())
             data.flush()
-            line = f"{key} {offset} {features.shape[0]} {width} {kind}"
+            line = f"{key} {offset} {features.shape[0]} {width} {kind} {kept}"
             index.write(f"{line} {zlib.crc32(line.encode()):08x}\n")
             index.flush()
         except OSError as error:
             self._broken = True
             warnings.warn(f"feature cache {self.folder}: {error}; going on without writing to it", stacklevel=2)
             return features
-        self._places.add(key, (shard, offset, features.shape[0], width, kind))
+        self._places.add(key, (shard, offset, features.shape[0], width, kind, kept))
         return features
 
     def _open(self) -> tuple[int, BinaryIO, IO[str]]:
@@ -230,7 +238,7 @@ class FeatureCache:
         shard, joined, table = path.with_suffix(".bin"), self.folder / f"{_JOINED}.bin", self.folder / f"{_JOINED}.keys"
         known = open_arrays(table)
         keys = np.empty(0, _KEY) if known is None else known["keys"]
-        rows = np.empty(0, _ROW) if known is None else known["rows"].view(_ROW)
+        rows = np.empty(0, _ROW) if known is None else _rows_of(known["rows"])
         end = 0 if known is None else int(known.about["bytes"])
         found = dict(_entries(path.read_bytes(), shard.stat().st_size)) if shard.exists() else {}
         if not found:  # killed before its first features were whole
@@ -264,7 +272,7 @@ class FeatureCache:
 
 
 class _Places:
-    """Where the features of each key are: 31 bytes a key in sorted arrays, those of the joined file mapped."""
+    """Where the features of each key are: 35 bytes a key in sorted arrays, those of the joined file mapped."""
 
     def __init__(self) -> None:
         self._fresh: dict[bytes, Place] = {}
@@ -300,7 +308,7 @@ class _Places:
         found = open_arrays(path)
         if found is not None and found.about["written"] != self._written:
             self._written = found.about["written"]
-            self._joined = (found["keys"], found["rows"].view(_ROW))
+            self._joined = (found["keys"], _rows_of(found["rows"]))
 
 
 def _find(run: tuple[np.ndarray, np.ndarray], raw: bytes) -> Place | None:
@@ -308,8 +316,7 @@ def _find(run: tuple[np.ndarray, np.ndarray], raw: bytes) -> Place | None:
     place = int(np.searchsorted(keys, np.array(raw, _KEY)))
     if place == len(keys) or keys[place] != np.array(raw, _KEY):
         return None
-    shard, offset, steps, width, kind = rows[place].tolist()
-    return shard, offset, steps, width, kind
+    return rows[place].item()
 
 
 def _sorted(keys: np.ndarray, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -331,20 +338,42 @@ def _packed(values: np.ndarray, dtype: CacheDtype) -> tuple[np.ndarray, int]:
 
 def _size(row: np.void) -> int:
     """Bytes of features."""
-    return int(row["steps"]) * max(1, int(row["width"])) * _KINDS[row["kind"]].itemsize
+    return int(row["kept"]) * max(1, int(row["width"])) * _KINDS[row["kind"]].itemsize
 
 
-def _entries(lines: bytes, size: int) -> Iterator[tuple[str, tuple[int, int, int, int]]]:
-    """Key and (offset, steps, width, kind) of each whole line of an index whose features are in the `size` bytes."""
+def _rows_of(column: np.ndarray) -> np.ndarray:
+    """The places in a file of joined keys, also of one of an earlier version."""
+    if column.dtype.itemsize == _ROW.itemsize:
+        return column.view(_ROW)
+    earlier = column.view(_EARLIER)
+    rows = np.empty(len(earlier), _ROW)
+    for name in _EARLIER.names or ():
+        rows[name] = earlier[name]
+    rows["kept"] = earlier["steps"]
+    return rows
+
+
+def _distinct(values: np.ndarray) -> int:
+    """(T, F) -> how many steps there are up to the first of those at the end that are equal, bit by bit."""
+    if len(values) < 2:
+        return len(values)
+    numbers = values.view(np.uint16 if values.itemsize == 2 else np.uint32)
+    other = np.flatnonzero((numbers != numbers[-1]).any(1))
+    return int(other[-1]) + 2 if len(other) else 1
+
+
+def _entries(lines: bytes, size: int) -> Iterator[tuple[str, tuple[int, int, int, int, int]]]:
+    """Key and (offset, steps, width, kind, steps kept) of each whole line of an index whose features are in the `size`
+    bytes."""
     for line in lines.decode(errors="replace").splitlines():
         body, _, check = line.rpartition(" ")
         key, *numbers = body.split(" ")
-        if len(numbers) not in (3, 4) or f"{zlib.crc32(body.encode()):08x}" != check:
+        if len(numbers) not in (3, 4, 5) or f"{zlib.crc32(body.encode()):08x}" != check:
             continue
-        offset, steps, width, *kind = (int(number) for number in numbers)
-        place = (offset, steps, width, kind[0] if kind else 0)  # shards of earlier versions hold float32
-        if offset + steps * max(1, width) * _KINDS[place[3]].itemsize <= size:
-            yield key, place
+        offset, steps, width, *more = (int(number) for number in numbers)
+        kind, kept = (*more, *(0, steps)[len(more) :])  # shards of earlier versions hold float32, and all steps
+        if offset + kept * max(1, width) * _KINDS[kind].itemsize <= size:
+            yield key, (offset, steps, width, kind, kept)
 
 
 def _lock(file: IO[str]) -> bool | None:

@@ -184,7 +184,7 @@ def test_a_key_costs_a_reader_few_bytes_and_nothing_once_joined(tmp_path, monkey
         places = cache._places
         assert len(places._fresh) < 64
         assert len(places._runs) < 10
-        assert sum(keys.nbytes + rows.nbytes for keys, rows in places._runs) <= 2000 * 31
+        assert sum(keys.nbytes + rows.nbytes for keys, rows in places._runs) <= 2000 * 35
     del writer
     reader.join()
     later = FeatureCache(tmp_path, "f")
@@ -205,6 +205,46 @@ def test_a_shard_of_an_earlier_version_is_read_and_joined(tmp_path):
     assert cache.get(key(1)) is None
     cache.join()
     check(FeatureCache(tmp_path, "f"), [0])
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+@pytest.mark.parametrize("length", [0, 1, 2, 299, 3000])
+def test_padding_at_the_end_is_kept_once(tmp_path, dtype, length):
+    """A front end that pads three seconds to thirty does not fill the disk with it."""
+    padded = torch.full((3000, 8), -0.75)
+    padded[:length] = torch.randn(length, 8, generator=torch.Generator().manual_seed(0))
+    cache = FeatureCache(tmp_path, "f", dtype)
+    given = cache.put(key(0), padded)
+    cache.put(key(1), padded[:1])
+    cache.put(key(2), torch.cat([padded, -0.0 * padded[-1:]]))
+    (shard,) = cache.folder.glob("*.bin")
+    size = 4 if dtype == "float32" else 2
+    kept = min(length + 1, 3000) + 1 + 3001
+    assert shard.stat().st_size == kept * 8 * size
+    for again in (cache, FeatureCache(tmp_path, "f", dtype)):
+        assert torch.equal(again.get(key(0)), given)
+        assert again.get(key(1)).shape == (1, 8)
+        assert again.get(key(2)).shape == (3001, 8)
+    cache._out = None
+    del cache
+    later = FeatureCache(tmp_path, "f", dtype)
+    assert later.join() == 1
+    assert torch.equal(later.get(key(0)), given)
+
+
+def test_joined_keys_of_an_earlier_version_are_read_and_added_to(written, tmp_path):
+    written.join()
+    table = written.folder / "joined.keys"
+    known = feature_cache.open_arrays(table)
+    rows = feature_cache._rows_of(known["rows"])
+    earlier = np.empty(len(rows), feature_cache._EARLIER)
+    for name in feature_cache._EARLIER.names:
+        earlier[name] = rows[name]
+    feature_cache.write_arrays(table, {"bytes": known.about["bytes"]}, {"keys": known["keys"], "rows": earlier})
+    check(FeatureCache(tmp_path, "f"), range(30))
+    in_a_process(put, tmp_path, range(30, 40))
+    FeatureCache(tmp_path, "f").join()
+    check(FeatureCache(tmp_path, "f"), range(40))
 
 
 @pytest.mark.parametrize(
