@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 
 def at_least(least: int, **values: float) -> None:
     """Raises ValueError: a value below `least`."""
@@ -29,3 +31,13 @@ def probability(**values: float) -> None:
     for name, value in values.items():
         if not 0 <= value < 1:
             raise ValueError(f"{name} must be at least 0 and below 1; got {value}")
+
+
+_MOST_LAYERS = 10_000
+
+
+def stacks(arguments: Mapping[str, object]) -> None:
+    """Raises ValueError: more layers than any model has, which would take hours to build before a weight is missed."""
+    for name, value in arguments.items():
+        if name.endswith("layers") and isinstance(value, int) and value > _MOST_LAYERS:
+            raise ValueError(f"{name}={value}: more than {_MOST_LAYERS:,} layers are not built")

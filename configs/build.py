@@ -10,6 +10,7 @@ from typing import Any, get_args, get_origin
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from ..components.errors import UserError
+from ..components.limits import stacks
 from .choices import belongs_to
 from .pretrained import KEY
 from .signatures import parameters_of, value_class
@@ -105,6 +106,7 @@ def _build(node: Any, allowed: tuple[str, ...], given: dict[str, Any]) -> Any:
         arguments = {k: _build(v, allowed, {}) for k, v in node.items() if not _is_note(k, path) and k not in given}
         try:
             target = locate(path, allowed)
+            stacks(arguments)
             _make_values(target, arguments)
             if node.get("_partial_"):
                 return functools.partial(target, **arguments, **given)

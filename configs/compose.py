@@ -32,7 +32,7 @@ from .signatures import parameters_of
 from .source import fill_source
 from .stages import active_stages
 from .targets import allow_list, locate
-from .yaml_files import load_yaml
+from .yaml_files import load_yaml, require_bounded
 
 _PATHS = ("root", "cache_dir", "data.train", "data.valid", "data.units", "tokenizer.model", "tokenizer.characters")
 _PATH_MAPS = ("data.test",)
@@ -282,6 +282,9 @@ def _hydra(overrides: Sequence[str], folders: Sequence[Path]) -> DictConfig:
     """What Hydra composes: kept within the process, since a check asks for the same several times and each takes a
     tenth of a second and more. Another content of the folders is composed anew."""
     files = sorted(path for folder in folders for path in folder.glob("**/*.yaml"))
+    for path in files:
+        if not path.is_relative_to(CONFIG_DIR):
+            require_bounded(path)
     states = [(path, path.stat()) for path in files]
     stamps = tuple((str(path), s.st_mtime_ns, s.st_size, s.st_ino) for path, s in states)
     config = copy.deepcopy(_composed(tuple(word for word in overrides if not _deleted(word)), stamps))

@@ -19,6 +19,7 @@ from torch import Tensor
 from torchaudio.transforms import Resample
 
 from ..components.errors import UserError
+from .resampling import Interpolation, resampler
 from .segments import Segment, segment_of
 
 SAMPLE_RATE = 16000
@@ -27,6 +28,10 @@ MIN_SECONDS = 0.025
 _SILENT = 10 ** (-60 / 20)
 _CLIPPED = 0.999
 _UNKNOWN = 0x7F000000  # the length that programs write into a pipe is this or more
+_LONGEST = 1 << 29
+"""Samples of one channel that are held in memory: 9 hours at 16 kHz, 2 GB."""
+_BLOCK = 1 << 23
+"""Samples that are read at a time, of all channels: 32 MB."""
 _SLACK = 0.1  # seconds: some programs count the header in
 
 
@@ -64,12 +69,12 @@ def read_audio(path: str | Path) -> tuple[Tensor, int]:
     """Like `load_audio`, at the file's own rate: (N,) samples and the rate."""
     segment = segment_of(path)
     _require(segment.path)
-    with _open(segment.path) as file:
+    with _open(segment.path, _Forward) as file:
         rate = file.samplerate
         first, count = _bounds(segment, file.frames, rate, file.channels, path)
         if first:
             file.seek(first)
-        waveform = _mono(file.read(count, dtype="float32", always_2d=True), segment.channel)
+        waveform = _read(file, count, segment.channel, path)
         promised = _promised(file, count, segment)
     _check_read(path, len(waveform), rate, promised, bool(torch.isfinite(waveform).all()))
     return waveform, rate
@@ -96,7 +101,7 @@ def audio_blocks(path: str | Path, sample_rate: int = SAMPLE_RATE, seconds: floa
         first, there = _bounds(segment, file.frames, rate, file.channels, path)
         if first:
             file.seek(first)
-        size = max(1, int(seconds * rate))
+        size = max(1, min(int(seconds * rate), _BLOCK // file.channels))
         parts = _Resampling(rate, sample_rate, size)
         while len(samples := file.read(min(size, there - count), dtype="float32", always_2d=True)):
             waveform = _mono(samples, segment.channel)
@@ -146,6 +151,20 @@ class _Resampling:
     def _out(self, samples: Tensor) -> Tensor:
         assert self._resample is not None
         return self._resample(samples)[self._before * self._new :]
+
+
+def _read(file: soundfile.SoundFile, count: int, channel: int | None, name: object) -> Tensor:
+    """Up to `count` frames as (N,) samples, in blocks: a header may promise more than is there, or than fits."""
+    if count > _LONGEST:
+        raise AudioError(
+            f"{name}: its header promises {count / file.samplerate / 60:.0f} minutes at {file.samplerate} Hz, "
+            f"more samples than are read at once ({_LONGEST:,}); cut it, or lower its rate"
+        )
+    size, parts, left = max(1, _BLOCK // file.channels), [], count
+    while left and len(samples := file.read(min(size, left), dtype="float32", always_2d=True)):
+        parts.append(_mono(samples, channel).contiguous())
+        left -= len(samples)
+    return parts[0] if len(parts) == 1 else torch.cat(parts) if parts else torch.empty(0)
 
 
 class _Forward(soundfile.SoundFile):
@@ -322,5 +341,5 @@ def _reason(error: Exception) -> str:
 
 
 @lru_cache(maxsize=32)
-def _resampler(rate: int, new_rate: int) -> Resample:
-    return Resample(rate, new_rate)
+def _resampler(rate: int, new_rate: int) -> Resample | Interpolation:
+    return resampler(rate, new_rate)

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from ..errors import UserError, few
 from ..layers.lora import is_lora, merged_state
+from ..limits import stacks
 from .compat import apply_compat
 from .family import Compat, Family, Nodes
 from .fidelity import compare
@@ -193,6 +194,7 @@ def build_part(role: str, node: Mapping[str, Any], where: Any) -> Any:
 
     arguments = {key: value for key, value in node.items() if not key.startswith("_")}
     try:
+        stacks(arguments)
         return getattr(components, str(node["_target_"]).rpartition(".")[2])(**arguments)
     except UserError:
         raise
