@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import time
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from ...components.errors import UserError, printable
@@ -25,6 +26,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
     check.add_argument("manifests", nargs="+", metavar="MANIFEST", help="a manifest (JSONL or TSV)")
     check.add_argument("--min-seconds", type=float, default=0.1, help="report shorter audio (default 0.1)")
     check.add_argument("--max-seconds", type=float, default=30.0, help="report longer audio (default 30)")
+    check.add_argument(
+        "--run", metavar="RUN", help="also name what this run's model, tokenizer and data settings would leave out"
+    )
     check.add_argument("--show", type=int, default=5, metavar="N", help="ids to show of each finding (default 5)")
 
     make = verbs.add_parser("prepare", help="make a built-in corpus (again: finds it)")
@@ -44,6 +48,13 @@ def _validate(args: argparse.Namespace) -> dict[str, Any]:
 
     from ...datamodules.validation import shared_texts, validate  # torch loads only for the work, not for --help
 
+    asked = None
+    if args.run:
+        from ..runs.run import load_run
+        from ..serving.leaving_out import left_out_by
+
+        run = load_run(args.run)
+        asked = partial(left_out_by, run)
     reports = []
     for path in args.manifests:
         with Progress(transient=True, console=Console(stderr=True)) as bar:
@@ -56,6 +67,8 @@ def _validate(args: argparse.Namespace) -> dict[str, Any]:
                     progress=lambda done, total, bar=bar, task=task: bar.update(task, completed=done, total=total),
                 )
             )
+        if asked is not None:
+            reports[-1].findings.extend(asked(path))
         _print_report(reports[-1], args.show)
     shared = shared_texts(args.manifests) if len(args.manifests) > 1 else []
     for first, second, count, name in shared:

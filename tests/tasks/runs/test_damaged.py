@@ -7,7 +7,9 @@ import shutil
 import signal
 from pathlib import Path
 
+import numpy as np
 import pytest
+import soundfile
 from omegaconf import DictConfig, OmegaConf
 from voxzoo.components.errors import UserError
 from voxzoo.tasks import load_run
@@ -126,3 +128,24 @@ def test_a_full_disk_is_one_line_whatever_torch_says(said: str, tmp_path: Path):
         lambda: write_atomically(tmp_path / "last.ckpt", write), "last.ckpt", "is the disk full?", "Free some space"
     )
     assert not list(tmp_path.iterdir())
+
+
+def test_what_a_run_would_leave_out_is_named_before(run, tmp_path: Path, capfd):
+    """By its tokenizer's languages and its decoder's positions, as training does."""
+    rows = [{"id": f"row{number}", "src_lang": "spa", "src_text": "hola", "tgt_lang": "eng", "tgt_text": "hello"}
+            for number in range(4)]  # fmt: skip
+    rows[1]["tgt_lang"] = "deu"
+    for row in rows:
+        row["audio"] = "a.wav"
+    soundfile.write(tmp_path / "a.wav", np.random.default_rng(0).standard_normal(16000) / 10, 16000)
+    rows[2]["tgt_text"] = ""
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    capfd.readouterr()
+    main(["data", "validate", str(path), "--run", str(run[0]), "--json"])
+    findings = json.loads(capfd.readouterr().out)["manifests"][str(path)]["findings"]
+    said = {item["kind"]: item["first"] for item in findings if item["kind"].startswith("left out by the run")}
+    assert said == {
+        "left out by the run: no target text": ["row2"],
+        "left out by the run: no token for the language 'deu' in the tokenizer": ["row1"],
+    }
