@@ -16,7 +16,7 @@ _PARTS = {
     "t2u": ["AutoregressiveT2U", "CTCT2U", "UnitY2T2U"],
     "unit_extractor": ["KMeansUnits"],
     "vocoder": ["CodeHiFiGAN", "GriffinLimVocoder", "ISTFTVocoder"],
-    "discriminator": ["HiFiGANDiscriminator"],
+    "discriminator": ["HiFiGANDiscriminator", "MSSTFTDiscriminator"],
     "codec": ["EnCodec"],
     "speech_lm": ["TransformerSpeechLM"],
     "stream_lm": ["TransformerStreamLM"],

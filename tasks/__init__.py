@@ -13,6 +13,7 @@ _WHERE = {
     "SpeechToText": "speech_to_text",
     "Task": "task",
     "TextToText": "text_to_text",
+    "TrainCodec": "train_codec",
     "UnitVocoderTask": "unit_vocoder",
     "evaluate_run": "serving.evaluation",
     "load_run": "runs.run",

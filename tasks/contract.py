@@ -105,6 +105,9 @@ def tiny_task(overrides: Sequence[str], config_dirs: Sequence[str | Path] = ()) 
                 more += [f"{role}=tiny" for role in _SPEECH_LM if role not in named]
                 words = ["frontend=raw" if word == "frontend=tiny" else word for word in words]
             config = compose([*words[: len(_PARTS) + 1], *more, *words[1:]], config_dirs=[str(e) for e in config_dirs])
+        elif found is not None and "codec" in getattr(found, "roles", ()):
+            more = [word for word in ("codec=tiny", "discriminator=tiny_ms_stft") if word.split("=")[0] not in named]
+            config = compose([*words, *more], config_dirs=[str(e) for e in config_dirs])
         require_valid(config)
         if hasattr(class_of(config.task, config), "run_once"):
             raise UserError(f"{config.task._target_} takes no gradient steps: there is no contract for it")

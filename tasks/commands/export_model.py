@@ -16,7 +16,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--as",
         dest="model_type",
         metavar="TYPE",
-        help="model type of the layout (default: the one it was imported from, or the only one that fits its parts)",
+        help="model type of the layout (default: the one it was imported from, or the only one that fits its parts); "
+        "encodec.th: a file as the encodec package saves it",
     )
     parser.add_argument(
         "--compat",

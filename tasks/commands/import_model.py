@@ -13,7 +13,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "source",
         metavar="SOURCE",
-        help="a folder with config.json and safetensors, a hub name, or an original SeamlessM4T checkpoint (.pt)",
+        help="a folder with config.json and safetensors, a hub name, an original SeamlessM4T checkpoint (.pt), or "
+        "a file of the encodec package (.th)",
     )
     parser.add_argument("run", metavar="RUN", help="the run folder to make")
     parser.add_argument(
@@ -35,7 +36,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> dict:
     import torch
 
-    from ...components.converters import from_fairseq2, from_transformers
+    from ...components.converters import from_encodec, from_fairseq2, from_transformers
+    from ...components.converters.encodec import is_encodec_package
     from ...components.errors import UserError, few
     from ..processes.console import quiet_libraries
     from ..runs.published import write_run
@@ -46,7 +48,9 @@ def run(args: argparse.Namespace) -> dict:
     original = Path(args.source).suffix in (".pt", ".pth") and Path(args.source).is_file()
     if args.vocoder and not original:
         raise UserError(f"--vocoder {args.vocoder}: goes with an original checkpoint (.pt); {args.source} is none")
-    if original:
+    if is_encodec_package(args.source):
+        model = from_encodec(args.source, dtype=dtype)
+    elif original:
         if args.compat == "transformers":
             raise UserError("--compat transformers: export the run and import that, an original checkpoint has its own")
         model = from_fairseq2(args.source, args.vocoder, dtype=dtype)

@@ -32,6 +32,7 @@ _CALLS = {
     "t2u": ("forward",),
     "vocoder": ("losses", "reconstruct", "forward"),
     "discriminator": ("forward",),
+    "codec": ("reconstruct", "encode"),
     "unit_extractor": ("forward",),
     "speech_lm": ("decode",),
     "stream_lm": ("forward",),

@@ -12,7 +12,7 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 
 from ...components import parts
-from ...components.converters import PublishedModel, to_transformers
+from ...components.converters import PublishedModel, to_encodec, to_transformers
 from ...components.errors import UserError
 from ...configs.check import require_valid
 from ...configs.compose import CONFIG_DIR, compose, to_yaml
@@ -23,7 +23,10 @@ from .assembly import assemble
 from .run import load_run
 
 _CHECKPOINT = "imported.ckpt"
+ENCODEC_FILE = "encodec.th"
+"""In the place of a model type: the layout of the `encodec` package."""
 _ENCODER_TASK = {"_target_": "voxzoo.tasks.EncodeSpeech"}
+_CODEC_TASK = {"_target_": "voxzoo.tasks.TrainCodec"}
 
 
 def write_run(model: PublishedModel, folder: Path) -> DictConfig:
@@ -52,7 +55,9 @@ def write_run(model: PublishedModel, folder: Path) -> DictConfig:
     if model.tokenizer is not None:
         assets["tokenizer"] = torch.frombuffer(bytearray(model.tokenizer.to_bytes()), dtype=torch.uint8)
     task = assemble(config, allow_list(config), weights="empty", assets=assets)
-    state = model.state_dict()
+    # What is the task's own, such as averages of a balancer, begins as it does in a new run.
+    own = {name: value for name, value in task.state_dict().items() if name.split(".")[0] not in task.parts()}
+    state = {**own, **model.state_dict()}
     problem = misfit(task.state_dict(), state)
     if problem:
         raise UserError(f"{folder}: the parts of this {model.model_type} model do not make a run; {problem}")
@@ -78,7 +83,7 @@ def write_run(model: PublishedModel, folder: Path) -> DictConfig:
 def run_config(model: PublishedModel, folder: Path) -> DictConfig:
     """The config of a run that holds a published model: the root config with the model's nodes in its roles."""
     nodes = dict(model.nodes)
-    task = dict(nodes.pop("task", _ENCODER_TASK))
+    task = dict(nodes.pop("task", _CODEC_TASK if "codec" in nodes else _ENCODER_TASK))
     target = str(task["_target_"]).rpartition(".")[2]
     choice = next(
         path.stem
@@ -93,6 +98,18 @@ def run_config(model: PublishedModel, folder: Path) -> DictConfig:
     config.task = OmegaConf.merge(config.task, task)
     config.model_type = model.model_type
     return config
+
+
+def _write_encodec(task: Any, destination: Path) -> Path:
+    """A folder with one file as the `encodec` package saves it."""
+    codec = getattr(task, "codec", None)
+    if type(codec).__name__ != "EnCodec":
+        raise UserError(f"--as {ENCODEC_FILE}: this run has no EnCodec; that layout holds nothing else")
+    if destination.exists() and (not destination.is_dir() or any(destination.iterdir())):
+        raise UserError(f"{destination}: exists and is not empty; give another folder, nothing is overwritten")
+    destination.mkdir(parents=True, exist_ok=True)
+    to_encodec(codec, destination / "encodec.th")
+    return destination
 
 
 def export_run(
@@ -117,6 +134,8 @@ def export_run(
         UserError: not a run, no layout named where not just one would do, or parts and settings without a place in it.
     """
     task = load_run(path, verify=verify).task
+    if model_type == ENCODEC_FILE:
+        return _write_encodec(task, destination), ENCODEC_FILE
     chosen = model_type or task.config.get("model_type")
     said = {} if note is None else {"note": note}
     folder = to_transformers(task, destination, model_type=chosen, compat=compat, **said)

@@ -17,6 +17,7 @@ TASKS = (
     "speech_to_speech_lm",
     "unit_vocoder",
     "gan_vocoder",
+    "train_codec",
 )
 
 
