@@ -36,7 +36,6 @@ _CALLS = {
     "unit_extractor": ("forward",),
     "speech_lm": ("decode",),
     "stream_lm": ("forward",),
-    "codec": ("encode",),
 }
 _SECONDS = (5.0, 3.1)
 _SUBWORDS = (14, 9)
