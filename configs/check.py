@@ -333,6 +333,8 @@ class _Walker:
                     )
         later = path in FACTORIES  # called with the parameters or the optimizer first, maybe with the run's length
         partial = bool(node.get("_partial_")) and not later
+        if partial and (path in BUILT or isinstance(hint, type)):
+            self.add(f"{path}._partial_", f"expected a {found.__name__}, not what makes one: leave it out")
         given = ("self", *([*list(parameters)[:1], "total_steps"] if later else []))
         accepts_any = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
         for key in node:

@@ -21,7 +21,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from ..components.errors import UserError
+from ..components.errors import UserError, few
 from .choices import belongs
 from .compat import fill_compat
 from .cycles import require_no_cycles
@@ -325,6 +325,10 @@ def _composed(overrides: tuple[str, ...], files: tuple[tuple[str, int, int, int]
             if not Path(path).is_relative_to(CONFIG_DIR):
                 load_yaml(path)
         raise UserError(f"config: {_words(error)}") from error
+    except Exception as error:  # what Hydra itself does not expect in the place of a choice
+        raise UserError(
+            f"config: {few(overrides)}: cannot be composed ({type(error).__name__}: {_words(error)})"
+        ) from error
     require_no_cycles(config)
     return config
 
@@ -366,10 +370,9 @@ def _lenient(override: str, folders: Sequence[Path]) -> str:
     """Check a group choice here (nearest names in the message); let any other key through as an addition."""
     try:
         parsed = OverridesParser.create().parse_override(override)
-    except HydraException as error:
-        raise UserError(
-            f"override {override!r} does not parse (key=value is expected): {str(error).splitlines()[0]}"
-        ) from None
+    except (HydraException, ValueError, ArithmeticError, RecursionError, SystemError) as error:
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        raise UserError(f"override {override!r} does not parse (key=value is expected): {reason}") from None
     key = parsed.key_or_group
     if parsed.is_sweep_override():
         raise UserError(

@@ -103,6 +103,8 @@ class _NotFlat(Exception):
 def _lines(path: Path) -> Iterator[tuple[Any, np.ndarray]]:
     with open_text(path) as file:
         for number, line in enumerate(raw_lines(file, path), 1):
+            if not line.strip():
+                continue
             try:
                 row = parse_json(line)
                 name, units = row["id"], _numbers(row["units"])

@@ -296,7 +296,9 @@ def read_units(path: Path | str) -> Iterator[tuple[str, list[int]]]:
                 try:
                     entry = parse_json(line)
                     name, units = entry["id"], entry["units"]
-                    if not isinstance(name, str) or not all(type(unit) is int and unit >= 0 for unit in units):
+                    if not (isinstance(name, str) and isinstance(units, list)) or not all(
+                        type(unit) is int and unit >= 0 for unit in units
+                    ):
                         raise TypeError
                 except (ValueError, TypeError, KeyError):
                     expected = '{"id": "...", "units": [3, 3, 17]}'
