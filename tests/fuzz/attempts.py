@@ -23,6 +23,12 @@ ESCAPED = False
 """Whether what stands in a file is printed escaped and cut: not yet everywhere (what is printed: A7)."""
 
 
+SHORT = "task.search={_target_:voxzoo.components.search.SearchOptions,beam_size:2,max_length:8}"
+STEPS = ["schedule=constant", "trainer.max_steps=1", "trainer.val_check_interval=1", "logger=none", SHORT]
+TEXT = ["task=text_to_text", "data.tasks.s2tt=false", "data.tasks.t2tt=true"]
+"""A run that translates text, on the tiny parts."""
+
+
 class Done(NamedTuple):
     code: int
     out: str

@@ -6,7 +6,6 @@ CPU time, shared by the tests of the call; what it finds is printed as an `@exam
 
 from __future__ import annotations
 
-import json
 import time
 from pathlib import Path
 from typing import Any
@@ -15,12 +14,9 @@ import attempts
 import numpy as np
 import pytest
 import soundfile
-from attempts import Attempt, Done, bounds
+from attempts import STEPS, TEXT, Attempt, Done, bounds
 from hypothesis import HealthCheck, Phase, settings
 from voxzoo.tasks.commands.cli import main
-
-SHORT = "task.search={_target_:voxzoo.components.search.SearchOptions,beam_size:2,max_length:8}"
-STEPS = ["schedule=constant", "trainer.max_steps=1", "trainer.val_check_interval=1", "logger=none", SHORT]
 
 _COMMON: dict[str, Any] = {
     "deadline": None,  # judged by CPU time below
@@ -91,12 +87,6 @@ def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def fuzz_runs(tiny: list[str], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Runs of one step: `text` translates text, `speech` speech."""
     root = tmp_path_factory.mktemp("runs")
-    text = ["task=text_to_text", "data.tasks.s2tt=false", "data.tasks.t2tt=true"]
-    for name, words in {"text": text, "speech": []}.items():
+    for name, words in {"text": TEXT, "speech": []}.items():
         assert main(["train", *tiny, *STEPS, *words, f"root={root}", f"name={name}"]) == 0
     return {name: root / name for name in ("text", "speech")}
-
-
-def json_lines(rows: list[Any]) -> bytes:
-    """Rows as JSON lines."""
-    return b"".join(json.dumps(row).encode() + b"\n" for row in rows)
