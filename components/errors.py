@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 
 class UserError(ValueError):
@@ -36,3 +37,22 @@ def _cut(line: str) -> str:
         return line
     half = _LONGEST // 2
     return f"{line[:half]} ... ({len(line) - 2 * half:,} characters more) ... {line[-half:]}"
+
+
+@contextmanager
+def faults_of(source: object) -> Iterator[None]:
+    """While something is made of values that someone else wrote in `source`: each fault names it, also what a
+    constructor or an operator of Python has against a value.
+
+    Raises:
+        UserError: one line.
+    """
+    try:
+        yield
+    except UserError as error:
+        if str(source) in str(error):
+            raise
+        raise UserError(f"{source}: {error}") from error
+    except (TypeError, ValueError, LookupError, AttributeError, ArithmeticError, RuntimeError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(f"{source}: holds a value that cannot be used ({type(error).__name__}: {reason})") from error

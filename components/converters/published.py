@@ -13,7 +13,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from ..errors import UserError, few
+from ..errors import UserError, faults_of, few
 from ..layers.lora import is_lora, merged_state
 from ..limits import stacks
 from .compat import apply_compat
@@ -59,7 +59,14 @@ def describe(source: str | Path) -> Nodes:
     """
     folder = published_folder(source)
     settings = read_json(folder / "config.json")
-    return family_of(settings.get("model_type"), str(folder / "config.json")).nodes(settings, folder)
+    return _nodes(settings, folder)[1]
+
+
+def _nodes(settings: dict[str, Any], folder: Path) -> tuple[Family, Nodes]:
+    """The family of a folder whose config.json holds `settings`, and its nodes."""
+    with faults_of(folder):
+        family = family_of(settings.get("model_type"), str(folder / "config.json"))
+        return family, family.nodes(settings, folder)
 
 
 class PublishedModel(nn.Module):
@@ -111,8 +118,7 @@ def from_transformers(
     folder = published_folder(source)
     settings = read_json(folder / "config.json")
     model_type = settings.get("model_type")
-    family = family_of(model_type, str(folder / "config.json"))
-    nodes = family.nodes(settings, folder)
+    family, nodes = _nodes(settings, folder)
     if compat != "transformers":
         nodes = apply_compat(nodes, compat)
     chosen = set(nodes if roles is None else roles)
@@ -180,8 +186,7 @@ def read_part(role: str, source: str | Path, shapes: Mapping[str, torch.Size]) -
     """
     folder = published_folder(source)
     settings = read_json(folder / "config.json")
-    family = family_of(settings.get("model_type"), str(folder / "config.json"))
-    nodes = family.nodes(settings, folder)
+    family, nodes = _nodes(settings, folder)
     if role not in nodes:
         raise UserError(f"{role}.pretrained={source}: a {settings.get('model_type')} model has no {role}")
     expected = {f"{role}.{key}": shape for key, shape in shapes.items()}

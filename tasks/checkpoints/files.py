@@ -9,6 +9,7 @@ import re
 import shutil
 import signal
 import threading
+import traceback
 import zipfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -21,7 +22,7 @@ from lightning.pytorch.callbacks import Checkpoint, WeightAveraging
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 from torch.utils import _pytree as pytree
 
-from ...components.errors import UserError, few
+from ...components.errors import UserError, faults_of, few
 from ...components.lines import read_json
 from ...configs.foreign import require_plain
 from ..processes.launcher import let_processes_end
@@ -115,12 +116,34 @@ def read_checkpoint(path: Path, *, whole: bool = True, states: bool = True, veri
         ) from None
     if not isinstance(content, dict) or "voxzoo" not in content or "state_dict" not in content:
         raise UserError(f"{path}: a checkpoint, but not one that `voxzoo train` wrote (no voxzoo entry)")
-    if not isinstance(content["voxzoo"], dict):
-        raise UserError(f"{path}: a checkpoint, but not one that `voxzoo train` wrote (its voxzoo entry is no mapping)")
+    _require_form(content, path)
     require_plain(content["voxzoo"].get("config"), path)
-    _require_stored(content, path)
-    fill_in(content, path)
-    return read_shards(content, path, states=states) if whole and SHARDS in content else content
+    with faults_of(path):
+        _require_stored(content, path)
+        fill_in(content, path)
+        return read_shards(content, path, states=states) if whole and SHARDS in content else content
+
+
+def _require_form(content: dict[str, Any], path: Path) -> None:
+    """Refuse a checkpoint whose entries are not of the kinds that are written."""
+    own = content["voxzoo"]
+    assets = own.get("assets") if isinstance(own, dict) else None
+    faults = {
+        "state_dict": _kinds_fault(content["state_dict"], object if SHARDS in content else torch.Tensor),
+        "voxzoo": None if isinstance(own, dict) else f"is a {type(own).__name__}, not a map",
+        "voxzoo.config": isinstance(own, dict) and own.get("config") and _kinds_fault(own["config"], object),
+        "voxzoo.assets": assets and _kinds_fault(assets, torch.Tensor),
+    }
+    for key, fault in faults.items():
+        if fault:
+            raise UserError(f"{path}: damaged: its {key} {fault}; take another checkpoint of the run")
+
+
+def _kinds_fault(found: Any, kind: type) -> str | None:
+    if not isinstance(found, Mapping):
+        return f"is a {type(found).__name__}, not a map"
+    odd = next((key for key, value in found.items() if not (isinstance(key, str) and isinstance(value, kind))), None)
+    return None if odd is None else f"holds {str(odd)[:80]!r}: {type(found[odd]).__name__}"
 
 
 def _require_stored(content: dict[str, Any], path: Path) -> None:
@@ -150,6 +173,29 @@ def _load(path: Path) -> Any:
                 raise
     # Torch's format before 1.6, or a file system that maps nothing.
     return torch.load(path, map_location="cpu", weights_only=True)
+
+
+@contextmanager
+def faults_of_resuming(path: str | None) -> Iterator[None]:
+    """While a training goes on from a checkpoint: what Lightning, an optimizer or a callback has against a state in it
+    names the file. None: it goes on from none.
+
+    Raises:
+        UserError: one line.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        places = (frame.f_code.co_filename for frame, _ in traceback.walk_tb(error.__traceback__))
+        if path is None or not any(place.endswith("checkpoint_connector.py") for place in places):
+            raise
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+        raise UserError(
+            f"{path}: holds a state that no training can go on from ({reason}); put another checkpoint of the run in its "
+            "place, or take its weights alone by init="
+        ) from error
 
 
 def in_memory(checkpoint: dict[str, Any]) -> dict[str, Any]:

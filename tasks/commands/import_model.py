@@ -38,9 +38,9 @@ def run(args: argparse.Namespace) -> dict:
 
     from ...components.converters import from_encodec, from_fairseq2, from_transformers
     from ...components.converters.encodec import is_encodec_package
-    from ...components.errors import UserError, few
+    from ...components.errors import UserError, faults_of, few
     from ..processes.console import quiet_libraries
-    from ..runs.published import write_run
+    from ..runs.published import require_new, write_run
 
     quiet_libraries()
     folder = Path(args.run).absolute()
@@ -48,15 +48,17 @@ def run(args: argparse.Namespace) -> dict:
     original = Path(args.source).suffix in (".pt", ".pth") and Path(args.source).is_file()
     if args.vocoder and not original:
         raise UserError(f"--vocoder {args.vocoder}: goes with an original checkpoint (.pt); {args.source} is none")
-    if is_encodec_package(args.source):
-        model = from_encodec(args.source, dtype=dtype)
-    elif original:
-        if args.compat == "transformers":
-            raise UserError("--compat transformers: export the run and import that, an original checkpoint has its own")
-        model = from_fairseq2(args.source, args.vocoder, dtype=dtype)
-    else:
-        model = from_transformers(args.source, compat=args.compat or "transformers", dtype=dtype)
-    config = write_run(model, folder)
+    if original and args.compat == "transformers":
+        raise UserError("--compat transformers: export the run and import that, an original checkpoint has its own")
+    require_new(folder)
+    with faults_of(args.source):
+        if is_encodec_package(args.source):
+            model = from_encodec(args.source, dtype=dtype)
+        elif original:
+            model = from_fairseq2(args.source, args.vocoder, dtype=dtype)
+        else:
+            model = from_transformers(args.source, compat=args.compat or "transformers", dtype=dtype)
+        config = write_run(model, folder)
     counts = {role: sum(p.numel() for p in part.parameters()) for role, part in model.parts().items()}
     if not args.json:
         for role, count in counts.items():

@@ -42,8 +42,7 @@ def write_run(model: PublishedModel, folder: Path) -> DictConfig:
     Raises:
         UserError: the folder holds something, or the parts do not make a task.
     """
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise UserError(f"{folder}: exists and is not empty; give the run another name, nothing is overwritten")
+    require_new(folder)
     config = run_config(model, folder)
     if "tokenizer" in config.task and model.tokenizer is None:
         raise UserError(
@@ -78,6 +77,12 @@ def write_run(model: PublishedModel, folder: Path) -> DictConfig:
     finally:
         shutil.rmtree(part, ignore_errors=True)
     return config
+
+
+def require_new(folder: Path) -> None:
+    """Raise UserError where a folder holds something, or is none."""
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise UserError(f"{folder}: exists and is not empty; give the run another name, nothing is overwritten")
 
 
 def run_config(model: PublishedModel, folder: Path) -> DictConfig:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from omegaconf import DictConfig, OmegaConf
 
-from ...components.errors import UserError
+from ...components.errors import UserError, faults_of
 from ...components.layers.linear import pack_for_inference
 from ...components.roles import DataModule
 from ...configs.build import build
@@ -117,16 +118,18 @@ def load_run(
     choose_kernels()
     folder, checkpoint = find_checkpoint(Path(path))
     content = read_checkpoint(checkpoint, states=False, verify=verify)
-    if not content["voxzoo"]["config"]:
+    if not content["voxzoo"].get("config"):
         raise UserError(
             f"{checkpoint}: carries no config, so that nothing says what to build: its task was built by hand; "
             "`voxzoo.tasks.prepare` makes one that says it"
         )
-    config = OmegaConf.create(content["voxzoo"]["config"])
-    assert isinstance(config, DictConfig)
     allowed = trusted(allow, FOREIGN)
-    task = _filled(config, content, allowed, checkpoint, weights="empty")
-    merge_lora(task)
+    # An error in a class of the user's own is told by its line, not as one of the checkpoint.
+    with faults_of(checkpoint) if allowed == FOREIGN else nullcontext():
+        config = OmegaConf.create(content["voxzoo"]["config"])
+        assert isinstance(config, DictConfig)
+        task = _filled(config, content, allowed, checkpoint, weights="empty")
+        merge_lora(task)
     if precision is not None:
         cast_parameters(task, WHOLE[precision])
     task.eval().to(place)
@@ -147,7 +150,7 @@ def _filled(
     weights: Literal["empty", "drawn"],
 ) -> Task:
     """The task of a checkpoint, which has the tensors of the mapped file themselves."""
-    task = assemble(config, allowed, weights=weights, assets=content["voxzoo"]["assets"])
+    task = assemble(config, allowed, weights=weights, assets=content["voxzoo"].get("assets"))
     problem = misfit(task.state_dict(), content["state_dict"])
     if problem:
         raise UserError(f"{checkpoint}: does not fit its own config; {problem}")

@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from omegaconf import OmegaConf
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 
-from ...components.errors import UserError
+from ...components.errors import UserError, faults_of
 from ...components.lines import read_json
 from ...components.roles import UnitExtractor
 from ...configs.build import build
@@ -19,7 +20,7 @@ from ...configs.check import require_valid
 from ...configs.compose import compose
 from ...configs.foreign import require_plain
 from ...configs.targets import FOREIGN, allow_list
-from ..checkpoints.files import write_atomically
+from ..checkpoints.files import misfit, write_atomically
 from ..units import card_of
 from .initial import load_pretrained_encoder
 from .run import load_run
@@ -86,12 +87,21 @@ def load_extractor(path: Path | str, allowed: tuple[str, ...] = FOREIGN) -> Unit
     """
     path = Path(path)
     if (path / CONFIG).exists():
-        content = read_json(path / CONFIG)
-        if not isinstance(content.get("config"), dict):
-            raise UserError(f"{path / CONFIG}: damaged: has no map `config`, which says what to build")
-        require_plain(content["config"], path / CONFIG)
-        extractor = build(content["config"], allowed=allowed, wanted=UnitExtractor)
-        extractor.load_state_dict(load_file(path / WEIGHTS))
+        settings = read_json(path / CONFIG).get("config")
+        if not isinstance(settings, dict) or settings.get("_target_") is None:
+            raise UserError(f"{path / CONFIG}: expected a `config` with the _target_ and settings of a unit extractor")
+        require_plain(settings, path / CONFIG)
+        with faults_of(path / CONFIG):
+            extractor = build(settings, allowed=allowed, wanted=UnitExtractor)
+        try:
+            weights = load_file(path / WEIGHTS)
+        except (SafetensorError, OSError) as error:
+            raise UserError(
+                f"{path / WEIGHTS}: cannot be read ({' '.join(str(error).split())}); is it whole?"
+            ) from None
+        if words := misfit(extractor.state_dict(), weights):
+            raise UserError(f"{path / WEIGHTS}: does not fit {CONFIG} ({words})")
+        extractor.load_state_dict(weights)
         return extractor.eval()
     from .run import load_run
 

@@ -33,7 +33,7 @@ from ...configs.stages import active_stages
 from ...configs.targets import allow_list, class_of
 from ...datamodules.units import Units
 from ...datamodules.utterances import UtteranceData
-from ..checkpoints.files import AtomicCheckpointIO, Checkpointer, write_atomically
+from ..checkpoints.files import AtomicCheckpointIO, Checkpointer, faults_of_resuming, write_atomically
 from ..checkpoints.mapped import mapped_parts, materialise
 from ..distributed.devices import choose_kernels
 from ..distributed.precision import precision_settings, slow_line
@@ -344,7 +344,8 @@ def _fit(config: DictConfig, task: Task, data: Any, folder: Path) -> dict[str, A
         say(f"resuming from {resume}")
         _count_left_out(data)
     try:
-        trainer.fit(task, datamodule=data, ckpt_path=resume, weights_only=True)
+        with faults_of_resuming(resume):
+            trainer.fit(task, datamodule=data, ckpt_path=resume, weights_only=True)
     except SystemExit as error:
         # Lightning exits with 1 where a second Ctrl-C leaves no time to save.
         raise (error.__context__ if isinstance(error.__context__, KeyboardInterrupt) else error) from None
