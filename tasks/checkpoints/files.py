@@ -193,8 +193,8 @@ def faults_of_resuming(path: str | None) -> Iterator[None]:
             raise
         reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
         raise UserError(
-            f"{path}: holds a state that no training can go on from ({reason}); put another checkpoint of the run in its "
-            "place, or take its weights alone by init="
+            f"{path}: holds a state that no training can go on from ({reason}); put another checkpoint of the run in "
+            "its place, or take its weights alone by init="
         ) from error
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from attempts import STEPS, TEXT, Attempt
+from attempts import STEPS, TEXT, Attempt, share
 from damage import CHANGES, CUTS, EDITS, changed, edited
 from hypothesis import given
 
@@ -45,6 +45,7 @@ def test_bytes(edits, cut, fuzz_runs, sentence: Path, tmp_path: Path, attempt: A
     attempt("translate", path, sentence, *TO, names=("odd.ckpt",))
 
 
+@share(0.15)
 @given(changes=CHANGES)
 def test_values_in_a_run_that_goes_on(changes, content, fuzz_runs, tiny, tmp_path: Path, attempt: Attempt):
     run = tmp_path / "runs" / "text"

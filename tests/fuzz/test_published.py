@@ -9,7 +9,7 @@ from pathlib import Path
 
 import published
 import pytest
-from attempts import Attempt
+from attempts import Attempt, share
 from damage import CHANGES, CUTS, EDITS, changed, edited
 from hypothesis import given
 from hypothesis import strategies as st
@@ -38,6 +38,7 @@ def names_of(folder: Path, ends: tuple[str, ...]) -> list[str]:
     return sorted(path.name for path in folder.iterdir() if path.name.endswith(ends))
 
 
+@share(0.5)
 @given(kind=st.sampled_from(sorted(KINDS)), which=st.integers(0, 9), changes=CHANGES)
 def test_values_of_json_files(kind, which, changes, good, tmp_path: Path, attempt: Attempt):
     folder = copy_of(good[kind], tmp_path)
@@ -47,6 +48,7 @@ def test_values_of_json_files(kind, which, changes, good, tmp_path: Path, attemp
     attempt("import", folder, tmp_path / "run", names=(str(folder), path.name))
 
 
+@share(0.5)
 @given(kind=st.sampled_from(sorted(KINDS)), which=st.integers(0, 9), edits=EDITS, cut=CUTS)
 def test_bytes_of_any_file(kind, which, edits, cut, good, tmp_path: Path, attempt: Attempt):
     folder = copy_of(good[kind], tmp_path)
@@ -56,6 +58,7 @@ def test_bytes_of_any_file(kind, which, edits, cut, good, tmp_path: Path, attemp
     attempt("import", folder, tmp_path / "run", names=(str(folder), path.name))
 
 
+@share(0.5)
 @given(kind=st.sampled_from(sorted(KINDS)), changes=CHANGES)
 def test_headers_of_safetensors(kind, changes, good, tmp_path: Path, attempt: Attempt):
     folder = copy_of(good[kind], tmp_path)
