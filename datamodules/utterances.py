@@ -152,16 +152,7 @@ class UtteranceData(DataModule):
             raise UserError("data needs a budget: set batch_seconds, batch_tokens or batch_size")
         self.frontend, self.tokenizer = frontend, tokenizer
         self.units_path = units
-        self.prepared_paths = {
-            name: path
-            for name, path in (
-                ("units", units),
-                ("source_units", source_units),
-                ("codes", codes),
-                ("source_codes", source_codes),
-            )
-            if path is not None
-        }
+        self._others = {"source_units": source_units, "codes": codes, "source_codes": source_codes}
         self.tasks = tuple(name for name in TASKS if chosen.get(name))
         self.budget = {"batch_seconds": batch_seconds, "batch_tokens": batch_tokens, "batch_size": batch_size}
         self.min_seconds, self.max_seconds, self.max_tokens = min_seconds, max_seconds, max_tokens
@@ -453,6 +444,11 @@ class UtteranceData(DataModule):
     def read_units(self) -> Mapping[str, np.ndarray]:
         """Utterance id -> (U,) int32 target units. Raises UserError where there is no file of units."""
         return self.read_prepared("units")
+
+    @property
+    def prepared_paths(self) -> dict[str, str]:
+        """Field in `PREPARED` -> its file, of those that are named."""
+        return {name: path for name, path in {"units": self.units_path, **self._others}.items() if path is not None}
 
     def read_prepared(self, name: str) -> Mapping[str, np.ndarray]:
         """Utterance id -> (U,) int32 units or (T, K) int32 codes of a field in `PREPARED`. Raises UserError where there

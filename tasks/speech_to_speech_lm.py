@@ -37,6 +37,8 @@ TEMPLATES = {
 CARD = "vocabulary.card.json"
 """The file of a checkpoint that says what its ids are."""
 _RATE = 16000
+_WAYS = {"both": (False, True), "forward": (False,), "backward": (True,)}
+"""Directions -> for each, whether it goes backwards."""
 
 
 @dataclass(frozen=True)
@@ -73,7 +75,7 @@ class SpeechToSpeechLM(Task):
             writes all streams step by step (`stream_lm.pattern=delay`), nothing of a codec is the speech LM's: `gen` is
             left out.
         upsample: task -> how often it comes for one time of the others.
-        both_directions: each pair is also learned from target to source.
+        directions: `forward`, each pair from source to target; `backward`, the other way round; or `both`.
         loss_on: `target`, what stands behind a template's bar, or `all` tokens.
         prompt: what the acoustic prompt is in training. `source`: of the source speech, for pairs in one voice.
             `target`: cut out of the target (VALL-E; SeamlessExpressiveLM), for pairs in two. Serving takes the source.
@@ -104,7 +106,7 @@ class SpeechToSpeechLM(Task):
         frontend: Frontend | None = None,
         templates: Mapping[str, str | None] | None = None,
         upsample: Mapping[str, int] | None = None,
-        both_directions: bool = True,
+        directions: Literal["both", "forward", "backward"] = "both",
         loss_on: LossOn = "target",
         prompt: Literal["source", "target"] = "source",
         prompt_frames: int | None = 225,
@@ -119,7 +121,9 @@ class SpeechToSpeechLM(Task):
         self.speech_lm, self.stream_lm = speech_lm, stream_lm
         self.unit_extractor, self.codec = unit_extractor, codec
         self.frontend = frontend
-        self.both_directions = both_directions
+        if directions not in _WAYS:
+            raise UserError(f"task.directions={directions}: expected {', '.join(_WAYS)}")
+        self.ways = _WAYS[directions]
         self.loss_on: LossOn = loss_on
         self.prompt, self.prompt_frames = prompt, prompt_frames
         self.prompt_share = (float(prompt_share[0]), float(prompt_share[-1]))
@@ -192,13 +196,13 @@ class SpeechToSpeechLM(Task):
         """Prepared fields: of both sides where both directions are learned."""
         pieces = {piece for template in self.templates.values() for piece in template.pieces}
         pieces |= {"S_tgt", "A_tgt", "A_prompt"} if self.stream_lm is not None else set()
+        # Piece -> field, and whether it is of the source.
+        sides = {"S_src": ("units", True), "S_tgt": ("units", False), "A_tgt": ("codes", False)}
+        sides["A_prompt"] = ("codes", self.prompt == "source")
         needs = {"units"}  # what batches are planned by
-        if "S_src" in pieces or self.both_directions:
-            needs.add("source_units")
-        if "A_tgt" in pieces or ("A_prompt" in pieces and self.prompt == "target"):
-            needs |= {"codes", "source_codes"} if self.both_directions else {"codes"}
-        if "A_prompt" in pieces and self.prompt == "source":
-            needs |= {"codes", "source_codes"} if self.both_directions else {"source_codes"}
+        for piece in pieces:
+            field, source = sides[piece]
+            needs |= {f"source_{field}" if source != way else field for way in self.ways}
         return frozenset(needs)
 
     # Learning
@@ -240,7 +244,7 @@ class SpeechToSpeechLM(Task):
         """Rows in their tasks and directions, and what the stream LM learns from: units, codes, prompts, stages."""
         columns = {name: self._column(batch, name) for name in sorted(self.needs)}
         shares = [name for name, share in self.upsample.items() for _ in range(share)]
-        ways = (False, True) if self.both_directions else (False,)
+        ways = self.ways
         langs_of = self._row_languages(batch)
         examples: list[_Example] = []
         spoken: list[tuple[Tensor, ...]] = []
@@ -382,12 +386,12 @@ class SpeechToSpeechLM(Task):
         lines = []
         for task, template in self.templates.items():
             tokens = 0
-            for way in (False, True) if self.both_directions else (False,):
+            for way in self.ways:
                 for segment in template.segments:
                     field = "units" if segment.piece == "S_tgt" else "codes"
                     table = tables[f"source_{field}" if way else field]
                     tokens += sum(len(table[name]) + 1 for name in whole)
-            both = "both directions" if self.both_directions else "one direction"
+            both = "both directions" if len(self.ways) > 1 else "one direction"
             lines.append(
                 f"{task}: {len(whole)} utterances, {tokens:,} target tokens in {both}, {self.upsample[task]} of "
                 f"{sum(self.upsample.values())} examples"
@@ -399,9 +403,10 @@ class SpeechToSpeechLM(Task):
         """How many parameters the same parts take as a cascade: a translation LM a direction, an acoustic LM, and the
         stream LM (arXiv 2403.12408, section 4: about twice as many)."""
         lm, stream = parameters.get("speech_lm", 0), parameters.get("stream_lm", 0)
-        if not lm or not stream:
+        texts = config.task.get("templates") or TEMPLATES
+        if not (lm and stream and texts.get("trans") and texts.get("gen")):
             return []
-        ways = 2 if config.task.get("both_directions", True) else 1
+        ways = len(_WAYS[config.task.get("directions", "both")])
         shared, cascade = lm + stream, (ways + 1) * lm + stream
         return [
             f"one speech LM for {ways + 1} tasks and a stream LM: {shared:,} parameters; as a cascade ({ways} "
@@ -547,9 +552,8 @@ class SpeechToSpeechLM(Task):
         prompt: Padded,
     ) -> list[Tensor]:
         """(N,) samples at 16 kHz of each row, in the voice of its prompt."""
-        stream, codec = self.stream_lm, self.codec
+        stream = self.stream_lm
         assert stream is not None
-        assert codec is not None
         units = Padded.from_list([row["S_tgt"] for row in rows]).to(prompt.device)
         sizes = [max(round(len(row["S_tgt"]) * self.frames_per_unit), 1) for row in rows]
         if stream.given_streams:
@@ -561,7 +565,25 @@ class SpeechToSpeechLM(Task):
             frames = torch.tensor(sizes)
             generator = torch.Generator(units.device).manual_seed(int(self.config.get("seed", 1)))
             codes = stream.generate(units, prompt, frames=frames, search=self.acoustic_search, generator=generator)
-        return [samples if samples.dim() == 1 else samples.mean(1) for samples in codec.decode(codes, _RATE).unpad()]
+        return self._decoded(codes)
+
+    def _decoded(self, codes: Padded) -> list[Tensor]:
+        """(N,) samples at 16 kHz of each row, of all channels together."""
+        assert self.codec is not None
+        found = self.codec.decode(codes, _RATE).unpad()
+        return [samples if samples.dim() == 1 else samples.mean(1) for samples in found]
+
+    @torch.inference_mode()
+    def resynthesise(self, batch: Batch) -> list[Tensor] | None:
+        """The batch's reference codes through the codec, one (N,) waveform per row: what perfect codes would give. None
+        where there is no codec or the batch has no codes."""
+        if self.codec is None or batch.codes is None:
+            return None
+        return self._decoded(batch.codes)
+
+    @property
+    def languages(self) -> tuple[str, ...]:
+        return self.speech_lm.vocabulary.languages
 
     def serving_needs(self) -> frozenset[str]:
         return frozenset({"speech"} if self.unit_extractor is not None else {"source_units", "source_codes"})

@@ -23,6 +23,7 @@ from torch.distributed.fsdp import FSDPModule
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from ..components.errors import UserError, few
+from ..components.languages import match
 from ..components.layers.lora import hold_statistics
 from ..components.roles import Frontend, Tokenizer
 from ..components.search import SearchOptions
@@ -215,6 +216,17 @@ class Task(LightningModule, ABC):
         for role in self._still:
             hold_statistics(self.parts()[role])
         return self
+
+    @property
+    def languages(self) -> tuple[str, ...]:
+        """Those that it reads and writes; of a task without a tokenizer, what the task says."""
+        tokenizer = getattr(self, "tokenizer", None)
+        return () if tokenizer is None else tokenizer.languages
+
+    def knows(self, lang: str) -> bool:
+        """Whether it reads or writes a language, however its code is written."""
+        tokenizer = getattr(self, "tokenizer", None)
+        return match(lang, self.languages) is not None if tokenizer is None else tokenizer.knows(lang)
 
     # Training
 

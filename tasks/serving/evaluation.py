@@ -283,7 +283,7 @@ class _Evaluation:
             self.model,
             row.task,
             row.tgt_lang,
-            row.src_lang if self.model.tokenizer.knows(row.src_lang) else None,
+            row.src_lang if (self.model.tokenizer or self.model).knows(row.src_lang) else None,
             self.batch_size,
             self.beam,
             self.segment,

@@ -233,14 +233,14 @@ class Translator:
         self.source = to if mode == "asr" else source
         if mode == "asr" and source not in (None, to):
             raise UserError(f"--from {source} --to {to}: asr writes down what is spoken; give --to alone")
+        known = task.tokenizer or task  # a speech LM has no tokenizer, and says it itself
         for flag, lang in (("--to", to), ("--from", self.source)):
-            if lang is not None and not task.tokenizer.knows(lang):
-                raise UserError(
-                    f"{flag} {lang}: unknown language; this run knows {', '.join(task.tokenizer.languages)}"
-                )
+            if lang is not None and not known.knows(lang):
+                raise UserError(f"{flag} {lang}: unknown language; this run knows {', '.join(known.languages)}")
         if self.reads_text and self.source is None:
             raise UserError(f"--task {mode} needs --from: the language of the text")
-        task.tokenizer.prefix(to, self.source, mode)  # one that must know what is spoken says so now
+        if task.tokenizer is not None:
+            task.tokenizer.prefix(to, self.source, mode)  # one that must know what is spoken says so now
         spoken = getattr(task, "spoken_languages", None) if self.speaks else None
         if spoken is not None and match(to, spoken) is None:
             raise UserError(f"--to {to}: this run speaks {', '.join(spoken)}; for text in {to} use --task {mode[:2]}tt")

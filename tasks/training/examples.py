@@ -94,7 +94,8 @@ def said(prediction: Prediction, references: tuple[str, ...] | None, folder: Pat
     if prediction.audio is not None and prediction.audio.numel():
         path = folder / "examples" / f"step_{step}.wav"
         write_wav(path, prediction.audio, prediction.sample_rate)
-        what = "" if prediction.text is not None else " (units of the recording through the vocoder)"
+        translated = prediction.text is not None or prediction.task == "s2st"
+        what = "" if translated else " (units of the recording through the vocoder)"
         line += f"  listen: {path}{what}"
     print(printable(line), file=sys.stderr, flush=True)
 

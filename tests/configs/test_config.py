@@ -555,7 +555,7 @@ def test_every_shipped_yaml_composes_and_is_valid(path: Path, tmp_path: Path):
         with pytest.raises(UserError, match=r"from: give the run or the published folder to begin with"):
             compose([override])
         return
-    manifest = override in ("data=manifest", "experiment=whisper_mixed")
+    manifest = override in ("data=manifest", "experiment=whisper_mixed", "experiment=mslm", "experiment=mslm_cascade")
     extra = ["data.train=t.jsonl", "data.valid=v.jsonl"] if manifest else []
     if override == "experiment=whisper_mixed":  # settings of a published encoder come from its folder
         sizes = {

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import soundfile
 import torch
 from conftest import logged
 from lightning import LightningModule
@@ -19,12 +20,12 @@ from voxzoo.components.errors import UserError
 from voxzoo.components.search import SearchOptions
 from voxzoo.components.types import Batch, Padded
 from voxzoo.configs import build, check, compose
-from voxzoo.datamodules import load_audio
 from voxzoo.datamodules.codes import line_of
 from voxzoo.tasks import SpeechToSpeechLM, load_run
+from voxzoo.tasks.commands.cli import main
 from voxzoo.tasks.contract import check_task, tiny_task
 from voxzoo.tasks.training.train import prepare_data, train
-from voxzoo.tasks.units import extract_codes, extract_units, fit_units
+from voxzoo.tasks.units import extract_codes, extract_units
 
 UNITS, V, K = 6, 12, 3
 LANGS = {"src_lang": "spa", "tgt_lang": "eng"}
@@ -134,9 +135,10 @@ def test_what_a_task_reads_follows_from_what_it_learns():
     assert task().needs == everything
     trans, gen = "<bos> S_src <trans> | S_tgt <eos>", "<bos> S_tgt A_prompt <gen> | A_tgt <eos>"
     assert task(stream=False, templates={"trans": trans}).needs == {"units", "source_units"}
-    acoustic = task(stream=False, both_directions=False, templates={"gen": gen})
+    acoustic = task(stream=False, directions="forward", templates={"gen": gen})
     assert acoustic.needs == {"units", "codes", "source_codes"}
-    assert task(both_directions=False, prompt="target").needs == {"units", "source_units", "codes"}
+    assert task(stream=False, directions="backward", templates={"gen": gen}).needs == everything
+    assert task(directions="forward", prompt="target").needs == {"units", "source_units", "codes"}
 
 
 # Learning and serving
@@ -148,7 +150,7 @@ def test_a_toy_is_learned_and_spoken_in_the_voice_of_the_prompt(kind: str):
     chain = {"chain": CHAIN} if kind == "chain" else None
     greedy = SearchOptions(method="greedy", min_length_a=1.0, max_length_a=1.0, max_length_b=1)
     one = task(
-        templates=chain, upsample={"trans": 1}, both_directions=False, search=greedy, acoustic_search=greedy,
+        templates=chain, upsample={"trans": 1}, directions="forward", search=greedy, acoustic_search=greedy,
     ).train()  # fmt: skip
     optimizer = torch.optim.AdamW(one.parameters(), 4e-3)
     first = None
@@ -206,6 +208,7 @@ def test_nothing_outside_of_a_templates_block_comes_out_of_random_weights():
         (lambda: task(templates={"trans": None}), "nothing is left to learn"),
         (lambda: task(templates={"t": "<bos> S_src <sing> | S_tgt <eos>"}), "there is no token <sing>"),
         (lambda: task(prompt_share=[0.4, 0.3]), "task.prompt_share=[0.4, 0.3]: expected [least, greatest]"),
+        (lambda: task(directions="sideways"), "task.directions=sideways: expected both, forward, backward"),
         (lambda: task(prompt_frames=0), "task.prompt_frames=0: expected at least 1"),
         (
             lambda: task().measure(replace(toy(2, 0), codes=_streams(toy(2, 0).codes, 2))),
@@ -333,16 +336,18 @@ def test_the_task_keeps_its_contract_and_speaks(words: list[str], tiny: list[str
         assert 0.8 * 320 * frames <= len(prediction.audio) <= 1.2 * 320 * frames + 640
 
 
+@pytest.mark.slow
 def test_a_wav_becomes_a_wav(tmp_path: Path, tiny: list[str], capfd: pytest.CaptureFixture[str]):
-    """Units fitted, units and codes of both sides written, an LM trained, a file translated."""
+    """Units fitted, units and codes of both sides written, an LM trained, a file translated, a split scored."""
     cache = next(word for word in tiny if word.startswith("cache_dir"))
-    words = ["task=speech_to_speech_lm", "data=tiny", cache, "unit_extractor=tiny", "codec=tiny", f"root={tmp_path}"]
-    words += ["speech_lm=tiny", "stream_lm=tiny", "logger=none"]
+    words = ["data=tiny", cache, "unit_extractor=tiny", f"root={tmp_path}", "logger=none"]
+    train([*words, "task=fit_units", "name=fit"])
+    words += ["task=speech_to_speech_lm", "codec=tiny", "speech_lm=tiny", "stream_lm=tiny", "trainer.max_steps=2"]
+    words += ["trainer.val_check_interval=2", f"init.unit_extractor={tmp_path}/fit"]
     config = compose(words)
-    data = prepare_data(config)
+    data, codec = prepare_data(config), build(config.codec).eval()
     rows = [row for split in data.splits() for row in data.rows(split)]
-    extractor, codec = build(config.unit_extractor), build(config.codec).eval()
-    fit_units(extractor, rows)
+    extractor: Any = load_run(tmp_path / "fit").task.parts()["unit_extractor"]
     sides: tuple[tuple[Any, str], ...] = (("tgt_audio", ""), ("audio", "source_"))
     for column, name in sides:
         extract_units(extractor, rows, column, tmp_path / f"{name}units.jsonl")
@@ -350,16 +355,18 @@ def test_a_wav_becomes_a_wav(tmp_path: Path, tiny: list[str], capfd: pytest.Capt
         words += [f"data.{name}{kind}={tmp_path}/{name}{kind}.jsonl" for kind in ("units", "codes")]
     # This codec was drawn at random, and so is the task's: another one, which is refused.
     with pytest.raises(UserError, match=r"^codec, other codec than those of data.codes: weights is .*"):
-        train([*words, "task.unit_extractor=null", "trainer.max_steps=1", "name=refused"])
+        train([*words, "name=refused"])
     for name in ("codes", "source_codes"):
         (tmp_path / f"{name}.card.json").unlink()
-    train([*words, "task.unit_extractor=null", "trainer.max_steps=2", "trainer.val_check_interval=2", "name=run"])
-    assert "gen: " in capfd.readouterr().err
-    run = load_run(tmp_path / "run")
-    run.task.unit_extractor = extractor.eval()
-    wave = load_audio(rows[0].audio)
-    speech = Padded(wave[None], torch.tensor([len(wave)]))
-    (spoken,) = run.task.predict(Batch(ids=("a",), src_lang=("spa",), tgt_lang=("eng",), speech=speech))
-    assert spoken.audio is not None
-    assert len(spoken.audio) > 320
-    assert spoken.sample_rate == 16000
+    train([*words, "name=run"])
+    capfd.readouterr()
+    command = ["translate", str(tmp_path / "run"), str(rows[0].audio), "--task", "s2st", "--out", str(tmp_path)]
+    assert main([*command, "--to", "en"]) == 0
+    said = json.loads(capfd.readouterr().out)
+    assert (said["tgt_lang"], said["text"]) == ("en", None)
+    assert len(said["units"]) > 3
+    samples, rate = soundfile.read(said["audio"])
+    assert rate == 16000
+    assert abs(len(samples) - 320 * len(said["units"])) <= 0.15 * len(samples) + 640
+    assert main([*command, "--to", "fra"]) == 1
+    assert "--to fra: unknown language; this run knows eng, spa" in capfd.readouterr().err
