@@ -23,17 +23,20 @@ setup-dev: $(VENV)/.dev
 
 # uv takes a quarter of the time of pip; where it cannot reach an index that pip knows from its own settings, pip does it.
 # Python compiles what it imports by itself, unless it was told to write no bytecode: then each process would do it again.
-$(VENV)/.demo $(VENV)/.dev: $(VENV)/.%: requirements-%.lock requirements-uv.lock pyproject.toml
+$(VENV)/.demo $(VENV)/.dev: $(VENV)/.%: requirements-%.lock requirements-uv.lock requirements-quality.lock pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 ifeq ($(LOCKED),Linux)
 	$(BIN)/python -m pip install --quiet --no-compile --require-hashes -r requirements-uv.lock
 	@echo uv pip install -r requirements-$*.lock
 	@$(UV) --require-hashes -r requirements-$*.lock || \
 		$(BIN)/python -m pip install --quiet --no-compile --require-hashes -r requirements-$*.lock
+	$(if $(filter dev,$*),@$(UV) --no-deps --require-hashes -r requirements-quality.lock || \
+		$(BIN)/python -m pip install --quiet --no-compile --no-deps --require-hashes -r requirements-quality.lock)
 	$(if $(PYTHONDONTWRITEBYTECODE),-$(BIN)/python -m compileall -qq -j 0 $(VENV)/lib)
 	@$(UV) --no-deps -e . || $(BIN)/python -m pip install --quiet --no-deps -e .
 else
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[demo,eval,dev]'
+	$(BIN)/python -m pip install --quiet --no-deps resemblyzer==0.1.4
 endif
 	touch $@
 
@@ -61,4 +64,5 @@ type: setup-dev
 locks:
 	$(LOCK) -o requirements-demo.lock
 	$(LOCK) -o requirements-dev.lock --extra dev
+	echo resemblyzer | $(COMPILE) --no-deps - -o requirements-quality.lock
 	echo uv | $(COMPILE) - -o requirements-uv.lock

@@ -86,7 +86,7 @@ def test_exceptions_are_needed(packages: set[str]):
     assert REFUSED.search(licence("tqdm"))
 
 
-@pytest.mark.parametrize("name", ["encodec", "num2words", "espeakng-loader"])
+@pytest.mark.parametrize("name", ["encodec", "num2words", "espeakng-loader", "speechmos", "onnxruntime"])
 def test_packages_with_conditions_are_extras(name: str, packages: set[str]):
     assert name not in packages
     extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]

@@ -124,7 +124,7 @@ def answers(root: Path) -> Iterator[str]:
     run = root / "run"
     audio = sorted(path for path in manifest.parent.rglob("*") if path.suffix in (".wav", ".flac", ".opus"))
     made += [
-        call("evaluate", run, "--recogniser", "none", "--split", "test"),
+        call("evaluate", run, "--recogniser", "none", "--quality", "none", "--split", "test"),
         call("translate", run, audio[0], "--task", "s2st", "--to", "eng", "--out", root / "wavs"),
         call("units", "resynthesise", run, root / "fitted" / "units.jsonl", "--out", root / "again", "--limit", "1"),
         call("consolidate", run),

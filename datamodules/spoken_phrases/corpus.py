@@ -38,8 +38,10 @@ ACCENTS = {
 }
 SEEN = ("m1", "m2", "m3", "m4", "m5", "m6", "f1", "f2", "f3", "f4", "Andy", "Annie")
 UNSEEN = ("m7", "m8", "f5", "Alicia", "Gene", "steph")
-PITCHES = (30, 50, 70)
-"""Of one voice on both sides: each variant at each pitch is a speaker."""
+PITCHES = (20, 50, 80)
+"""Of one voice on both sides: each variant at each pitch is a speaker. So far apart that a speaker encoder tells them
+apart: 93 % of the English recordings are nearest to the Spanish ones of their own speaker, of 18; at 30, 50, 70 it
+would be 81 %."""
 _TARGET = {"target_rate": 150, "target_pitch": 50}
 
 
@@ -139,7 +141,7 @@ class SpokenPhrases:
             "held_out_numbers": None if held_out_numbers is None else list(held_out_numbers),
             "voice": voice,
             # Corpora that were made before these came keep their names.
-            **({"one_voice": True} if one_voice else {}),
+            **({"one_voice": list(PITCHES)} if one_voice else {}),
             **({"both_directions": True} if both_directions else {}),
         }
 

@@ -81,8 +81,8 @@ def demo(root: Path, overrides: list[str], num_spoken: int) -> int:
         command = f"evaluate {run} --split {split} --task s2tt --out {out}"
         texts.append(shown(started, command, evaluate_run, run, split, task="s2tt", out=out))
         print(f"  BLEU {texts[-1]['bleu']:.1f}", file=sys.stderr, flush=True)
-    command = f"evaluate {run} --split test_unseen --task s2st --limit {num_spoken}"
-    spoken = shown(started, command, evaluate_run, run, "test_unseen", task="s2st", limit=num_spoken)
+    command = f"evaluate {run} --split test_unseen --task s2st --limit {num_spoken} --quality none"
+    spoken = shown(started, command, evaluate_run, run, "test_unseen", task="s2st", limit=num_spoken, quality="none")
     rows = hypotheses(spoken)
     inputs, out = [row["source_audio"] for row in rows[:5]], run / "translated"
     command = f"translate {run} {' '.join(inputs)} --task s2st --to eng --out {out}"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from ..serving.choices import EVALUATED, PRECISIONS, RECOGNISERS
+from ..serving.choices import EVALUATED, PRECISIONS, QUALITIES, RECOGNISERS
 
 HELP = "score a run on a split: text, and speech through a recogniser"
 EXAMPLE = "voxzoo evaluate runs/quickstart --split test_seen --limit 200"
@@ -40,6 +40,13 @@ def configure(parser: argparse.ArgumentParser) -> None:
         default="base",
         help="Whisper model that judges speech output: base (default), tiny.en (faster, many more errors), or none",
     )
+    parser.add_argument(
+        "--quality",
+        choices=QUALITIES,
+        default="all",
+        help="how output speech sounds: all (default) measures the voice, DNSMOS and melody, as far as `pip install "
+        "voxzoo[quality]` is there; none",
+    )
     parser.add_argument("--device", default="auto", help="cpu, cuda, cuda:1 ... (default: a GPU where there is one)")
     parser.add_argument(
         "--precision",
@@ -69,6 +76,7 @@ def run(args: argparse.Namespace) -> dict:
         segment=args.segment,
         recogniser=args.recogniser,
         verify=args.verify,
+        quality=args.quality,
     )
     if not args.json:
         show(answer)
@@ -87,6 +95,22 @@ _SHOWN = {
     "resynthesis_ratio": "resynthesis / ceiling",
     "asr_wer": "WER % of what the recogniser heard",
     "duration_ratio": "duration / target duration",
+    "speaker_similarity": "speaker similarity to the source (0 to 1)",
+    "speaker_similarity_ceiling": "that of the target recordings (ceiling)",
+    "speaker_similarity_control": "that to another speaker's source (control)",
+    "speaker_similarity_target": "speaker similarity to the target recordings",
+    "speaker_match": "% of outputs nearest to their own speaker",
+    "speaker_match_ceiling": "that of the target recordings (ceiling)",
+    "dnsmos": "DNSMOS (1 to 5)",
+    "dnsmos_ceiling": "DNSMOS of the target recordings (ceiling)",
+    "dnsmos_speech": "DNSMOS, the speech alone",
+    "dnsmos_background": "DNSMOS, the background",
+    "f0_correlation": "F0 correlation with the target recordings",
+    "f0_correlation_resynthesis": "that of the target units through the vocoder",
+    "f0_correlation_control": "that with another target recording (control)",
+    "voicing_error": "voicing error % against the target recordings",
+    "voicing_error_resynthesis": "that of the target units through the vocoder",
+    "voicing_error_control": "that against another target recording (control)",
     "silent": "silent outputs",
     "clipped": "clipped outputs",
 }

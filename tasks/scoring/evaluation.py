@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 from typing import Any
 
 from .normalise import normalise
 from .normalise import signature as normaliser_signature
-from .text import Bleu, Chrf, Counted, Metric, bootstrap, comparison, error_rate_for, interval
+from .text import Bleu, Chrf, Counted, Mean, Metric, bootstrap, comparison, error_rate_for, interval
 
 
 @dataclass
@@ -24,6 +24,8 @@ class Scored:
         audio: file of the output speech; duration in seconds.
         heard, heard_reference, heard_resynthesis: what the recogniser made of the output speech, of the target
             recording and of the reference units through the vocoder.
+        speaker: of the source, as the manifest labels it.
+        quality: name -> number of how the output speech sounds (`scoring.quality`), None where nobody asked.
     """
 
     id: str
@@ -42,6 +44,8 @@ class Scored:
     heard: str | None = None
     heard_reference: str | None = None
     heard_resynthesis: str | None = None
+    speaker: str | None = None
+    quality: dict[str, float] | None = None
 
     @property
     def direction(self) -> str:
@@ -52,10 +56,17 @@ class Scored:
         return {name: value for name, value in vars(self).items() if value is not None}
 
 
-def score_rows(rows: Sequence[Scored], recogniser: str | None = None) -> dict[str, Any]:
+def score_rows(
+    rows: Sequence[Scored], recogniser: str | None = None, quality: Mapping[str, str] | None = None
+) -> dict[str, Any]:
     """Scores of the rows of one task.
 
     A split with several directions is scored for each, and the scores of the task are means over directions.
+
+    Args:
+        rows: of one task.
+        recogniser: signature of what heard the speech.
+        quality: score -> signature of what measured it, for the scores in `quality` of the rows.
 
     Returns:
         Plain dict: a number for each score, `intervals` (name -> [low, high], 95 %; absent for means over directions),
@@ -64,7 +75,7 @@ def score_rows(rows: Sequence[Scored], recogniser: str | None = None) -> dict[st
     directions: defaultdict[str, list[Scored]] = defaultdict(list)
     for row in rows:
         directions[row.direction].append(row)
-    parts = {name: _score_direction(members, recogniser) for name, members in sorted(directions.items())}
+    parts = {name: _score_direction(members, recogniser, quality or {}) for name, members in sorted(directions.items())}
     if len(parts) == 1:
         return next(iter(parts.values()))
     names = dict.fromkeys(
@@ -92,7 +103,7 @@ _HEARD = {
 }
 
 
-def _score_direction(rows: Sequence[Scored], recogniser: str | None) -> dict[str, Any]:
+def _score_direction(rows: Sequence[Scored], recogniser: str | None, quality: Mapping[str, str]) -> dict[str, Any]:
     lang = rows[0].tgt_lang
     answer: dict[str, Any] = {"num_utterances": len(rows)}
     signatures: dict[str, str] = {}
@@ -122,7 +133,13 @@ def _score_direction(rows: Sequence[Scored], recogniser: str | None) -> dict[str
         answer["clipped"] = sum(bool(row.clipped) for row in spoken)
         ratios = [r.duration / r.reference_duration for r in spoken if r.duration is not None and r.reference_duration]
         if ratios:
-            answer["duration_ratio"] = fmean(ratios)
+            tables["duration_ratio"] = Mean("duration_ratio").counted(ratios)
+            answer["duration_ratio"] = tables["duration_ratio"].score
+    for name, signature in quality.items():
+        values = [row.quality[name] for row in rows if row.quality is not None and name in row.quality]
+        if values:
+            tables[name] = Mean(name, signature).counted(values)
+            answer[name], signatures[name] = tables[name].score, signature
     places: dict[str, list[int]] = {name: [] for name in _HEARD}
     if recogniser is not None:
         metric, judged = Bleu(lang, lowercase=True), f"{recogniser}|{cleaned}"

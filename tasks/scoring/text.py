@@ -14,6 +14,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
+from statistics import fmean
 from typing import Any, Generic, Literal, TypeVar
 
 import jiwer
@@ -29,8 +30,8 @@ SEED = 12345
 _DRAWN_AT_ONCE = 1_000_000
 
 
-class Metric(ABC):
-    """A corpus score that is a function of summed sentence statistics."""
+class Summed(ABC):
+    """A corpus score that is a function of summed statistics of its sentences."""
 
     name: str
     higher_is_better: bool = True
@@ -39,6 +40,14 @@ class Metric(ABC):
     @abstractmethod
     def signature(self) -> str:
         """Everything that changes the number, in one line."""
+
+    @abstractmethod
+    def score(self, total: np.ndarray) -> float:
+        """(K,) summed statistics -> the corpus score."""
+
+
+class Metric(Summed):
+    """One that counts sentence pairs."""
 
     def statistics(self, hypotheses: Sequence[str], references: Sequence[str]) -> np.ndarray:
         """N sentence pairs -> (N, K) int64, counted slice by slice, so that only the counts are held for all.
@@ -54,10 +63,6 @@ class Metric(ABC):
     @abstractmethod
     def count(self, hypotheses: Sequence[str], references: Sequence[str]) -> np.ndarray:
         """S sentence pairs -> (S, K) int64."""
-
-    @abstractmethod
-    def score(self, total: np.ndarray) -> float:
-        """(K,) summed statistics -> the corpus score."""
 
 
 _Counter = TypeVar("_Counter", BLEU, CHRF)
@@ -171,6 +176,31 @@ class ErrorRate(Metric):
         return 100.0 * errors / length
 
 
+class Mean(Summed):
+    """The mean of a number of each sentence.
+
+    Args:
+        name, signature: of the number.
+    """
+
+    def __init__(self, name: str, signature: str = "") -> None:
+        self.name, self._signature = name, signature
+
+    @property
+    def signature(self) -> str:
+        return self._signature
+
+    def counted(self, values: Sequence[float]) -> Counted:
+        """N numbers, in millionths, since what resamples sum is whole. Raises ValueError where there are none."""
+        if not values:
+            raise ValueError(f"{self.name}: no values to average")
+        millionths = np.rint(np.asarray(values, np.float64) * 1e6).astype(np.int64)
+        return Counted(self, np.stack([millionths, np.ones_like(millionths)], axis=1), fmean(values))
+
+    def score(self, total: np.ndarray) -> float:
+        return float(total[0]) / 1e6 / float(total[1])
+
+
 def error_rate_for(lang: str) -> ErrorRate:
     """WER, or CER for languages written without spaces."""
     return ErrorRate("char" if is_spaceless(lang) else "word", lang)
@@ -184,7 +214,7 @@ class Counted:
         statistics: (N, K) int64.
     """
 
-    metric: Metric
+    metric: Summed
     statistics: np.ndarray
     score: float
 

@@ -7,20 +7,23 @@ import sys
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import torch
 from rich.console import Console
 from rich.progress import track
 
 from ...components.errors import UserError, printable
 from ...components.lines import json_line
-from ...datamodules.audio import audio_seconds
+from ...datamodules.audio import AudioFiles, audio_blocks, audio_seconds
 from ...datamodules.utterances import UtteranceData
 from ..processes.console import quiet_libraries
 from ..runs.run import load_run
 from ..scoring.evaluation import Scored, score_rows
 from ..scoring.listening import Listener, note_audio
+from ..scoring.quality import JUDGED_SECONDS, SpeechQuality
 from ..scoring.recogniser import Recogniser
 from ..scoring.speech import write_wav, write_whole
 from .choices import EVALUATED
@@ -87,6 +90,7 @@ def evaluate(
     beam: int | None = None,
     segment: float | None = None,
     recogniser: str = "base",
+    quality: str = "all",
 ) -> dict[str, Any]:
     """Predict a split and score it; write `<split>.json`, `<split>.hypotheses.jsonl`, `<split>/<id>.wav` into `out`.
 
@@ -98,6 +102,8 @@ def evaluate(
         batch_size, beam: utterances at a time; beam size, None for the model's own.
         segment: seconds; longer audio is cut at quiet places. None: what the model cannot take whole.
         recogniser: `base`, `tiny.en` or `none`.
+        quality: how output speech sounds (`scoring.quality.SpeechQuality`): `all`, as far as the packages are
+            installed, or `none`.
 
     Returns:
         Plain dict. `tasks` holds the scores of each task (see `scoring.evaluation.score_rows`); the first
@@ -110,7 +116,8 @@ def evaluate(
     notes: list[str] = []
     speaks = any(row.task.endswith("2st") or row.task == "u2s" for row in rows)
     judge = open_recogniser(recogniser, notes) if speaks else None
-    evaluation = _Evaluation(model, data, out / split, judge, notes, dropped, batch_size, beam, segment)
+    ears = SpeechQuality() if speaks and quality == "all" else None
+    evaluation = _Evaluation(model, data, out / split, judge, ears, notes, dropped, batch_size, beam, segment)
     scored = evaluation.serve(rows)
     if not scored:
         reason = dropped[0]["reason"]
@@ -119,7 +126,8 @@ def evaluate(
     for row in scored:
         groups[row.task].append(row)
     signature = judge.signature if judge is not None else None
-    scores = {name: score_rows(groups[name], signature) for name in EVALUATED if name in groups}
+    sounds = ears.signatures if ears is not None else None
+    scores = {name: score_rows(groups[name], signature, sounds) for name in EVALUATED if name in groups}
     main = next(iter(scores.values()))
     lines = "".join(json_line(row.line()) + "\n" for row in scored)
     answer: dict[str, Any] = {
@@ -202,6 +210,7 @@ class _Evaluation:
         data: Any,
         folder: Path,
         judge: Any,
+        quality: SpeechQuality | None,
         notes: list[str],
         dropped: list[dict[str, str]],
         batch_size: int,
@@ -211,6 +220,7 @@ class _Evaluation:
         self.model, self.data, self.folder = model, data, folder
         kept = None if data.cache_dir is None else Path(data.cache_dir) / "heard"
         self.listener = None if judge is None else Listener(judge, kept)
+        self.quality, self.audio = quality, data.audio if isinstance(data, UtteranceData) else AudioFiles()
         self.notes, self.dropped = notes, dropped
         self.batch_size, self.beam = batch_size, beam
         self.options = search_options(model, beam)
@@ -246,7 +256,11 @@ class _Evaluation:
             self.notes.append(
                 f"{len(long)} of {len(rows)} are longer than {self.segment:g} s and were cut at quiet places: {names}"
             )
-        return [done[row.task, row.id] for row in rows if (row.task, row.id) in done]
+        scored = [done[row.task, row.id] for row in rows if (row.task, row.id) in done]
+        if self.quality is not None:
+            self.quality.finish(scored)
+            self.notes += self.quality.notes()
+        return scored
 
     def _batch(self, rows: list[Any]) -> Iterator[Any]:
         try:
@@ -307,6 +321,7 @@ class _Evaluation:
                 hypothesis=prediction.text,
                 score=prediction.score,
                 source_audio=row.audio,
+                speaker=row.speaker,
             )
             if prediction.audio is not None:
                 note_audio(scored, prediction.audio, prediction.sample_rate)
@@ -321,8 +336,11 @@ class _Evaluation:
     def _compare_speech(self, rows: list[Any], predictions: list[Any], entered: list[Any]) -> None:
         """Judge the output, and where there is target speech, the recording and its units through the vocoder."""
         rate = predictions[0].sample_rate
+        spoken_audio = [prediction.audio for prediction in predictions]
         if self.listener is not None:
-            self.listener.add(entered, "heard", [prediction.audio for prediction in predictions], rate)
+            self.listener.add(entered, "heard", spoken_audio, rate)
+        if self.quality is not None:
+            self.quality.add(entered, spoken_audio, rate, [self._source(row) for row in rows])
         places = [place for place, row in enumerate(rows) if row.tgt_audio]
         batch = self._target_batch([rows[place] for place in places]) if places else None
         if batch is None:
@@ -331,19 +349,32 @@ class _Evaluation:
         recordings = batch.target_speech.unpad()
         for scored, recording in zip(spoken, recordings, strict=True):
             scored.reference_duration = round(len(recording) / 16000, 4)
-        resynthesise: Callable[[Any], list[Any] | None] | None = getattr(self.model, "resynthesise", None)
-        if self.listener is None:
-            return
-        self.listener.add(spoken, "heard_reference", recordings, 16000)
-        if resynthesise is None or rows[0].task == "u2s":
-            return
-        try:
-            again = resynthesise(batch.to(self.model.device))
-        except ValueError as error:
-            self.notes.append(f"no resynthesis for {len(spoken)} utterances: {' '.join(str(error).split())}")
-            return
-        if again is not None:
+        if self.listener is not None:
+            self.listener.add(spoken, "heard_reference", recordings, 16000)
+        again = self._resynthesis(batch, rows[0].task) if self.listener or self.quality else None
+        if self.listener is not None and again is not None:
             self.listener.add(spoken, "heard_resynthesis", again, rate)
+        if self.quality is not None:
+            self.quality.add_recordings(spoken, recordings, again, rate)
+
+    def _resynthesis(self, batch: Any, task: str) -> list[Any] | None:
+        """The units of target recordings through the vocoder, where the model has one and does something else."""
+        resynthesise: Callable[[Any], list[Any] | None] | None = getattr(self.model, "resynthesise", None)
+        if resynthesise is None or task == "u2s":
+            return None
+        try:
+            return resynthesise(batch.to(self.model.device))
+        except ValueError as error:
+            self.notes.append(f"no resynthesis for {len(batch.ids)} utterances: {' '.join(str(error).split())}")
+            return None
+
+    def _source(self, row: Any) -> Any:
+        """Speech whose voice the output should have: (N,) samples at 16 kHz, or None."""
+        if row.task != "s2st" or not row.audio:
+            return None
+        if self._is_long(row):
+            return torch.cat(list(islice(audio_blocks(row.audio, 16000, float(JUDGED_SECONDS)), 1)))
+        return self.audio.load(row.audio, 16000)
 
     def _target_batch(self, rows: list[Any]) -> Any:
         # Units of a file where the model cannot make them from the recording.

