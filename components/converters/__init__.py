@@ -3,6 +3,8 @@ them back. A family is a module here with a key map that is read in both directi
 
 from .encodec import from_encodec, to_encodec
 from .fairseq2 import from_fairseq2
+from .fairseq_hubert import from_fairseq_encoder
+from .original import from_original
 from .published import PublishedModel, describe, from_transformers, to_transformers
 
 __all__ = [
@@ -10,6 +12,8 @@ __all__ = [
     "describe",
     "from_encodec",
     "from_fairseq2",
+    "from_fairseq_encoder",
+    "from_original",
     "from_transformers",
     "to_encodec",
     "to_transformers",

@@ -24,13 +24,18 @@ _LAYER = [
 ]
 
 
-def t2u_rules(prefix: str) -> list[Rule]:
-    """`t2u` of a model whose published keys begin with `prefix` (`t2u_model.`). The aligner has no published keys."""
+def t2u_rules(prefix: str, tie: bool = True) -> list[Rule]:
+    """`t2u` of a model whose published keys begin with `prefix` (`t2u_model.`). The aligner has no published keys.
+
+    Args:
+        tie: the published embedding and output layer of units are one matrix. It is the output layer that counts, and
+            the embedding is read by nothing.
+    """
     decoder = f"{prefix}model.decoder."
+    embedding = [f"{decoder}embed_tokens.weight"] if tie else []
     return [
         *encoder_rules("t2u.encoder.", f"{prefix}model.encoder.", "m4t"),
-        # The published embedding of units is read by nothing: it is there for the output layer, which is tied to it.
-        tied("t2u.output.weight", f"{decoder}embed_tokens.weight", f"{prefix}lm_head.weight"),
+        tied("t2u.output.weight", *embedding, f"{prefix}lm_head.weight"),
         same("t2u.character_embedding.weight", f"{decoder}embed_char.weight"),
         same("t2u.character_alpha", f"{decoder}pos_emb_alpha_char"),
         same("t2u.unit_alpha", f"{decoder}pos_emb_alpha"),

@@ -17,12 +17,12 @@ import sentencepiece
 import torch
 from torch import Tensor
 
-from ..errors import UserError
+from ..errors import UserError, few
 from .code_hifi_gan import SPEAKERS
 from .compat import apply_compat
 from .family import Nodes
-from .files import read_pickle
-from .published import PublishedModel, build_part, family_of, refuse_gaps
+from .files import SETTINGS_CLASSES, read_pickle
+from .published import PublishedModel, add_parts, build_part, family_of, fill_parts
 from .seamless_m4t import SeamlessM4T
 
 _ROWS = 256102
@@ -253,23 +253,8 @@ def from_fairseq2(
     built = _tokenizer(tokenizer, file, characters, languages, int(nodes["text_seq2seq"]["vocab_size"]))
     if built is not None:
         nodes["tokenizer"], model.tokenizer = built
-    for role, node in nodes.items():
-        if role == "frontend":
-            model.frontend = build_part(role, node, file)
-        elif role not in ("task", "tokenizer"):
-            with torch.device("meta"):
-                part = build_part(role, node, file)
-            model.add_module(role, part)
-    expected = {key: value.shape for key, value in model.state_dict().items()}
-    loaded = family.key_map(nodes).load(state, expected)
-    # Said in the names of the file.
-    loaded.unused = [names.get(key, key) for key in loaded.unused]
-    refuse_gaps(loaded, file)
-    for key, value in loaded.state.items():
-        if value.is_floating_point():
-            loaded.state[key] = value.to(dtype)
-    model.load_state_dict(loaded.state, assign=True)
-    model.left = [names.get(key, key) for key in loaded.left]
+    add_parts(model, file)
+    fill_parts(model, family, state, file, dtype, names)
     return model.eval()
 
 
@@ -329,7 +314,7 @@ def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     if "final_proj.weight" not in plain and "target_letter_decoder.output_projection.weight" not in plain:
         raise UserError(
             f"{path}: no SeamlessM4T checkpoint: it has neither final_proj.weight (fairseq2) nor "
-            "target_letter_decoder.output_projection.weight (fairseq)"
+            f"target_letter_decoder.output_projection.weight (fairseq); it holds {few(list(plain), 3)}"
         )
     names = {_rename(key, table): key for key in plain if not _LEFT.fullmatch(key)}
     return {key: tensors[plain[name]] for key, name in names.items()}, names
@@ -559,10 +544,4 @@ def _pickle(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise UserError(f"{path}: no such file; expected a checkpoint of the original SeamlessM4T code (.pt)")
     # Published files hold the settings of the training beside the tensors.
-    return read_pickle(path, settings=_SETTINGS_CLASSES)
-
-
-_SETTINGS_CLASSES = (
-    *("argparse.Namespace", "omegaconf.", "fairseq.", "fairseq2.", "typing.Any", "collections.defaultdict"),
-    *(f"builtins.{name}" for name in ("dict", "list", "tuple", "int", "float", "str", "bool")),
-)
+    return read_pickle(path, settings=SETTINGS_CLASSES)

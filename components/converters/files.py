@@ -100,7 +100,7 @@ class Weights(Mapping[str, Tensor]):
         UserError: no weights, a shard that is missing, a truncated file, or a pickle that holds more than tensors.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, single: str = _SINGLE) -> None:
         self.folder = folder
         self._where: dict[str, Path] = {}
         self._open: dict[Path, Any] = {}
@@ -112,8 +112,8 @@ class Weights(Mapping[str, Tensor]):
                 absent = [key for key, where in self._where.items() if where == path and key not in held]
                 if absent:
                     raise UserError(f"{path}: holds no {', '.join(absent[:3])}, though {_INDEX} says so")
-        elif (folder / _SINGLE).exists():
-            path = folder / _SINGLE
+        elif (folder / single).exists():
+            path = folder / single
             self._where = dict.fromkeys(self._file(path).keys(), path)
         elif (folder / _PICKLE).exists() or (folder / _PICKLE_INDEX).exists():
             single = (folder / _PICKLE).exists()
@@ -121,7 +121,7 @@ class Weights(Mapping[str, Tensor]):
                 content = read_pickle(path)
                 self._plain.update({key: value for key, value in content.items() if isinstance(value, Tensor)})
         else:
-            raise UserError(f"{folder}: no weights; expected {_SINGLE} or {_INDEX}")
+            raise UserError(f"{folder}: no weights; expected {single}{f' or {_INDEX}' if single == _SINGLE else ''}")
 
     def _file(self, path: Path) -> Any:
         if path not in self._open:
@@ -154,6 +154,13 @@ def _shards(index: Path) -> dict[str, Path]:
         if not where[key].exists():
             raise UserError(f"{where[key]}: missing; {index} says that it holds weights")
     return where
+
+
+SETTINGS_CLASSES = (
+    *("argparse.Namespace", "omegaconf.", "fairseq.", "fairseq2.", "typing.Any", "collections.defaultdict"),
+    *(f"builtins.{name}" for name in ("dict", "list", "tuple", "int", "float", "str", "bool")),
+)
+"""Classes of the settings that original checkpoints have beside their tensors (`read_pickle`)."""
 
 
 class _Nothing:
@@ -212,7 +219,11 @@ def _named_in(path: Path) -> Collection[str]:
 
 
 def write_weights(
-    folder: Path, tensors: Mapping[str, Tensor], dtype: torch.dtype | None = None, shard_bytes: int = SHARD_BYTES
+    folder: Path,
+    tensors: Mapping[str, Tensor],
+    dtype: torch.dtype | None = None,
+    shard_bytes: int = SHARD_BYTES,
+    single: str = _SINGLE,
 ) -> None:
     """Write safetensors: one file, or shards of at most `shard_bytes` with an index.
 
@@ -220,6 +231,7 @@ def write_weights(
 
     Args:
         dtype: of the floating-point tensors in the files; None: as they are.
+        single: name of the file, where one is enough.
     """
     shards: list[list[str]] = [[]]
     size = total = 0
@@ -234,7 +246,7 @@ def write_weights(
     # transformers asks for the framework that wrote a file.
     metadata = {"format": "pt"}
     if len(shards) == 1:
-        save_file(_ready(shards[0], tensors, dtype), str(folder / _SINGLE), metadata=metadata)
+        save_file(_ready(shards[0], tensors, dtype), str(folder / single), metadata=metadata)
         return
     index: dict[str, str] = {}
     for number, keys in enumerate(shards, 1):

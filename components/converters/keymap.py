@@ -185,6 +185,22 @@ class KeyMap:
             raise UserError(f"the published layout has no place for {few(unknown, 8)}")
         return written
 
+    def find(self, theirs: str) -> tuple[str, How, int] | None:
+        """Our key of a published one, how it stands there, and which of those that it is made of; None: no rule."""
+        found = self._place(self._renamed(theirs))
+        return None if found is None else (found[0], found[1].how, found[2])
+
+    def names(self, ours: str) -> tuple[list[str], How]:
+        """The published keys that one of ours is made of, and how.
+
+        Raises:
+            UserError: no rule knows it.
+        """
+        for pattern, rule in self._ours:
+            if (match := pattern.fullmatch(ours)) is not None:
+                return [_fill(name, match.groups()) for name in rule.theirs], rule.how
+        raise UserError(f"the published layout has no place for {ours}")
+
     def _join(self, rule: Rule, values: list[Tensor], places: Mapping[int, str]) -> Tensor:
         if rule.how == "stack":
             try:

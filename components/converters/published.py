@@ -79,6 +79,7 @@ class PublishedModel(nn.Module):
         tokenizer, frontend: or None.
         left: published keys that nothing here takes.
         notes: lines on settings of the folder that are not taken and change what is generated.
+        lora: role -> settings of `LoRA`, of parts that an adapter adapts (`peft.from_peft`).
     """
 
     def __init__(self, model_type: str, nodes: Nodes, files: Mapping[str, Tensor]) -> None:
@@ -90,6 +91,7 @@ class PublishedModel(nn.Module):
         self.frontend: Any = None
         self.left: list[str] = []
         self.notes: list[str] = []
+        self.lora: dict[str, dict[str, Any]] = {}
 
     def parts(self) -> dict[str, nn.Module]:
         """Role -> part."""
@@ -102,6 +104,7 @@ def from_transformers(
     roles: Iterable[str] | None = None,
     compat: Compat = "transformers",
     dtype: torch.dtype = torch.float32,
+    tokenizer: str | Path | None = None,
 ) -> PublishedModel:
     """Read a folder in the layout of transformers (or a hub name): its parts with their weights, in evaluation mode.
 
@@ -110,6 +113,8 @@ def from_transformers(
         roles: take these parts alone; None: all.
         compat: whose behaviour the switches are set to (`compat.TABLE`).
         dtype: of the parameters.
+        tokenizer: a folder whose tokenizer (and preprocessor_config.json) goes with it: what a transformers Trainer's
+            `checkpoint-N` does not have.
 
     Raises:
         UserError: not such a folder, an unknown model type, damaged weights, keys without a place or parts without
@@ -119,6 +124,13 @@ def from_transformers(
     settings = read_json(folder / "config.json")
     model_type = settings.get("model_type")
     family, nodes = _nodes(settings, folder)
+    files = carried_files(folder)
+    if tokenizer is not None:
+        beside = published_folder(tokenizer)
+        with faults_of(beside):
+            nodes = _with_tokenizer(nodes, family, settings, folder, beside)
+        own = {"config.json", "generation_config.json", *files}
+        files.update({name: content for name, content in carried_files(beside).items() if name not in own})
     if compat != "transformers":
         nodes = apply_compat(nodes, compat)
     chosen = set(nodes if roles is None else roles)
@@ -127,27 +139,78 @@ def from_transformers(
         there = ", ".join(role for role in nodes if role != "task")
         raise UserError(f"{folder}: a {model_type} model has no {', '.join(absent)}; it has: {there}")
     model = PublishedModel(str(model_type), {role: node for role, node in nodes.items() if role in chosen}, {})
-    model.files = carried_files(folder)
+    model.files = files
+    add_parts(model, folder)
+    fill_parts(model, family, Weights(folder), folder, dtype, nodes=nodes)
+    if "task" in model.nodes:
+        model.notes = unread({**settings, **read_json_if(folder, "generation_config.json")})
+    return model.eval()
+
+
+def add_parts(model: PublishedModel, where: Any) -> None:
+    """Build what the nodes of a model say: parts without memory for their weights, front end, tokenizer if there is
+    none yet."""
     for role, node in model.nodes.items():
-        if role == "task":
-            continue
         if role in ("tokenizer", "frontend"):
-            setattr(model, role, build_part(role, node, folder))
-            continue
-        with torch.device("meta"):
-            part = build_part(role, node, folder)
-        model.add_module(role, part)
+            if getattr(model, role) is None:
+                setattr(model, role, build_part(role, node, where))
+        elif role != "task":
+            with torch.device("meta"):
+                part = build_part(role, node, where)
+            model.add_module(role, part)
+
+
+def fill_parts(
+    model: PublishedModel,
+    family: Family,
+    weights: Mapping[str, Tensor],
+    where: Any,
+    dtype: torch.dtype,
+    names: Mapping[str, str] | None = None,
+    nodes: Nodes | None = None,
+) -> None:
+    """Give the parts of a model their weights.
+
+    Args:
+        weights: by published key.
+        where: the file or folder, for messages.
+        dtype: of the parameters.
+        names: published key -> what the file calls it, for messages.
+        nodes: of the whole model, where the model has some of its parts; None: its own.
+
+    Raises:
+        UserError: keys without a place, or parts without weights.
+    """
+    said = names or {}
     expected = {key: value.shape for key, value in model.state_dict().items()}
-    loaded = family.key_map(nodes).load(Weights(folder), expected)
-    refuse_gaps(loaded, folder)
+    loaded = family.key_map(model.nodes if nodes is None else nodes).load(weights, expected)
+    loaded.unused = [said.get(key, key) for key in loaded.unused]
+    refuse_gaps(loaded, where)
     for key, value in loaded.state.items():
         if value.is_floating_point():
             loaded.state[key] = value.to(dtype)
     model.load_state_dict(loaded.state, assign=True)
-    model.left = loaded.left
-    if "task" in model.nodes:
-        model.notes = unread({**settings, **read_json_if(folder, "generation_config.json")})
-    return model.eval()
+    model.left = [said.get(key, key) for key in loaded.left]
+
+
+def _with_tokenizer(nodes: Nodes, family: Family, settings: dict[str, Any], folder: Path, beside: Path) -> Nodes:
+    """The nodes of a folder with the tokenizer of another, and its front end where the folder says nothing of one.
+
+    Raises:
+        UserError: the other folder has no tokenizer that goes with such a model, or the folder has one itself.
+    """
+    if "tokenizer" in nodes:
+        raise UserError(f"--tokenizer {beside}: {folder} has a tokenizer already ({nodes['tokenizer']['model']})")
+    there = family.nodes(settings, beside)
+    if "tokenizer" not in there:
+        found = ", ".join(sorted(path.name for path in beside.iterdir())[:12]) or "nothing"
+        raise UserError(
+            f"--tokenizer {beside}: no tokenizer of a {settings.get('model_type')} model there; it holds {found}"
+        )
+    taken = ["tokenizer"]
+    if "frontend" in nodes and not (folder / "preprocessor_config.json").exists() and "frontend" in there:
+        taken.append("frontend")
+    return {**nodes, **{role: there[role] for role in taken}}
 
 
 def load_part(part: nn.Module, role: str, source: str | Path) -> Loaded:
@@ -218,7 +281,7 @@ def refuse_gaps(loaded: Loaded, folder: Any) -> None:
         raise UserError(f"{folder}: the weights do not fit config.json; " + "; ".join(problems))
 
 
-def _layout_of(nodes: Nodes) -> str:
+def layout_of(nodes: Nodes) -> str:
     """The one layout that has a place for every part.
 
     Raises:
@@ -274,13 +337,13 @@ def to_transformers(
     target = Path(path).absolute()
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise UserError(f"{target}: exists and is not empty; give another folder, nothing is overwritten")
-    nodes: Nodes = model.nodes if isinstance(model, PublishedModel) else _nodes_of(model)
+    nodes: Nodes = model.nodes if isinstance(model, PublishedModel) else nodes_of(model)
     files: dict[str, Tensor] = getattr(model, "files", {})
     for name in files:  # out of a checkpoint, which may come from anywhere
         if Path(name).name != name or Path(name).suffix not in _CARRIED_SUFFIXES:
             raise UserError(f"export: refused to write a file named {name!r} that the checkpoint carries")
     source = getattr(model, "model_type", None) or getattr(model, "config", {}).get("model_type")
-    model_type = str(model_type or source or _layout_of(nodes))
+    model_type = str(model_type or source or layout_of(nodes))
     family = family_of(model_type, "export")
     nodes, behind = family.kept(nodes, came_from=model_type == source)
     left = {**behind, **{role: why for role, why in LEFT_OUT.items() if nodes.get(role, {}).get("_target_")}}
@@ -337,7 +400,7 @@ def _lossless(tensors: Mapping[str, Tensor], name: Any) -> torch.dtype | None:
     return dtype if all(exact) else None
 
 
-def _nodes_of(task: Any) -> Nodes:
+def nodes_of(task: Any) -> Nodes:
     """The nodes of a task's roles out of its resolved config."""
     roles = (*task.parts(), "frontend", "tokenizer", "task")
     return {role: dict(task.config[role]) for role in roles if task.config.get(role)}

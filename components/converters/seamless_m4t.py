@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor
 
 from ..errors import UserError
@@ -18,6 +20,7 @@ from .files import Weights
 from .generation import longest_of, search_node
 from .keymap import KeyMap, Rule
 from .settings import (
+    activation,
     expect,
     fbank,
     parts_of,
@@ -97,6 +100,10 @@ _PARTS = {"speech_encoder": "speech_encoder.", "adaptor": "speech_encoder.adapte
           "vocoder": "vocoder."}  # fmt: skip
 
 
+UNIT_MATRICES = ("t2u_model.model.decoder.embed_tokens.weight", "t2u_model.lm_head.weight")
+"""Embedding and output layer of the second pass."""
+
+
 class SeamlessM4T(Family):
     """v1. Classes for single tasks lack parts: what is built follows from the keys that the weights have."""
 
@@ -105,6 +112,8 @@ class SeamlessM4T(Family):
     version: ClassVar[int] = 1
     positions: ClassVar[dict[Any, str]] = {"relative": "relative", None: "none", "none": "none"}
     t2u_eos: ClassVar[str] = "keep"
+    unread_keys: ClassVar[tuple[str, ...]] = ()
+    """Published matrices that nothing reads, where they are not one with another."""
 
     def nodes(self, settings: dict[str, Any], folder: Path | None = None) -> Nodes:
         self.refuse(settings)
@@ -112,15 +121,16 @@ class SeamlessM4T(Family):
         keys = _keys(folder)
         has = {role: keys is None or any(key.startswith(prefix) for key in keys) for role, prefix in _PARTS.items()}
         has_encoder = keys is None or any(key.startswith("text_encoder.layers.") for key in keys)
-        nodes: Nodes = {"frontend": self.frontend(settings, folder), "tokenizer": tokenizer_node(folder, settings)}
+        nodes: Nodes = {}
+        if has["speech_encoder"]:
+            nodes["frontend"] = self.frontend(settings, folder)
+        nodes["tokenizer"] = tokenizer_node(folder, settings)
         if has["speech_encoder"]:
             nodes["speech_encoder"] = self.speech_encoder(settings)
             nodes["adaptor"] = self.adaptor(settings)
-        else:
-            nodes.pop("frontend")
         nodes["text_seq2seq"] = self.text(settings, has_encoder)
         if has["t2u"]:
-            nodes["t2u"] = self.t2u(settings, generation)
+            nodes["t2u"] = {**self.t2u(settings, generation), **self.t2u_output(settings, folder)}
         if has["vocoder"]:
             nodes["vocoder"] = self.vocoder(settings)
         nodes["task"] = self.task(settings, generation, nodes)
@@ -132,7 +142,6 @@ class SeamlessM4T(Family):
         if position not in self.positions:
             raise UserError(f"position_embeddings_type={position!r}: expected one of {[*self.positions]}")
         for key, expected in (
-            ("speech_encoder_hidden_act", "swish"),
             ("layer_norm_eps", 1e-5),
             ("add_adapter", True),
             ("eos_token_id", 3),
@@ -144,13 +153,15 @@ class SeamlessM4T(Family):
             ("vocoder_offset", 4),
         ):
             refuse_unless(settings, key, expected)
+        refuse_unless(settings, "speech_encoder_hidden_act", "swish", "silu")
+        activation(settings, "activation_function", "relu")
         layerdrop = settings.get("decoder_layerdrop", 0.05)
         if settings.get("encoder_layerdrop", layerdrop) != layerdrop:
             raise UserError(
                 f"encoder_layerdrop={settings['encoder_layerdrop']} and decoder_layerdrop={layerdrop}: expected to be "
                 "equal, as in all published models"
             )
-        kernel, stride = value(settings, "adaptor_kernel_size"), value(settings, "adaptor_stride")
+        kernel, stride = settings.get("adaptor_kernel_size", 8), settings.get("adaptor_stride", 8)
         if kernel // 2 != stride // 2:
             raise UserError(
                 f"adaptor_kernel_size={kernel}, adaptor_stride={stride}: transformers pads by half the stride and "
@@ -232,7 +243,6 @@ class SeamlessM4T(Family):
             "label_smoothing": 0.0,
             "score": "generated",
             **dropouts(settings),
-            "tie_output": True,
             "beam_size": search_node(
                 {"num_beams": settings.get("t2u_num_beams", generation.get("num_beams"))},
                 score="generated",
@@ -247,6 +257,11 @@ class SeamlessM4T(Family):
             "force_eos": False,
             "eos_step": True,
         }
+
+    def t2u_output(self, settings: dict[str, Any], folder: Path | None) -> dict[str, Any]:
+        """Whether the second pass has an output layer of its own, which one switch allows for both passes: what two
+        equal matrices are is one here."""
+        return {"tie_output": value(settings, "tie_word_embeddings") or not _two_matrices(folder, *UNIT_MATRICES)}
 
     def vocoder(self, settings: dict[str, Any]) -> dict[str, Any]:
         if self.version == 1:
@@ -290,22 +305,23 @@ class SeamlessM4T(Family):
             *transformer.encoder_rules("text_seq2seq.encoder.", "text_encoder.", "m4t"),
             *transformer.decoder_rules("text_seq2seq.decoder.", "text_decoder.", "m4t"),
             *transformer.embedding_rules("text_seq2seq.decoder.", *embeddings, output="lm_head.weight", tie_output=tie),
-            *self.t2u_rules(),
+            *self.t2u_rules(nodes, tie),
             *vocoder_rules("vocoder."),
         ]
         # Tables of positions, in files of older versions.
-        left = [r".*embed_(char_)?positions\.weights"]
+        left = [r".*embed_(char_)?positions\.weights", *map(re.escape, self.unread_keys)]
         # The aligner of UnitY2 makes durations to train on; published weights have none.
         only_ours = [r"t2u\.aligner\..*"]
         return KeyMap(rules, left, only_ours=only_ours) if tie else _Untied(rules, left, only_ours=only_ours)
 
-    def t2u_rules(self) -> list[Rule]:
+    def t2u_rules(self, nodes: Nodes, tie: bool) -> list[Rule]:
+        """Of the second pass. `tie`: whether the text's output layer is its embedding."""
+        embedding, output = UNIT_MATRICES
+        tie = (nodes.get("t2u") or {}).get("tie_output", True)
         return [
             *transformer.encoder_rules("t2u.encoder.", "t2u_model.model.encoder.", "m4t"),
             *transformer.decoder_rules("t2u.decoder.", "t2u_model.model.decoder.", "m4t"),
-            *transformer.embedding_rules(
-                "t2u.decoder.", "t2u_model.model.decoder.embed_tokens.weight", output="t2u_model.lm_head.weight"
-            ),
+            *transformer.embedding_rules("t2u.decoder.", embedding, output=output, tie_output=tie),
         ]
 
     def settings(self, nodes: Nodes) -> dict[str, Any]:
@@ -391,8 +407,10 @@ class SeamlessM4T(Family):
 
     def t2u_settings(self, settings: dict[str, Any], nodes: Nodes) -> None:
         """Put in what the second pass says."""
-        expect(nodes, "t2u", "AutoregressiveT2U", tie_output=True)
+        expect(nodes, "t2u", "AutoregressiveT2U")
         t2u = nodes["t2u"]
+        if not t2u["tie_output"]:  # one switch for both; the other way round both copies of one matrix are written
+            write(settings, nodes, "t2u", {"tie_output": "tie_word_embeddings"})
         if t2u["vocab_size"] is None:
             first = t2u["first_language_id"] or t2u["num_units"] + OFFSET
             t2u["vocab_size"] = first + t2u["num_languages"]
@@ -444,9 +462,12 @@ class _Untied(KeyMap):
 
     def save(self, ours: Mapping[str, Tensor]) -> dict[str, Tensor]:
         written = super().save(ours)
-        units = "t2u_model.model.decoder.embed_tokens.weight"
-        if units in written:  # one switch ties both output layers, and the second pass has one matrix here
-            written["t2u_model.lm_head.weight"] = written[units]
+        units, output = UNIT_MATRICES
+        # One switch ties both output layers; where the second pass has one matrix here, both names get it.
+        if units in written:
+            written.setdefault(output, written[units])
+        elif output in written:
+            written[units] = written[output]
         if "shared.weight" in written:
             written["text_decoder.embed_tokens.weight"] = written["shared.weight"]
             if any(key.startswith("text_encoder.") for key in written):
@@ -460,6 +481,15 @@ def _keys(folder: Path | None) -> set[str] | None:
         return None if folder is None else set(Weights(folder))
     except UserError:  # said when the weights are read
         return None
+
+
+def _two_matrices(folder: Path | None, one: str, other: str) -> bool:
+    """Whether a folder has both matrices and they differ."""
+    keys = _keys(folder) or ()
+    if folder is None or one not in keys or other not in keys:
+        return False
+    weights = Weights(folder)
+    return not torch.equal(weights[one], weights[other])
 
 
 def read(settings: dict[str, Any], fields: Fields) -> dict[str, Any]:

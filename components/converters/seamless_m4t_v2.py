@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any, ClassVar
 
 from ..layers.unit_vocabulary import OFFSET
 from . import character_t2u
 from .family import Nodes
 from .keymap import Rule
-from .seamless_m4t import Fields, SeamlessM4T, dropouts, read, write
+from .seamless_m4t import UNIT_MATRICES, Fields, SeamlessM4T, dropouts, read, write
 from .settings import expect, refuse_unless, value
 
 _T2U: Fields = {
@@ -38,6 +39,7 @@ class SeamlessM4Tv2(SeamlessM4T):
     version = 2
     positions: ClassVar[dict[Any, str]] = {"relative_key": "relative_key", None: "none", "none": "none"}
     t2u_eos = "keep_shorter"
+    unread_keys = UNIT_MATRICES[:1]
 
     def convolution(self, settings: dict[str, Any]) -> dict[str, Any]:
         fixed = {"causal_conv": True, "conv_norm": "layer"}
@@ -74,8 +76,11 @@ class SeamlessM4Tv2(SeamlessM4T):
     def t2u_languages(self, generation: dict[str, Any]) -> list[str]:
         return []
 
-    def t2u_rules(self) -> list[Rule]:
-        return character_t2u.t2u_rules("t2u_model.")
+    def t2u_output(self, settings: dict[str, Any], folder: Path | None) -> dict[str, Any]:
+        return {}
+
+    def t2u_rules(self, nodes: Nodes, tie: bool) -> list[Rule]:
+        return character_t2u.t2u_rules("t2u_model.", tie)
 
     def t2u_settings(self, settings: dict[str, Any], nodes: Nodes) -> None:
         expect(nodes, "t2u", "UnitY2T2U", kernel_size=7)

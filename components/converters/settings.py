@@ -14,7 +14,6 @@ from ..layers.activations import ACTIVATIONS
 from .family import Nodes
 from .files import read_json
 
-_ACTIVATIONS = {**{name: name for name in ACTIVATIONS}, "swish": "silu"}  # published name -> ours
 _BESIDE = ("frontend", "tokenizer", "task")  # roles whose files stand beside the weights, in every layout
 LEFT_OUT = {
     "unit_extractor": "it made the units to train on; the run keeps it, and transformers has no place for it",
@@ -38,26 +37,29 @@ def value(settings: dict[str, Any], key: str) -> Any:
     return settings[key]
 
 
-def refuse_unless(settings: dict[str, Any], key: str, expected: Any) -> None:
+def refuse_unless(settings: dict[str, Any], key: str, expected: Any, *same: Any) -> None:
     """Refuse a setting that voxzoo's part has only one value for; a missing one is fine.
+
+    Args:
+        same: other names of that value.
 
     Raises:
         UserError: it has another value.
     """
-    if key in settings and settings[key] != expected:
+    if key in settings and settings[key] not in (expected, *same):
         raise UserError(f"{key}={settings[key]!r}: only {expected!r} is published, and only that can be converted")
 
 
 def activation(settings: dict[str, Any], key: str, default: str) -> str:
-    """Our name of the activation that a setting names.
+    """The activation that a setting names.
 
     Raises:
         UserError: it is none that voxzoo's parts have.
     """
     name = settings.get(key, default)
-    if name not in _ACTIVATIONS:
-        raise UserError(f"{key}={name!r}: expected one of {', '.join(_ACTIVATIONS)}")
-    return _ACTIVATIONS[name]
+    if name not in ACTIVATIONS:
+        raise UserError(f"{key}={name!r}: expected one of {', '.join(ACTIVATIONS)}")
+    return name
 
 
 def fbank(folder: Path | None) -> dict[str, Any]:

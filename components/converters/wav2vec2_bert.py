@@ -22,7 +22,7 @@ class Wav2Vec2Bert(Family):
         position = settings.get("position_embeddings_type", "relative_key")
         if position not in _POSITIONS:
             raise UserError(f"position_embeddings_type={position!r}: expected one of relative_key, relative, null")
-        refuse_unless(settings, "hidden_act", "swish")
+        refuse_unless(settings, "hidden_act", "swish", "silu")
         refuse_unless(settings, "layer_norm_eps", 1e-5)
         dim = value(settings, "hidden_size")
         nodes: Nodes = {

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import UserError
-from ..tokenizer.whisper import token_ids
+from ..tokenizer.whisper import VOCABULARY, token_ids
 from .family import Family, Nodes
 from .generation import generation_content, longest_of, search_node
 from .keymap import KeyMap, same, stack, within
@@ -74,8 +74,9 @@ class Whisper(Family):
                 "search": _search(generation, positions, 4 if multilingual else 2),
             },
         }
-        path = None if folder is None else folder / "tokenizer.json"
-        if path is not None and path.exists():
+        names = ("tokenizer.json", VOCABULARY)
+        path = next((folder / name for name in names if folder is not None and (folder / name).exists()), None)
+        if path is not None:
             _refuse_others(path, generation, vocab_size)
             nodes["tokenizer"] = {
                 "_target_": "voxzoo.components.WhisperTokenizer",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import relu
@@ -12,6 +14,9 @@ from .dropout import Dropout
 
 LONGEST = 10_000
 """Steps of one unit: 200 s of the 20 ms of published units. A predictor that runs away asks for no more memory."""
+CHARACTER_STEPS, UNIT_STEPS, SPARE_STEPS = 50, 20, 500
+"""Steps of a row at most: so many for each character or unit that it has, and 500 more, 10 s. Speech has 3 or 4 for a
+character, and 1 to 3 for a unit; silence has its room in the 500."""
 
 
 class DurationPredictor(nn.Module):
@@ -52,17 +57,47 @@ class DurationPredictor(nn.Module):
         error = self(states).data.float() - torch.log1p(durations.data.float())
         return Loss(error.square().masked_fill(~mask, 0).sum(), mask.sum())
 
-    def predict(self, states: Padded, factor: float = 1.0) -> Padded:
+    def predict(self, states: Padded, factor: float = 1.0, each: int = UNIT_STEPS) -> Padded:
         """(B, U, D) -> (B, U) int64 durations, at least 1, 0 beyond the length.
 
         Args:
             states: what stands for each unit.
             factor: multiplies the predicted duration before rounding: above 1 is slower speech. Half rounds to even.
+            each: as in `bound_rows`.
         """
-        return states.with_data(round_durations(self(states).data, factor)).zeroed()
+        return bound_rows(states.with_data(round_durations(self(states).data, factor)), factor, each)
 
 
 def round_durations(log_durations: Tensor, factor: float = 1.0) -> Tensor:
     """log(1 + duration) of any shape -> int64 round(duration * factor), at least 1 and at most `LONGEST`; 1 for NaN."""
     durations = torch.expm1(log_durations.float()) * factor
     return durations.round().nan_to_num(nan=1, posinf=LONGEST).clamp(1, LONGEST).long()
+
+
+def bound_rows(durations: Padded, factor: float = 1.0, each: int = UNIT_STEPS) -> Padded:
+    """(B, U) int64 durations -> the same, 0 beyond the length. Where the sum of a row is beyond `each` for what it has,
+    and `SPARE_STEPS`, the longest of it are cut to an equal share of that, and a warning says so. All others stay.
+
+    Args:
+        factor: that they were multiplied by: slower speech may be so much longer.
+        each: steps on average at most: `CHARACTER_STEPS` or `UNIT_STEPS`.
+    """
+    durations = durations.zeroed()
+    if durations.data.is_meta:
+        return durations
+    count = durations.lengths.to(durations.data.device)
+    most = ((each * count + SPARE_STEPS) * max(factor, 1.0)).long()
+    over = durations.data.sum(1) > most
+    if not bool(over.any()):
+        return durations
+    sums = durations.data.sum(1)
+    row = int(sums.masked_fill(~over, 0).argmax())
+    warnings.warn(
+        f"durations ran away in {int(over.sum())} of {len(over)} rows and were cut: {int(sums[row])} steps for "
+        f"{int(count[row])} {'characters' if each == CHARACTER_STEPS else 'units'}, at most {int(most[row])} are "
+        "spoken; the model is not trained enough, or is broken",
+        RuntimeWarning,
+        stacklevel=3,
+    )
+    share = torch.where(over, most // count.clamp(min=1), LONGEST)
+    return durations.with_data(torch.minimum(durations.data, share[:, None]))

@@ -155,6 +155,15 @@ def _places(part: nn.Module) -> dict[str, _Place]:
     return found
 
 
+def block_names(part: nn.Module) -> dict[tuple[str, int], str]:
+    """(linear layer, block of its rows) -> the name that a pattern has to match to mean that alone."""
+    found = {}
+    for name, place in _places(part).items():
+        if len(place.chosen) == 1:
+            found[place.layer, place.chosen[0]] = name
+    return found
+
+
 def find_layers(part: nn.Module, targets: Mapping[str, str | None], where: str = "lora") -> dict[str, _Place]:
     """Name of each linear layer that the patterns name -> the blocks of it.
 

@@ -42,9 +42,9 @@ class SearchOptions:
 
     The limit on generated tokens, the closing eos included, is min(max_length, max_length_a * x + max_length_b) with x
     the memory length of the sample (never of the batch, so that batching changes nothing), or what `generate` is told
-    in its place; there eos is forced, or the hypothesis is cut (`force_eos`). It never falls below the fewest + 1. A
-    decoder with learned positions sets a limit of its own (`max_positions`, prefix included): what it has no position
-    for is not generated.
+    in its place; there eos is forced, or the hypothesis is cut (`force_eos`). It never falls below the fewest, and one
+    more where eos is forced. A decoder with learned positions sets a limit of its own (`max_positions`, prefix
+    included): what it has no position for is not generated.
 
     Attributes:
         method: `beam`; `greedy` (beam size 1); `sample`: `beam_size` independent samples for each input.
@@ -96,8 +96,11 @@ class SearchOptions:
             raise ValueError(f"search score must be generated, with_prefix or after_start; got {self.score!r}")
         if self.beam_size < 1:
             raise ValueError(f"beam_size must be at least 1; got {self.beam_size}")
-        if not 0 <= self.min_length < self.max_length:
-            raise ValueError(f"0 <= min_length < max_length is needed; got {self.min_length} and {self.max_length}")
+        if self.max_length < 1 or not 0 <= self.min_length <= self.max_length - self.force_eos:
+            order = (
+                "0 <= min_length < max_length is needed, for eos" if self.force_eos else "0 <= min_length <= max_length"
+            )
+            raise ValueError(f"{order}; got {self.min_length} and {self.max_length}")
         if self.min_length_a < 0:
             raise ValueError(f"min_length_a must be at least 0; got {self.min_length_a}")
         if self.no_repeat_ngram < 0:
@@ -112,11 +115,11 @@ class SearchOptions:
     def limit(self, memory_length: int) -> int:
         """Most tokens generated for a sample, eos included."""
         soft = int(self.max_length_a * memory_length + self.max_length_b)
-        return max(min(self.max_length, soft), self.fewest(memory_length) + 1)
+        return max(min(self.max_length, soft), self.fewest(memory_length) + self.force_eos, 1)
 
     def fewest(self, memory_length: int) -> int:
-        """Tokens of a sample before eos is allowed, at most `max_length` - 1."""
-        return min(max(self.min_length, int(self.min_length_a * memory_length)), self.max_length - 1)
+        """Tokens of a sample before eos is allowed: at most `max_length`, one less where eos is forced."""
+        return min(max(self.min_length, int(self.min_length_a * memory_length)), self.max_length - self.force_eos)
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from ..layers.activations import ACTIVATIONS, Activation
 from ..layers.attention import MultiHeadAttention, key_mask
 from ..layers.characters import CharacterTable, require_rows, require_text
 from ..layers.dropout import Dropout
-from ..layers.duration import DurationPredictor, round_durations
+from ..layers.duration import CHARACTER_STEPS, DurationPredictor
 from ..layers.layer_drop import run_layers
 from ..layers.packing import Packing
 from ..layers.positions import SinusoidalPositions
@@ -303,7 +303,7 @@ class UnitY2T2U(TextToUnit):
 
     def _decode_freely(self, states: Padded, text: Padded | None, factor: float) -> Padded:
         hidden, _ = self.spell(states, text)
-        return self.decode(hidden, hidden.with_data(round_durations(self.duration(hidden).data, factor)))
+        return self.decode(hidden, self.duration.predict(hidden, factor, CHARACTER_STEPS))
 
     def _choose(self, decoded: Padded, temperature: float) -> tuple[Tensor, Tensor]:
         """(B, U, D) -> the (B, U) row of the vocabulary chosen at each step and the (B,) log-probability of all.

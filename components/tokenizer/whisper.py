@@ -4,6 +4,7 @@ piece."""
 from __future__ import annotations
 
 import importlib
+import json
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from .languages import WHISPER_LANGUAGES
 
 _END, _START, _PLAIN = "<|endoftext|>", "<|startoftranscript|>", "<|notimestamps|>"
 _TRANSCRIBE, _TRANSLATE = "<|transcribe|>", "<|translate|>"
+VOCABULARY, MERGES = "vocab.json", "merges.txt"
 _INTO = "eng"  # Whisper translates into English alone
 
 
@@ -38,7 +40,7 @@ class WhisperTokenizer(Tokenizer):
     it is told to transcribe that language, which is all there is for it.
 
     Args:
-        model: path of tokenizer.json.
+        model: path of tokenizer.json, or of vocab.json with merges.txt beside it (and added_tokens.json).
         vocab_size: V, the rows of the embedding: 51865, 51866 (large-v3), 51864 (English-only).
         languages: ISO 639-3 codes to know; empty: all that the vocabulary has a token for.
         multilingual: False for the English-only models (`tiny.en` and so on).
@@ -53,7 +55,7 @@ class WhisperTokenizer(Tokenizer):
         path = Path(model)
         if not path.is_file():
             raise UserError(f"tokenizer.model={model!r} is no file: give the tokenizer.json of a Whisper model")
-        self._load(path.read_bytes(), vocab_size, languages, multilingual, where=str(model))
+        self._load(tokenizer_json(path), vocab_size, languages, multilingual, where=str(model))
 
     @classmethod
     def from_bytes(
@@ -71,7 +73,7 @@ class WhisperTokenizer(Tokenizer):
         return tokenizer
 
     def to_bytes(self) -> bytes:
-        """tokenizer.json as it was read."""
+        """tokenizer.json, as it was read or as it was made of vocab.json and merges.txt."""
         return self._data
 
     def _load(self, data: bytes, vocab_size: int, languages: list[str] | None, multilingual: bool, where: str) -> None:
@@ -185,14 +187,75 @@ class WhisperTokenizer(Tokenizer):
         return self._alphabet
 
 
+def tokenizer_json(path: Path) -> bytes:
+    """A tokenizer.json: the file itself, or what a vocab.json and the files beside it say.
+
+    vocab.json has the ids of the pieces, merges.txt the pairs that they are made of, the best first, and
+    added_tokens.json (or tokenizer_config.json) what is no piece of a text: controls, languages, timestamps.
+
+    Raises:
+        UserError: a vocab.json without merges.txt, or files that are not of this form.
+    """
+    if path.name != VOCABULARY:
+        return path.read_bytes()
+    merges = path.with_name(MERGES)
+    if not merges.is_file():
+        there = ", ".join(sorted(file.name for file in path.parent.iterdir())[:12])
+        raise UserError(f"{path}: expected {MERGES} beside it; there are {there}")
+    vocabulary = _json(path)
+    lines = merges.read_bytes().decode("utf-8", "replace").split("\n")
+    pairs = [line.rstrip("\r").split(" ") for line in lines if line.strip() and not line.startswith("#version")]
+    wrong = next((pair for pair in pairs if len(pair) != 2), None)
+    if wrong is not None:
+        raise UserError(f"{merges}: expected two pieces in each line; got {' '.join(wrong)[:60]!r}")
+    added = {str(token): number for token, number in _json(path.with_name("added_tokens.json")).items()}
+    listed = _json(path.with_name("tokenizer_config.json")).get("added_tokens_decoder") or {}
+    try:
+        added.update({str(token["content"]): int(number) for number, token in listed.items()})
+        added.update({token: number for token, number in vocabulary.items() if token.startswith("<|")})
+        pieces = {token: int(number) for token, number in vocabulary.items() if token not in added}
+        tokens = sorted((int(number), token) for token, number in added.items())
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise UserError(f"{path}, or a tokenizer file beside it: {type(error).__name__}: {error}") from None
+    byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
+    plain = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
+    content = {
+        "version": "1.0",
+        "truncation": None,
+        "padding": None,
+        "added_tokens": [{"id": number, "content": token, **plain, "special": True} for number, token in tokens],
+        "normalizer": None,
+        "pre_tokenizer": byte_level,
+        "post_processor": None,
+        "decoder": byte_level,
+        "model": {"type": "BPE", "dropout": None, "unk_token": None, "continuing_subword_prefix": "",
+                  "end_of_word_suffix": "", "fuse_unk": False, "byte_fallback": False, "vocab": pieces,
+                  "merges": pairs},
+    }  # fmt: skip
+    return json.dumps(content, ensure_ascii=False).encode()
+
+
+def _json(path: Path) -> dict[str, Any]:
+    """A JSON object; empty where there is no such file."""
+    if not path.is_file():
+        return {}
+    try:
+        content = parse_json(path.read_bytes())
+    except ValueError as error:
+        raise UserError(f"{path}: not readable as JSON ({error})") from None
+    if not isinstance(content, dict):
+        raise UserError(f"{path}: expected a JSON object; it holds a {type(content).__name__}")
+    return content
+
+
 def token_ids(path: Path) -> dict[str, int]:
-    """Token -> id of a tokenizer.json, read without the library.
+    """Token -> id of a tokenizer.json (or vocab.json), read without the library.
 
     Raises:
         UserError: it is none.
     """
     try:
-        content = parse_json(path.read_bytes())
+        content = parse_json(tokenizer_json(path))
         ids = {str(token): int(number) for token, number in content["model"]["vocab"].items()}
         ids.update({str(token["content"]): int(token["id"]) for token in content.get("added_tokens") or ()})
     except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:

@@ -28,6 +28,11 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--verify", action="store_true", help="compare the stored sums of the whole checkpoint, however large it is"
     )
+    parser.add_argument(
+        "--adapter",
+        metavar="BASE",
+        help="write the run's LoRA alone, as an adapter of PEFT to the model BASE (folder or hub name)",
+    )
 
 
 def run(args: argparse.Namespace) -> dict:
@@ -37,7 +42,7 @@ def run(args: argparse.Namespace) -> dict:
     quiet_libraries()
     notes: list[str] = []
     folder, model_type = export_run(
-        args.run, Path(args.destination), args.model_type, notes.append, args.compat, args.verify
+        args.run, Path(args.destination), args.model_type, notes.append, args.compat, args.verify, args.adapter
     )
     files = sorted(path.name for path in folder.iterdir())
     if not args.json:

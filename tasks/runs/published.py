@@ -13,6 +13,8 @@ from omegaconf import DictConfig, OmegaConf
 
 from ...components import parts
 from ...components.converters import PublishedModel, to_encodec, to_transformers
+from ...components.converters.peft import to_peft
+from ...components.converters.published import layout_of, nodes_of
 from ...components.errors import UserError
 from ...configs.check import require_valid
 from ...configs.compose import CONFIG_DIR, compose, to_yaml
@@ -20,6 +22,7 @@ from ...configs.targets import allow_list
 from ..checkpoints.files import misfit, write_atomically
 from ..task import FILES
 from .assembly import assemble
+from .lora import lora_settings
 from .run import load_run
 
 _CHECKPOINT = "imported.ckpt"
@@ -45,10 +48,7 @@ def write_run(model: PublishedModel, folder: Path) -> DictConfig:
     require_new(folder)
     config = run_config(model, folder)
     if "tokenizer" in config.task and model.tokenizer is None:
-        raise UserError(
-            f"this {model.model_type} model came without a tokenizer that voxzoo reads: expected "
-            "sentencepiece.bpe.model or tokenizer.json beside config.json"
-        )
+        raise UserError(_no_tokenizer(model))
     require_valid(config)
     assets = {f"{FILES}{name}": content for name, content in model.files.items()}
     if model.tokenizer is not None:
@@ -85,6 +85,29 @@ def require_new(folder: Path) -> None:
         raise UserError(f"{folder}: exists and is not empty; give the run another name, nothing is overwritten")
 
 
+def _no_tokenizer(model: PublishedModel) -> str:
+    """That a model came without a tokenizer, and what stands beside its weights instead."""
+    names = sorted(set(model.files) - {"config.json"})
+    kind = ""
+    if "tokenizer_config.json" in model.files:
+        try:
+            content = json.loads(model.files["tokenizer_config.json"].numpy().tobytes())
+            kind = str(content.get("tokenizer_class") or "")
+        except (ValueError, AttributeError):
+            kind = ""
+    if kind.startswith("M2M100Tokenizer"):
+        return (
+            f"this {model.model_type} model has tokenizer_class {kind}: it is M2M-100 of 2020, whose ids stand in a "
+            "vocab.json of its own, which no tokenizer here reads; of this layout voxzoo reads NLLB-200"
+        )
+    found = ", ".join([*([f"tokenizer_class {kind}"] if kind else []), *names]) or "nothing"
+    return (
+        f"this {model.model_type} model came without a tokenizer that voxzoo reads; beside config.json: {found}. Give "
+        "the folder that has it, --tokenizer FOLDER (sentencepiece.bpe.model, tokenizer.json, or vocab.json with "
+        "merges.txt)"
+    )
+
+
 def run_config(model: PublishedModel, folder: Path) -> DictConfig:
     """The config of a run that holds a published model: the root config with the model's nodes in its roles."""
     nodes = dict(model.nodes)
@@ -102,6 +125,9 @@ def run_config(model: PublishedModel, folder: Path) -> DictConfig:
         config[role] = nodes.get(role, {"_target_": None})
     config.task = OmegaConf.merge(config.task, task)
     config.model_type = model.model_type
+    if model.lora:  # an adapter, whose model stands still
+        config.lora = {role: {**settings, "freeze_base": True} for role, settings in model.lora.items()}
+        config.freeze = {role: True for role in model.parts() if role not in model.lora}
     return config
 
 
@@ -124,6 +150,7 @@ def export_run(
     note: Callable[[str], None] | None = None,
     compat: Literal["transformers"] | None = None,
     verify: bool = False,
+    base: str | None = None,
 ) -> tuple[Path, str]:
     """Write a run in a published layout; returns the folder and the model type.
 
@@ -134,10 +161,13 @@ def export_run(
         note: is given each line on what the layout cannot say; None: they are Python warnings.
         compat: see `to_transformers`.
         verify: as for `load_run`.
+        base: write its LoRA alone, as an adapter of PEFT to this model (folder or hub name).
 
     Raises:
         UserError: not a run, no layout named where not just one would do, or parts and settings without a place in it.
     """
+    if base is not None:
+        return _export_adapter(path, destination, model_type, base, verify)
     task = load_run(path, verify=verify).task
     if model_type == ENCODEC_FILE:
         return _write_encodec(task, destination), ENCODEC_FILE
@@ -145,3 +175,9 @@ def export_run(
     said = {} if note is None else {"note": note}
     folder = to_transformers(task, destination, model_type=chosen, compat=compat, **said)
     return folder, str(json.loads((folder / "config.json").read_text())["model_type"])
+
+
+def _export_adapter(path: Any, destination: Path, model_type: str | None, base: str, verify: bool) -> tuple[Path, str]:
+    run = load_run(path, merge=False, verify=verify)
+    layout = str(model_type or run.config.get("model_type") or layout_of(nodes_of(run.task)))
+    return to_peft(run.task, destination, base, lora_settings(run.config), layout), layout

@@ -92,6 +92,7 @@ def load_run(
     pack: bool = False,
     precision: str | None = None,
     verify: bool = False,
+    merge: bool = True,
 ) -> Run:
     """Load a run folder (its last stage, its best checkpoint) or a checkpoint file.
 
@@ -108,6 +109,7 @@ def load_run(
         precision: `32-true`, `bf16-true` or `16-true`: what the parameters are cast to. None: runs that were trained
             here are in float32, imported ones as they were imported.
         verify: compare the sums of the whole checkpoint, not of its first quarter of a gigabyte alone.
+        merge: put LoRA into the weights, as whoever serves the run wants it.
 
     Raises:
         UserError: the path does not exist, is not a run, or its checkpoint does not fit its config.
@@ -129,6 +131,7 @@ def load_run(
         config = OmegaConf.create(content["voxzoo"]["config"])
         assert isinstance(config, DictConfig)
         task = _filled(config, content, allowed, checkpoint, weights="empty")
+    if merge:
         merge_lora(task)
     if precision is not None:
         cast_parameters(task, WHOLE[precision])

@@ -260,7 +260,10 @@ def search(key: str, value: Any) -> Any:
     return found
 
 
-STATES = Padded(torch.randn(24, 5, 8, generator=torch.Generator().manual_seed(4)), torch.randint(2, 6, (24,)))
+STATES = Padded(
+    torch.randn(24, 5, 8, generator=torch.Generator().manual_seed(4)),
+    torch.randint(2, 6, (24,), generator=torch.Generator().manual_seed(6)),
+)
 UNITS = Padded(torch.randint(0, 9, (24, 12), generator=torch.Generator().manual_seed(5)), torch.full((24,), 12))
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 from voxzoo.components.converters import to_transformers
-from voxzoo.components.converters.published import _FAMILIES, _layout_of, family_of
+from voxzoo.components.converters.published import _FAMILIES, family_of, layout_of
 from voxzoo.components.errors import UserError
 
 
@@ -95,8 +95,8 @@ class Model:
 
 
 def test_the_only_layout_that_fits_is_chosen(tmp_path: Path):
-    assert _layout_of({"speech_encoder": WHISPER, "adaptor": NONE, "text_seq2seq": WHISPER_TEXT}) == "whisper"
-    assert _layout_of({"text_seq2seq": {**TEXT, "pad_id": 1}}) == "m2m_100"
+    assert layout_of({"speech_encoder": WHISPER, "adaptor": NONE, "text_seq2seq": WHISPER_TEXT}) == "whisper"
+    assert layout_of({"text_seq2seq": {**TEXT, "pad_id": 1}}) == "m2m_100"
     several = r"which published layout\? these have places for its parts: hubert, wav2vec2; say it with `--as hubert`"
     with pytest.raises(UserError, match=several):
         to_transformers(Model({"speech_encoder": WAV2VEC2}), tmp_path / "out")

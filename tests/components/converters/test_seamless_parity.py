@@ -4,6 +4,7 @@ shapes, single and padded batches."""
 from __future__ import annotations
 
 import json
+from copy import deepcopy
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -288,6 +289,22 @@ def test_speech_states_lengths_and_logits(make, name: str, single: bool):
     torch.testing.assert_close(logits.data[real], theirs[real], atol=2e-5, rtol=1e-5)
 
 
+@torch.no_grad()
+def test_chunks_without_a_key_differ_at_the_end_of_padded_rows_alone(make):
+    """In the table of switches: there a padded step that sees no real one sees everything, and the adaptor reads it."""
+    pair = make("v2 b")  # chunks of 11 steps and two before: of a row of 8, steps from 33 on see none
+    speech = pair.speech(37, 50, 8)
+    adapt, encoder = pair.ours.adaptor, pair.ours.speech_encoder
+    ours = adapt(encoder(speech)).states
+    theirs = pair.peer.speech_encoder(speech.data, attention_mask=speech.mask.long()).last_hidden_state
+    difference = (ours.data - theirs).abs().amax(2).masked_fill(~ours.mask, 0).amax(1)
+    assert difference[:2].max() < 1e-4 < 1e-2 < (ours.data - theirs)[2].abs().max()
+    with_less = SHAPES["v2 b"][1]["speech_encoder_chunk_size"] * 3
+    speech = pair.speech(37, 50, with_less - 2)
+    ours = adapt(encoder(speech)).states
+    same(ours, pair.peer.speech_encoder(speech.data, attention_mask=speech.mask.long()).last_hidden_state)
+
+
 @ALL
 @torch.no_grad()
 def test_text_logits(make, name: str):
@@ -330,8 +347,6 @@ def test_loss_and_every_gradient_of_a_training_step(make, name: str, single: boo
 
 def test_batch_norm_counts_padding_in_as_there(make):
     """The one thing that differs in training mode without dropout; imported models have `padding_in_norm`."""
-    from copy import deepcopy
-
     pair, speech = make("v1 a"), make("v1 a").speech(37, 50, 23)
     peer, encoder = deepcopy(pair.peer.speech_encoder).train(), deepcopy(pair.ours.speech_encoder).train()
     adaptor = deepcopy(pair.ours.adaptor).train()
@@ -622,6 +637,37 @@ def test_an_untied_model_goes_out_whole(make, name: str, tmp_path: Path):
     assert not torch.equal(there["lm_head.weight"], there["shared.weight"])
     back = from_transformers(tmp_path / "out", roles=PARTS).state_dict()
     assert all(torch.equal(back[key], value) for key, value in model.state_dict().items())
+
+
+@pytest.mark.parametrize("name", ["v1 a", "v2 a"])
+def test_an_untied_model_with_two_unit_matrices_is_taken_and_goes_out_so(make, name: str, tmp_path: Path):
+    pair = make(name)
+    peer = deepcopy(pair.peer)
+    peer.config.tie_word_embeddings = peer.t2u_model.config.tie_word_embeddings = False
+    for module, source in ((peer, peer.shared), (peer.t2u_model, peer.t2u_model.model.decoder.embed_tokens)):
+        module.lm_head.weight = torch.nn.Parameter(source.weight.detach().roll(1, 0).clone())
+    peer.save_pretrained(tmp_path / "in")
+    model = from_transformers(tmp_path / "in", roles=[role for role in PARTS if role != "frontend"])
+    assert model.nodes["t2u"].get("tie_output") is (False if name == "v1 a" else None)
+    ours = model.state_dict()["t2u.decoder.output.weight" if name == "v1 a" else "t2u.output.weight"]
+    assert torch.equal(ours, peer.t2u_model.lm_head.weight)
+    to_transformers(model, tmp_path / "out")
+    again, info = type(pair.peer).from_pretrained(tmp_path / "out", output_loading_info=True)
+    assert not any(info.values()), info
+    there = again.state_dict()
+    unread = "" if name == "v1 a" else "t2u_model.model.decoder.embed_tokens.weight"  # of v2, which nothing reads
+    assert all(torch.equal(there[key], value) for key, value in peer.state_dict().items() if key != unread)
+
+
+@pytest.mark.parametrize("name", ["v1 a", "v2 a"])
+def test_swish_comes_back_as_it_was(make, name: str):
+    pair = make(name)
+    settings = {**json.loads((pair.folder / "config.json").read_text()), "activation_function": "swish"}
+    nodes = family(pair).nodes(settings, pair.folder)
+    assert {nodes[role]["activation"] for role in ("text_seq2seq", "t2u")} == {"swish"}
+    assert family(pair).settings(nodes)["activation_function"] == "swish"
+    with pytest.raises(UserError, match="activation_function='mish': expected one of relu, gelu, silu, swish"):
+        family(pair).nodes({**settings, "activation_function": "mish"}, pair.folder)
 
 
 @pytest.mark.parametrize("kind", SINGLE)

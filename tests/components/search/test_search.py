@@ -145,6 +145,19 @@ def test_limits():
     assert [{len(h.tokens) for h in hypotheses} for hypotheses in found] == [{3}, {6}]
 
 
+@pytest.mark.parametrize("method", ["greedy", "beam", "sample"])
+def test_as_many_tokens_as_may_be_where_eos_is_not_forced(method: str):
+    """`min_new_tokens` equal to `max_new_tokens`, as transformers takes it."""
+    options = SearchOptions(
+        method=method, beam_size=2, min_length=5, max_length=5, max_length_a=0.0, max_length_b=3, force_eos=False
+    )
+    assert (options.fewest(3), options.limit(3)) == (5, 5)
+    decoder = HistoryDecoder(9, eos_bonus=30.0)
+    (found,) = generate(decoder, memory_of(3), torch.tensor([[EOS, 7]]), options, EOS, PAD, UNK)
+    assert found
+    assert all(len(one.tokens) == 5 and EOS not in one.tokens.tolist() and not one.ended for one in found)
+
+
 def test_ngrams_do_not_repeat():
     class Loop(HistoryDecoder):
         def logits(self, row):
@@ -287,7 +300,9 @@ def test_sampling_is_repeatable_and_leaves_the_global_generator_alone():
     [
         ({"method": "best"}, "method"),
         ({"beam_size": 0}, "beam_size"),
-        ({"min_length": 9, "max_length": 9}, "min_length"),
+        ({"min_length": 9, "max_length": 9}, "min_length < max_length is needed, for eos"),
+        ({"min_length": 10, "max_length": 9, "force_eos": False}, "min_length <= max_length"),
+        ({"min_length": 0, "max_length": 0, "force_eos": False}, "got 0 and 0"),
         ({"temperature": 0.0}, "greedy"),
         ({"top_p": 0.0}, "top_p"),
         ({"score": "sum"}, "score"),

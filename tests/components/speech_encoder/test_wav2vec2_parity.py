@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import argparse
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -342,3 +344,93 @@ def test_shipped_sizes(choice: str, kind: str, settings: dict[str, Any], publish
     assert not loaded.unused
     counts = [sum(p.numel() for p in part.parameters()) for part in (reference, encoder)]
     assert counts == [published, published]
+
+
+# Files of fairseq
+
+_FAIRSEQ_NAMES = [
+    ("feature_projection.layer_norm", "layer_norm"),
+    ("feature_projection.projection", "post_extract_proj"),
+    ("masked_spec_embed", "mask_emb"),
+    ("encoder.pos_conv_embed.conv.parametrizations.weight.original0", "encoder.pos_conv.0.weight_g"),
+    ("encoder.pos_conv_embed.conv.parametrizations.weight.original1", "encoder.pos_conv.0.weight_v"),
+    ("encoder.pos_conv_embed.conv.bias", "encoder.pos_conv.0.bias"),
+    (".feed_forward.intermediate_dense.", ".fc1."),
+    (".feed_forward.output_dense.", ".fc2."),
+    (".attention.", ".self_attn."),
+]
+
+
+CONVS = "[(16,10,5)] + [(16,3,2)] * 4 + [(16,2,2)] * 2"
+
+
+def _as_fairseq(state: dict[str, torch.Tensor], norm: str) -> dict[str, torch.Tensor]:
+    """The tensors of transformers under fairseq's names (reference/mslm_s2st.md, section 10)."""
+    written = {}
+    for key, value in state.items():
+        key = re.sub(r"conv_layers\.(\d+)\.conv\.", r"conv_layers.\1.0.", key)
+        key = re.sub(r"conv_layers\.(\d+)\.layer_norm", r"conv_layers.\1.2" + (".1" if norm == "layer" else ""), key)
+        key = re.sub(r"(encoder\.layers\.\d+)\.layer_norm", r"\1.self_attn_layer_norm", key)
+        for theirs, fairseq in _FAIRSEQ_NAMES:
+            key = key.replace(theirs, fairseq)
+        written[key] = value
+    return written
+
+
+def _fairseq_file(path: Path, norm: str, kind: str = "Hubert", prefix: str = "", **cfg: Any) -> Any:
+    """A file as fairseq writes it, of a random model, and the model."""
+    shape = {**SHAPES["published"], "hidden_size": 128, "num_attention_heads": 2, "num_conv_pos_embedding_groups": 16}
+    SHAPES["fairseq"] = shape
+    reference = _reference(kind, "fairseq", norm, norm == "layer", mask_time_prob=0.1)
+    state = {prefix + key: value for key, value in _as_fairseq(reference.state_dict(), norm).items()}
+    heads = {"final_proj.weight": torch.zeros(3, 4), "label_embs_concat": torch.zeros(3, 4)}
+    if kind == "Wav2Vec2":
+        heads = {"quantizer.vars": torch.zeros(3), "project_q.weight": torch.zeros(3, 4)}
+    torch.save({"args": argparse.Namespace(arch="x"), "cfg": cfg or None, "model": {**state, **heads}}, path)
+    return reference
+
+
+@pytest.mark.parametrize(
+    ("norm", "kind", "prefix", "cfg"),
+    [
+        ("group", "Hubert", "", {}),  # hubert_base_ls960.pt and mHuBERT: no settings that can be read
+        ("layer", "Hubert", "", {"task": {"normalize": True}, "model": {"layer_norm_first": True}}),
+        ("layer", "Hubert", "w2v_encoder.w2v_model.", {"model": {"conv_feature_layers": CONVS}}),
+        ("layer", "Wav2Vec2", "", {}),
+    ],
+)  # fmt: skip
+@torch.no_grad()
+def test_files_of_fairseq(norm: str, kind: str, prefix: str, cfg: dict[str, Any], tmp_path: Path) -> None:
+    from voxzoo.components.converters import from_original
+
+    reference = _fairseq_file(tmp_path / "hubert.pt", norm, kind, prefix, **cfg)
+    model = from_original(tmp_path / "hubert.pt")
+    assert (model.model_type, model.frontend.normalise) == (kind.lower(), norm == "layer")
+    assert len(model.left) == 2
+    batch = ragged(LENGTHS)
+    encoder = model.speech_encoder
+    assert encoder.leak_padding == ("norm" if norm == "group" else "none")
+    same(encoder(batch), reference(batch.data, attention_mask=batch.mask.long()).last_hidden_state)
+    to_transformers(model, tmp_path / "out")
+    again, info = type(reference).from_pretrained(tmp_path / "out", output_loading_info=True)
+    assert not any(info.values()), info
+    assert all(torch.equal(again.state_dict()[key], value) for key, value in reference.state_dict().items())
+
+
+def test_a_file_of_fairseq_becomes_a_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from voxzoo.tasks.commands.cli import main
+
+    _fairseq_file(tmp_path / "mhubert.pt", "group")
+    assert main(["import", str(tmp_path / "mhubert.pt"), str(tmp_path / "run")]) == 0
+    assert "Wav2Vec2Encoder" in capsys.readouterr().out
+    assert main(["import", str(tmp_path / "mhubert.pt"), str(tmp_path / "b"), "--vocoder", "x.pt"]) == 1
+    assert "is a speech encoder of fairseq, which has none" in capsys.readouterr().err
+    content = torch.load(tmp_path / "mhubert.pt", weights_only=False)
+    del content["model"]["encoder.layers.0.fc1.weight"]
+    torch.save(content, tmp_path / "broken.pt")
+    assert main(["import", str(tmp_path / "broken.pt"), str(tmp_path / "b")]) == 1
+    assert "encoder.layers.0.feed_forward.intermediate_dense.weight is missing" in capsys.readouterr().err
+    content["model"] = {"embed.weight": torch.zeros(2)}
+    torch.save(content, tmp_path / "other.pt")
+    assert main(["import", str(tmp_path / "other.pt"), str(tmp_path / "b")]) == 1
+    assert "it holds embed.weight" in capsys.readouterr().err

@@ -1,10 +1,12 @@
 """Text-to-unit models and the duration predictor: shapes, padding, gradients, meta run, learning, generation."""
 
+import warnings
+
 import pytest
 import torch
 from rows import garbage, row_of
 from voxzoo.components import CTCT2U, AutoregressiveT2U
-from voxzoo.components.layers.duration import DurationPredictor
+from voxzoo.components.layers.duration import CHARACTER_STEPS, DurationPredictor, bound_rows
 from voxzoo.components.layers.runs import reduce_runs
 from voxzoo.components.types import Padded
 
@@ -274,3 +276,24 @@ def test_duration_predictor_learns_and_scales():
     slow = predictor.predict(states, factor=10.0)
     assert ((slow.data - 10 * durations.data).abs() <= 5)[states.mask].all()
     assert (predictor.predict(states, factor=1e-6).data == states.mask).all()  # never below one frame
+
+
+def test_durations_that_run_away_are_cut_by_row_and_said():
+    """The sum of a row is bounded by what it has; rows that are not beyond it stay, and so do short durations."""
+    durations = Padded(torch.tensor([[3, 10_000, 2, 9], [400, 50, 4, 10_000]]), torch.tensor([4, 3]))
+    with pytest.warns(RuntimeWarning, match=r"in 1 of 2 rows and were cut: 10014 steps for 4 units, at most 580"):
+        found = bound_rows(durations)
+    assert found.data.tolist() == [[3, 145, 2, 9], [400, 50, 4, 0]]
+    with pytest.warns(RuntimeWarning, match="for 4 characters, at most 1400"):
+        assert bound_rows(durations, 2.0, CHARACTER_STEPS).data.tolist()[0] == [3, 350, 2, 9]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert bound_rows(Padded(durations.data[1:], torch.tensor([3]))).data.tolist() == [[400, 50, 4, 0]]
+
+
+def test_a_predictor_that_runs_away_asks_for_no_more_than_its_bound():
+    predictor = DurationPredictor(6, 10, 3, 0.0).eval()
+    torch.nn.init.constant_(predictor.proj.bias, 50.0)
+    states = Padded(torch.zeros(2, 40, 6), torch.tensor([40, 1]))
+    with pytest.warns(RuntimeWarning, match="durations ran away in 2 of 2 rows"):
+        assert predictor.predict(states).data.sum(1).tolist() == [1280, 520]
