@@ -1,7 +1,15 @@
 """One place knows what a language code means, and everything that compares codes asks it."""
 
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
 import pytest
+from voxzoo.components import SentencePieceTokenizer
 from voxzoo.components.languages import is_spaceless, language, language_name, match
+from voxzoo.components.tokenizer import train_sentencepiece
+from voxzoo.datamodules.manifest import read_manifest
 
 # Six ways to write each: ISO 639-1 (or what stands for it), 639-2/B or T, 639-3, BCP 47, NLLB's, Whisper's name.
 SPELLINGS = [
@@ -69,6 +77,18 @@ def test_scorer_normaliser_tokenizer_and_recogniser_agree(codes: list[str]):
     heard = {WHISPER_LANGUAGES.get(match(code, WHISPER_LANGUAGES) or "") for code in codes}
     assert len(heard) == 1
     assert heard != {None} or codes[0] == "qu"  # Whisper has no Quechua
+
+
+def test_what_is_built_takes_every_spelling(tmp_path: Path):
+    """A tokenizer with NLLB's codes, and a manifest, each by its own door."""
+    vocabulary = train_sentencepiece(["two small trains stop here"] * 3, tmp_path / "m.model", 70, len(SPELLINGS))
+    nllb = SentencePieceTokenizer(str(vocabulary), [codes[4] for codes in SPELLINGS], 70)
+    for codes in SPELLINGS:
+        assert all(map(nllb.knows, codes)), codes
+        assert len({nllb.lang_id(code) for code in codes}) == 1, codes
+        rows = [{"id": code, "src_lang": code, "src_text": "x"} for code in dict.fromkeys(codes)]
+        (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        assert len({language(row.src_lang).macro for row in read_manifest(tmp_path / "rows.jsonl")}) == 1
 
 
 def test_what_is_said_stays():
