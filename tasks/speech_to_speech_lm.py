@@ -27,7 +27,7 @@ from ..components.speech_lm.templates import LossOn, Template, label_mask
 from ..components.types import Batch, Loss, Padded, Prediction, Statistic
 from .processes.console import say
 from .task import Task
-from .units import card_beside, unit_card
+from .units import card_beside, card_of_vocabulary
 
 TEMPLATES = {
     "trans": "<bos> <lang:src> S_src <trans> <lang:tgt> | S_tgt <eos>",
@@ -143,7 +143,9 @@ class SpeechToSpeechLM(Task):
             }
         self.upsample = self._upsample(upsample)
         self._refuse_misfits()
-        self.frames_per_unit = self._frames_per_unit(frames_per_unit)
+        self.frames_per_unit = frames_per_unit or 1.5
+        if frames_per_unit is None and codec is not None and unit_extractor is not None:
+            self.frames_per_unit = codec.frame_rate / unit_extractor.frame_rate
         self.needs = self._needs()  # pyright: ignore[reportAttributeAccessIssue]
         self.freeze_parts([role for role in ("unit_extractor", "codec") if getattr(self, role) is not None])
 
@@ -187,11 +189,6 @@ class SpeechToSpeechLM(Task):
         if self.prompt_frames is not None and self.prompt_frames < 1:
             raise UserError(f"task.prompt_frames={self.prompt_frames}: expected at least 1, or null for all")
 
-    def _frames_per_unit(self, given: float | None) -> float:
-        if given is None and self.codec is not None and self.unit_extractor is not None:
-            return self.codec.frame_rate / self.unit_extractor.frame_rate
-        return 1.5 if given is None else given
-
     def _needs(self) -> frozenset[str]:
         """Prepared fields: of both sides where both directions are learned."""
         pieces = {piece for template in self.templates.values() for piece in template.pieces}
@@ -212,14 +209,13 @@ class SpeechToSpeechLM(Task):
         packed = [one.template.pack(one.pieces, *one.langs, one.whose) for one in examples]
         self._refuse_long(examples, packed)
         tokens = Padded.from_list([ids for ids, _ in packed], value=PAD)
-        device = tokens.device
-        starts = torch.tensor([start for _, start in packed], device=device)
+        starts = torch.tensor([start for _, start in packed], device=tokens.device)
         given = Padded(tokens.data[:, :-1], tokens.lengths - 1)
         states = self.speech_lm.decode(given, starts - 1)
         labels = tokens.data[:, 1:]
         mask = label_mask(tokens.lengths, starts, labels.shape[1], self.loss_on)
         names = list(self.templates)
-        which = torch.tensor([names.index(one.template.name) for one in examples], device=device)
+        which = torch.tensor([names.index(one.template.name) for one in examples], device=tokens.device)
         parts, statistics = [], {}
         for number, name in enumerate(names):
             loss, right = token_loss(
@@ -311,20 +307,16 @@ class SpeechToSpeechLM(Task):
 
     def _cut(self, codes: Tensor, name: str) -> Tensor:
         """(T, K) -> the frames that are the prompt, drawn anew in each epoch."""
-        frames = len(codes)
+        frames, epoch = len(codes), self.current_epoch if self.training else -1
         if self.prompt == "target":
             least, greatest = self.prompt_share
-            share = least + (greatest - least) * (self._draw(name, f"share {self._epoch}") % 1000) / 1000
+            share = least + (greatest - least) * (self._draw(name, f"share {epoch}") % 1000) / 1000
             count = max(round(share * frames), 1)
         else:
             count = frames if self.prompt_frames is None else self.prompt_frames
         count = min(count, frames)
-        start = self._draw(name, f"start {self._epoch}") % (frames - count + 1)
+        start = self._draw(name, f"start {epoch}") % (frames - count + 1)
         return codes[start : start + count]
-
-    @property
-    def _epoch(self) -> int:
-        return self.current_epoch if self.training else -1
 
     def _draw(self, name: str, what: str) -> int:
         """A number of the seed, an utterance and a word: the same however batches are cut up."""
@@ -431,22 +423,7 @@ class SpeechToSpeechLM(Task):
         Raises:
             UserError: cards that differ.
         """
-        found: dict[str, tuple[str, Card]] = {}
-        given: list[tuple[str, str, Card | None]] = [
-            ("codec" if name.endswith("codes") else "units", f"data.{name}", card) for name, card in cards.items()
-        ]
-        if self.unit_extractor is not None and bool(getattr(self.unit_extractor, "fitted", True)):
-            given.append(("units", "unit_extractor", unit_card(self.unit_extractor)))
-        if self.codec is not None:
-            given.append(("codec", "codec", self.codec.card()))
-        for kind, where, card in given:
-            if card is None:
-                continue
-            first, expected = found.setdefault(kind, (where, card))
-            card.require(expected, f"{where}, other {kind} than those of {first}", "prepare both with the same one")
-        return self.speech_lm.vocabulary.card(
-            *(found[kind][1] if kind in found else None for kind in ("units", "codec"))
-        )
+        return card_of_vocabulary(self.speech_lm.vocabulary, cards, self.unit_extractor, self.codec)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         ours = self.files.get(CARD)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -18,6 +18,7 @@ from torch import Tensor
 
 from ..components.cards import Card
 from ..components.errors import UserError
+from ..components.joint_vocabulary import JointVocabulary
 from ..components.lines import open_text, parse_json, raw_lines, read_json
 from ..components.roles import Codec, UnitExtractor
 from ..components.types import Padded
@@ -343,6 +344,37 @@ def card_beside(path: Path) -> Card | None:
     except (OSError, ValueError) as error:
         raise UserError(f"{beside}: no card ({error}); write the file beside it anew") from None
     return Card.from_dict(content if "kind" in content else {"kind": "units", **content}, str(beside))
+
+
+def card_of_vocabulary(
+    vocabulary: JointVocabulary,
+    cards: Mapping[str, Card | None],
+    extractor: UnitExtractor | None,
+    codec: Codec | None,
+) -> Card:
+    """The card of a joint vocabulary, with those of what made its units and codes.
+
+    Args:
+        cards: field of the data -> card beside its file; None where there is none.
+        extractor, codec: that a task holds; an extractor that is not fitted says nothing.
+
+    Raises:
+        UserError: cards that differ.
+    """
+    given: list[tuple[str, str, Card | None]] = [
+        ("codec" if name.endswith("codes") else "units", f"data.{name}", card) for name, card in cards.items()
+    ]
+    if extractor is not None and bool(getattr(extractor, "fitted", True)):
+        given.append(("units", "unit_extractor", unit_card(extractor)))
+    if codec is not None:
+        given.append(("codec", "codec", codec.card()))
+    found: dict[str, tuple[str, Card]] = {}
+    for kind, where, card in given:
+        if card is None:
+            continue
+        first, expected = found.setdefault(kind, (where, card))
+        card.require(expected, f"{where}, other {kind} than those of {first}", "prepare both with the same one")
+    return vocabulary.card(*(found[kind][1] if kind in found else None for kind in ("units", "codec")))
 
 
 def extractor_rate(extractor: UnitExtractor) -> int:
