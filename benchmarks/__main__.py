@@ -28,6 +28,7 @@ PATHS = (
     "s2st",
     "vocoder",
     "speech_lm",
+    "codec",
     "hubert",
     "whisper",
 )
