@@ -19,7 +19,19 @@ from ...components.lines import json_line
 from ..processes.forked import is_command
 from ..processes.signals import EXIT_CODES, STOPPED, Interrupted, tell_launcher
 
-VERBS = ("train", "check", "evaluate", "translate", "parts", "data", "units", "import", "export", "consolidate")
+VERBS = (
+    "train",
+    "check",
+    "evaluate",
+    "translate",
+    "parts",
+    "data",
+    "units",
+    "codec",
+    "import",
+    "export",
+    "consolidate",
+)
 _FILES = {"import": "import_model", "export": "export_model"}  # `import` cannot be the name of a module
 
 

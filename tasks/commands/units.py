@@ -101,7 +101,7 @@ def _fit(args: argparse.Namespace) -> dict[str, Any]:
     extractor, config = new_extractor(args.overrides, args.encoder, args.layer)
     extractor.to(device)
     statistics = fit_units(
-        extractor, read_manifest(args.manifest), args.column, args.max_hours, args.seed, _Bar("fitting units", "h")
+        extractor, read_manifest(args.manifest), args.column, args.max_hours, args.seed, Bar("fitting units", "h")
     )
     save_extractor(extractor, config, args.out)
     return {"extractor": str(args.out), **statistics}
@@ -115,7 +115,7 @@ def _extract(args: argparse.Namespace) -> dict[str, Any]:
 
     device = pick_device(args.device)
     extractor = load_extractor(args.extractor).to(device)
-    bar = _Bar("extracting", "rows")
+    bar = Bar("extracting", "rows")
     return extract_units(extractor, read_manifest(args.manifest), args.column, args.out, bar, args.batch_seconds)
 
 
@@ -126,7 +126,7 @@ def _codes(args: argparse.Namespace) -> dict[str, Any]:
     from ..units import extract_codes
 
     device = pick_device(args.device)
-    codec, bar = load_codec(args.codec).to(device), _Bar("coding", "rows")
+    codec, bar = load_codec(args.codec).to(device), Bar("coding", "rows")
     rows = read_manifest(args.manifest)
     return extract_codes(codec, rows, args.column, args.out, args.num_codebooks, bar, args.batch_seconds)
 
@@ -144,11 +144,11 @@ def _resynthesise(args: argparse.Namespace) -> dict[str, Any]:
         lang=args.lang,
         batch_size=args.batch_size,
         device=args.device,
-        progress=_Bar("resynthesising", "rows"),
+        progress=Bar("resynthesising", "rows"),
     )
 
 
-class _Bar:
+class Bar:
     """How far it is: one line that moves on a terminal, a line every few seconds elsewhere."""
 
     def __init__(self, what: str, unit: str):

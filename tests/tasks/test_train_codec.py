@@ -312,3 +312,23 @@ def test_imported_codecs_are_runs_and_go_out_in_both_layouts(tmp_path: Path, mak
     assert second.codec.card() == task.codec.card()  # pyright: ignore
     _, batches = make()
     assert task.predict(batches[0])[0].audio is not None
+
+
+def test_the_table_of_rates_and_distortions(tiny: list[str], make, tmp_path: Path, capfd: pytest.CaptureFixture[str]):
+    from voxzoo.tasks.commands.cli import main
+
+    task, batches = make()
+    fit(task, batches, max_steps=1).save_checkpoint(tmp_path / "last.ckpt")
+    (manifest,) = (Path(tiny[-1].removeprefix("cache_dir=")) / "spoken_phrases").rglob("valid.jsonl")
+    capfd.readouterr()
+    assert main(["codec", str(tmp_path / "last.ckpt"), str(manifest), "--json"]) == 0
+    found = json.loads(capfd.readouterr().out)
+    assert [row["codebooks"] for row in found["rows"]] == [1, 2, 4]
+    assert [row["kbps"] for row in found["rows"]] == [0.2, 0.4, 0.8]
+    assert all(row["mel"] > 0 for row in found["rows"])
+    assert len(found["use"]) == 4
+    assert all(0 < share <= 1 for share in found["use"])
+    assert main(["codec", str(tmp_path / "last.ckpt"), str(manifest), "--codebooks", "2", "--limit", "1"]) == 0
+    assert "entries in use" in capfd.readouterr().out
+    assert main(["codec", str(tmp_path / "last.ckpt"), str(manifest), "--codebooks", "5"]) == 1
+    assert "has 1 to 4" in capfd.readouterr().err
