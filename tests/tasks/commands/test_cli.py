@@ -259,7 +259,10 @@ def test_ctrl_c_belongs_to_the_caller_again_after_training(run: Path):
         (["tokenizer.vocab_size=20"], "choose another tokenizer.vocab_size"),
         (["tokenizer.languages=[spa]"], "no token for the language 'eng' in the tokenizer"),
         (["data.max_seconds=0.2"], "train: none of 40 utterances can be used: 40 longer than 0.2 s"),
-        (["checkpoint.monitor=valid/blue"], "checkpoint.monitor=valid/blue: validation measures valid/accuracy"),
+        (
+            ["checkpoint.monitor=valid/blue"],
+            "checkpoint.monitor=valid/blue: validation measures valid/loss, valid/text, valid/ctc, valid/accuracy",
+        ),
     ],
 )
 def test_settings_that_only_the_data_can_refute(words: list[str], message: str, tiny: list[str], root: Path, call):
@@ -545,7 +548,7 @@ def test_parts_lists_every_role(call):
     roles = done.json["roles"]
     assert set(roles) == {
         "frontend", "tokenizer", "speech_encoder", "adaptor", "text_seq2seq", "t2u", "unit_extractor", "vocoder",
-        "discriminator", "data",
+        "discriminator", "codec", "speech_lm", "stream_lm", "data",
     }  # fmt: skip
     for role, choices in roles.items():
         assert "tiny" in {choice["choice"] for choice in choices}, role
