@@ -13,6 +13,8 @@ from ..components.lines import json_line
 OnError = Literal["stop", "skip"]
 """What a row does that cannot be read: ends the run, or is left out of it."""
 
+from ..components.errors import printable
+
 _log = logging.getLogger(__name__)
 
 
@@ -46,7 +48,7 @@ class SkippedRows:
         if self.path is not None and not self._write(split, row, reason):
             return  # another process of this run has said it
         self._known.add((split, row))
-        _log.warning(f"{split}: left out {row}: {reason} ({len(self)} rows so far)")
+        _log.warning(printable(f"{split}: left out {row}: {reason} ({len(self)} rows so far)"))
 
     def count(self) -> int:
         """Rows left out by all processes of the run."""

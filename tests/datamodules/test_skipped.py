@@ -176,7 +176,7 @@ def test_the_record_names_a_row_once_whoever_meets_it(tmp_path, caplog):
     with path.open("ab") as file:
         file.write(b'{"split": "train", "i')  # a process was killed
     first.note("train", "b\udc80", "y")
-    assert [line.split()[3] for line in caplog.messages] == ["a:", "a:", "b\udc80:"]
+    assert [line.split()[3] for line in caplog.messages] == ["a:", "a:", "b\\udc80:"]
     rows = [json.loads(line) for line in path.read_text().splitlines()]
     assert rows == [
         {"split": "train", "id": "a", "reason": "two lines"},
