@@ -8,12 +8,11 @@ import logging
 from pathlib import Path
 from typing import BinaryIO, Literal
 
+from ..components.errors import printable
 from ..components.lines import json_line
 
 OnError = Literal["stop", "skip"]
 """What a row does that cannot be read: ends the run, or is left out of it."""
-
-from ..components.errors import printable
 
 _log = logging.getLogger(__name__)
 
