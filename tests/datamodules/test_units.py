@@ -75,9 +75,7 @@ def test_no_units_and_units_that_are_not_flat(tmp_path):
     assert nested["a"].tolist() == [[1, 2], [3, 4]]
 
 
-@pytest.mark.parametrize(
-    "line", ["{oops", "", '{"id": "b"}', '{"id": ["b"], "units": [1]}', '{"id": "b", "units": ["x"]}']
-)
+@pytest.mark.parametrize("line", ["{oops", '{"id": "b"}', '{"id": ["b"], "units": [1]}', '{"id": "b", "units": ["x"]}'])
 def test_a_faulty_line_is_named(tmp_path, line):
     path = tmp_path / "u.jsonl"
     path.write_text('{"id": "a", "units": [1]}\n' + line + "\n")

@@ -91,7 +91,7 @@ class Pairs(DataModule):
 
 def test_it_keeps_the_contract():
     outcomes = {outcome.name: outcome.note for outcome in check_data(Pairs)}
-    assert {name for name, note in outcomes.items() if note} == {"lengths", "workers"}
+    assert {name for name, note in outcomes.items() if note} == {"audio", "lengths", "workers"}
 
 
 def test_it_is_checked_planned_trained_on_and_scored(tmp_path, monkeypatch):

@@ -10,13 +10,14 @@ import time
 from pathlib import Path
 from typing import Any
 
-import attempts
 import numpy as np
 import pytest
 import soundfile
-from attempts import STEPS, TEXT, Attempt, Done, bounds
 from hypothesis import HealthCheck, Phase, settings
 from voxzoo.tasks.commands.cli import main
+
+from . import attempts
+from .attempts import STEPS, TEXT, Attempt, Done, bounds
 
 _COMMON: dict[str, Any] = {
     "deadline": None,  # judged by CPU time below

@@ -8,10 +8,11 @@ from pathlib import Path
 
 import pytest
 import soundfile
-from attempts import Attempt, share
-from damage import CUTS, EDITS, edited
 from hypothesis import example, given
 from hypothesis import strategies as st
+
+from .attempts import Attempt, share
+from .damage import CUTS, EDITS, edited
 
 FORMATS = {
     "wav": ("WAV", "PCM_16"),

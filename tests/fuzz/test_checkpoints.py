@@ -8,9 +8,10 @@ from typing import Any
 
 import pytest
 import torch
-from attempts import STEPS, TEXT, Attempt, share
-from damage import CHANGES, CUTS, EDITS, changed, edited
 from hypothesis import given
+
+from .attempts import STEPS, TEXT, Attempt, share
+from .damage import CHANGES, CUTS, EDITS, changed, edited
 
 
 @pytest.fixture(scope="module")

@@ -10,12 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from attempts import Attempt
 from hypothesis import example, given
 from hypothesis import strategies as st
 from voxzoo.components.errors import UserError
 from voxzoo.datamodules.manifest import KEYS, Utterance, read_manifest
 from voxzoo.datamodules.rows import open_rows
+
+from .attempts import Attempt
 
 GOOD = {"id": "a", "src_lang": "spa", "src_text": "hola", "tgt_lang": "eng", "tgt_text": "hello"}
 

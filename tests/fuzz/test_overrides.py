@@ -6,10 +6,11 @@ import json
 import re
 from pathlib import Path
 
-from attempts import Attempt, share
 from hypothesis import assume, example, given
 from hypothesis import strategies as st
 from voxzoo.configs.origins import ROOT
+
+from .attempts import Attempt, share
 
 
 def words_of(text: str) -> list[str]:

@@ -9,10 +9,11 @@ from pathlib import Path
 
 import published
 import pytest
-from attempts import Attempt, share
-from damage import CHANGES, CUTS, EDITS, changed, edited
 from hypothesis import given
 from hypothesis import strategies as st
+
+from .attempts import Attempt, share
+from .damage import CHANGES, CUTS, EDITS, changed, edited
 
 KINDS = {
     "w2v_bert": published.publish_w2v_bert,

@@ -7,13 +7,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from attempts import Attempt
 from hypothesis import example, given
 from hypothesis import strategies as st
 from voxzoo.components.errors import UserError
 from voxzoo.configs.build import build
 from voxzoo.datamodules.units import read_units as read_columns
 from voxzoo.tasks.units import card_path, read_units
+
+from .attempts import Attempt
 
 NUMBERS = st.one_of(
     st.integers(-2, 9), st.sampled_from([1.5, "3", True, None, 10**19, 2**31, 10**400, float("nan"), [1], {}])

@@ -319,7 +319,7 @@ def test_the_table_of_rates_and_distortions(tiny: list[str], make, tmp_path: Pat
 
     task, batches = make()
     fit(task, batches, max_steps=1).save_checkpoint(tmp_path / "last.ckpt")
-    (manifest,) = (Path(tiny[-1].removeprefix("cache_dir=")) / "spoken_phrases").rglob("valid.jsonl")
+    manifest = build(compose(["task=speech_to_text", *tiny]).data.corpus).prepare()["valid"]
     capfd.readouterr()
     assert main(["codec", str(tmp_path / "last.ckpt"), str(manifest), "--json"]) == 0
     found = json.loads(capfd.readouterr().out)

@@ -168,7 +168,7 @@ def test_the_first_process_says_that_all_were_stopped(
         ("NCCL communicator was aborted on rank 1.", True),
         ("ncclRemoteError: A call failed possibly due to a network error or a remote process exiting", True),
         ("The server socket has failed to listen on any local network address: EADDRINUSE", False),
-        ("ncclUnhandledCudaError: Cuda failure 'out of memory'", False),
+        ("ncclUnhandledCudaError: Cuda failure 'invalid argument'", False),
     ],
 )
 def test_a_lost_process_is_told_from_an_error(

@@ -30,7 +30,7 @@ def test_a_stage_that_was_killed_does_not_quote_its_progress(
         return subprocess.Popen(shell, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, bufsize=0)
 
     monkeypatch.setattr(stages, "start", started)
-    words = [f"root={tmp_path}", "stages.only.set.seed=2"]
+    words = [f"root={tmp_path}", "+stages.only.choose.task=speech_to_text"]
     with pytest.raises(stages.StageFailed) as error:
         stages.train_stages(compose(words), {"only": compose(words, stage="only")}, words, [])
     assert str(error.value).startswith(expected)
