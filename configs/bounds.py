@@ -23,6 +23,7 @@ from .build import build
 from .optimisation import told_as_users, try_optimizer, try_schedule
 from .signatures import parameters_of
 from .targets import allow_list, class_of
+from .values import value_of
 
 _SOME_STEPS = 1000  # of a run that is counted in epochs
 
@@ -93,24 +94,24 @@ def faults_of_values(config: DictConfig, faulty: Callable[[str], bool]) -> Found
         faulty: whether something is wrong already at a key or below: what stands there is not asked again.
     """
     for key, bound in BOUNDS.items():
-        value = _value(config, key)
+        value = value_of(config, key)
         if _is_number(value) and (problem := bound.problem(value)):
             yield key, problem
     for key in _NUMBERS:
-        for path in _infinite(_value(config, key), key):
+        for path in _infinite(value_of(config, key), key):
             if path not in BOUNDS:
-                yield path, f"{_value(config, path)!r}: expected a finite number"
+                yield path, f"{value_of(config, path)!r}: expected a finite number"
     made = {"data": _make_data, "checkpoint": _make_checkpoints}
     for key, problem in {
-        "trainer.limit_train_batches": _counted(_value(config, "trainer.limit_train_batches"), "of the batches"),
+        "trainer.limit_train_batches": _counted(value_of(config, "trainer.limit_train_batches"), "of the batches"),
         "trainer.val_check_interval": _interval(config),
-        "trainer.gradient_clip_algorithm": _algorithm(_value(config, "trainer.gradient_clip_algorithm")),
-        "trainer.accelerator": _accelerator(_value(config, "trainer.accelerator")),
+        "trainer.gradient_clip_algorithm": _algorithm(value_of(config, "trainer.gradient_clip_algorithm")),
+        "trainer.accelerator": _accelerator(value_of(config, "trainer.accelerator")),
         "trainer.devices": device_problem(
-            _value(config, "trainer.devices", 1), _value(config, "trainer.accelerator", "auto")
+            value_of(config, "trainer.devices", 1), value_of(config, "trainer.accelerator", "auto")
         ),
-        "trainer.overfit_batches": _overfit(_value(config, "trainer.overfit_batches")),
-        "trainer.use_distributed_sampler": _sampler(_value(config, "trainer.use_distributed_sampler")),
+        "trainer.overfit_batches": _overfit(value_of(config, "trainer.overfit_batches")),
+        "trainer.use_distributed_sampler": _sampler(value_of(config, "trainer.use_distributed_sampler")),
     }.items():
         if problem and not faulty(key):
             yield key, problem
@@ -134,14 +135,6 @@ def _infinite(node: Any, path: str) -> Iterator[str]:
                 yield from _infinite(node[key], f"{path}.{key}")
 
 
-def _value(config: DictConfig, key: str, default: Any = None) -> Any:
-    """A value; None where it is missing, or refers to what is not there: these are faults of their own."""
-    try:
-        return OmegaConf.select(config, key, default=default, throw_on_missing=False)
-    except OmegaConfBaseException:
-        return None
-
-
 def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
@@ -157,8 +150,8 @@ def _counted(value: Any, of: str) -> str | None:
 
 
 def _interval(config: DictConfig) -> str | None:
-    value = _value(config, "trainer.val_check_interval")
-    shares = _value(config, "trainer.check_val_every_n_epoch", 1) is not None
+    value = value_of(config, "trainer.val_check_interval")
+    shares = value_of(config, "trainer.check_val_every_n_epoch", 1) is not None
     if not shares and isinstance(value, float):
         return f"{value!r}: expected a whole number of steps, for trainer.check_val_every_n_epoch=null counts steps"
     if not shares and isinstance(value, int) and not isinstance(value, bool):
@@ -237,7 +230,7 @@ def _make_data(config: DictConfig) -> Found:
         if _is_number(node.get(key)):
             trial = {"_target_": "voxzoo.datamodules.batching.BatchSampler", "seconds": [0.0], "tokens": [1]}
             yield from _tried(lambda trial=trial, key=key: build({**trial, key: node[key]}), config, "data")
-    found, corpus = class_of(node, config), _value(config, "data.corpus._target_")
+    found, corpus = class_of(node, config), value_of(config, "data.corpus._target_")
     if found is None or not found.__module__.startswith("voxzoo."):
         return
     if corpus is not None and not str(corpus).startswith("voxzoo."):
@@ -259,12 +252,12 @@ def _make_steps(config: DictConfig, faulty: Callable[[str], bool]) -> Found:
     """What optimizer and schedule have against their values, and the schedule against the length of the run."""
     optim, schedule, allowed = config.get("optim"), config.get("schedule"), allow_list(config)
     optimizer: Any = torch.optim.SGD([torch.nn.Parameter(torch.ones(2)) for _ in range(2)], lr=0.1)
-    rate = _value(config, "optim.lr")
+    rate = value_of(config, "optim.lr")
     if not faulty("optim") and _names(optim) and not (_is_number(rate) and BOUNDS["optim.lr"].problem(rate)):
         made = []
         yield from _tried(lambda: made.append(try_optimizer(optim, allowed)), config, "optim")
         optimizer = made[0] if made else None
-    steps, epochs = (_value(config, f"trainer.max_{unit}") for unit in ("steps", "epochs"))
+    steps, epochs = (value_of(config, f"trainer.max_{unit}") for unit in ("steps", "epochs"))
     total = steps if isinstance(steps, int) and steps > 0 else None if epochs == -1 else _SOME_STEPS
     if optimizer is not None and not faulty("schedule") and _names(schedule):
         yield from _tried(lambda: try_schedule(schedule, optimizer, total, allowed), config, "schedule")

@@ -62,9 +62,7 @@ def belongs_to(found: type) -> str:
 
 def choose(role: type, value: object) -> str:
     """How to choose a part of a role, where a word stands in its place."""
-    from ..components.roles import ROLES
-
-    key = next((key for key, kind in ROLES.items() if issubclass(role, kind)), None)
+    key = role_of(role)
     if key is None:
         return ""
     there = (ROOT / key / f"{value}.yaml").is_file() if isinstance(value, str) else False

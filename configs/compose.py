@@ -42,9 +42,12 @@ OmegaConf.register_new_resolver("mul", lambda *values: _product(values), replace
 OmegaConf.register_new_resolver("home", lambda path: os.path.expanduser(path), replace=True)
 
 
-def own_cache() -> Path:
+def own_cache() -> str:
     """The cache of this machine: corpora that were made here, and features. `VOXZOO_CACHE` names another."""
-    return Path(os.environ.get("VOXZOO_CACHE", "~/.cache/voxzoo")).expanduser()
+    return os.path.expanduser(os.environ.get("VOXZOO_CACHE", "~/.cache/voxzoo"))
+
+
+OmegaConf.register_new_resolver("own_cache", own_cache, replace=True)
 
 
 def _product(values: Iterable[int]) -> int:

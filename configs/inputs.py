@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf import DictConfig
 
 from ..components.nearby import nearest_path
+from .values import value_of
 
 _MANIFESTS = ("data.train", "data.valid")
 
@@ -20,22 +19,22 @@ def missing_inputs(config: DictConfig) -> Iterator[tuple[str, str]]:
     A run that has trained has all its weights, and one that is done reads nothing: they are not asked again. What an
     earlier stage makes comes later.
     """
-    folder = Path(str(_value(config, "run_dir")))
+    folder = Path(str(value_of(config, "run_dir")))
     if (folder / "done.json").exists():
         return
-    if str(_value(config, "data._target_")).startswith("voxzoo."):
-        test = _value(config, "data.test")
+    if str(value_of(config, "data._target_")).startswith("voxzoo."):
+        test = value_of(config, "data.test")
         keys = [*_MANIFESTS, *(f"data.test.{name}" for name in (test if isinstance(test, DictConfig) else ()))]
         for key in keys:
             if (path := _missing(config, key)) is not None:
                 yield key, f"{path}: no such manifest{_near(path)}"
         if (path := _missing(config, "data.units")) is not None:
             yield "data.units", f"{path}: no such file; `voxzoo units extract` writes it{_near(path)}"
-    init = _value(config, "init")
+    init = value_of(config, "init")
     if (folder / "checkpoints" / "last.ckpt").exists():
         return
     for key in ("init",) if isinstance(init, str) else [f"init.{role}" for role in init or ()]:
-        source = _value(config, key)
+        source = value_of(config, key)
         if not isinstance(source, str) or _is_of_a_stage(config, source):
             continue
         if not (Path(source).expanduser().exists() or (folder.parent / source).is_dir()):  # a name beside this run's
@@ -48,7 +47,7 @@ def _near(path: str) -> str:
 
 
 def _missing(config: DictConfig, key: str) -> str | None:
-    path = _value(config, key)
+    path = value_of(config, key)
     if not isinstance(path, str) or not path or "://" in path or _is_of_a_stage(config, path):
         return None
     return None if Path(path).exists() else path
@@ -56,13 +55,6 @@ def _missing(config: DictConfig, key: str) -> str | None:
 
 def _is_of_a_stage(config: DictConfig, source: str) -> bool:
     """Whether a path lies in the folder of this run's stages, or is the name of one: it may be made by then."""
-    stages = _value(config, "stage_dir")
+    stages = value_of(config, "stage_dir")
     in_stages = isinstance(stages, str) and Path(source).is_absolute() and Path(source).is_relative_to(stages)
-    return in_stages or ("/stages/" in str(_value(config, "name")) and "/" not in source)
-
-
-def _value(config: DictConfig, key: str) -> Any:
-    try:
-        return OmegaConf.select(config, key, throw_on_missing=False)
-    except OmegaConfBaseException:
-        return None  # a fault of its own
+    return in_stages or ("/stages/" in str(value_of(config, "name")) and "/" not in source)

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from ..types import Padded
-from .outcome import Check
-from .ways import difference, lively
+from .outcome import Check, NotAsked
+from .ways import difference, lively, normal
 
 BEAMS = 3
 STEPS = 36
@@ -101,6 +101,15 @@ class CachedDecoding:
             past = past[rows]
             memory = Padded(memory.data[kept], memory.lengths[kept])
         return None
+
+    @torch.no_grad()
+    def output_weight(self) -> str | None:
+        weight = self.part.output_weight
+        if weight is None:
+            raise NotAsked("output_weight is None: project is more than a matrix")
+        states = torch.stack(normal((5, 5), self.part.dim, seed=3))
+        words = difference(states @ weight.T, self.part.project(states), 2e-5)
+        return f"states @ output_weight.T {words} from project(states): return None where it is more" if words else None
 
     @torch.no_grad()
     def fake_cache(self) -> str | None:

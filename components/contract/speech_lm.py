@@ -14,8 +14,8 @@ from torch import Tensor
 from ..roles import SpeechLM
 from ..types import Padded
 from .decoding import CachedDecoding
-from .outcome import Check, NotAsked
-from .ways import SOIL, Way, batch, difference, normal, numbers, returned
+from .outcome import Check
+from .ways import SOIL, Way, batch, difference, numbers, returned
 
 _TOKENS = (8, 11, 3, 5)
 _PROMPTS = (5, 1, 0, 7)
@@ -78,15 +78,6 @@ class _Decoding(CachedDecoding):
         changed[:, 5:] = changed[:, 5:].flip(0, 1)
         words = difference(self.part.decode(tokens.with_data(changed), prompt).data[:, :5], before[:, :5], 2e-5)
         return f"the states before a token {words} when it changes: mask what comes later" if words else None
-
-    @torch.no_grad()
-    def output_weight(self) -> str | None:
-        weight = self.part.output_weight
-        if weight is None:
-            raise NotAsked("output_weight is None: project is more than a matrix")
-        states = torch.stack(normal((5, 5), self.part.dim, seed=3))
-        words = difference(states @ weight.T, self.part.project(states), 2e-5)
-        return f"states @ output_weight.T {words} from project(states): return None where it is more" if words else None
 
     @torch.no_grad()
     def positions(self) -> str | None:

@@ -14,7 +14,7 @@ from torch import Tensor
 from ..roles import TextSeq2Seq
 from ..types import Padded
 from .decoding import CachedDecoding
-from .outcome import Check, NotAsked
+from .outcome import Check
 from .ways import SOIL, Way, batch, difference, lively, normal, numbers, returned
 
 _MEMORY = (9, 5, 1, 7)
@@ -99,15 +99,6 @@ class _Decoding(CachedDecoding):
         after = self.part.decode(memory, tokens.with_data(changed)).data
         words = difference(after[:, :3], before[:, :3], 2e-5)
         return f"the states before a token {words} when it changes: mask what comes later" if words else None
-
-    @torch.no_grad()
-    def output_weight(self) -> str | None:
-        weight = self.part.output_weight
-        if weight is None:
-            raise NotAsked("output_weight is None: project is more than a matrix")
-        states = torch.stack(normal((5, 5), self.part.dim, seed=3))
-        words = difference(states @ weight.T, self.part.project(states), 2e-5)
-        return f"states @ output_weight.T {words} from project(states): return None where it is more" if words else None
 
     def square(self, rows: int, steps: int) -> tuple[Padded, Padded]:
         """Memory of unequal lengths with something in its padding, and as many tokens in each row."""

@@ -76,7 +76,7 @@ class Run:
     def _cache(self, wanted: Path, name: str = "") -> Path:
         """Where what the config's cache would take is written: a file that may come from anywhere chooses no folder
         outside of its run and of this machine's cache."""
-        own = own_cache()
+        own = Path(own_cache())
         wanted = Path(os.path.realpath(wanted))
         if any(wanted.is_relative_to(os.path.realpath(folder)) for folder in (own, self.folder)):
             return wanted

@@ -75,6 +75,13 @@ def test_no_units_and_units_that_are_not_flat(tmp_path):
     assert nested["a"].tolist() == [[1, 2], [3, 4]]
 
 
+def test_an_empty_line_is_no_row(tmp_path):
+    path = tmp_path / "u.jsonl"
+    path.write_text('{"id": "a", "units": [1]}\n\n{"id": "b", "units": [2]}\n')
+    for cache in (None, tmp_path):
+        assert {name: units.tolist() for name, units in read_units(path, cache).items()} == {"a": [1], "b": [2]}
+
+
 @pytest.mark.parametrize("line", ["{oops", '{"id": "b"}', '{"id": ["b"], "units": [1]}', '{"id": "b", "units": ["x"]}'])
 def test_a_faulty_line_is_named(tmp_path, line):
     path = tmp_path / "u.jsonl"

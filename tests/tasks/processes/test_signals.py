@@ -181,6 +181,14 @@ def test_a_lost_process_is_told_from_an_error(
     assert said.count("\n") == 1
 
 
+def test_a_gpu_without_memory_is_no_lost_process(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+    assert run_cli(RuntimeError("ncclUnhandledCudaError: Cuda failure 'out of memory'"), monkeypatch) == 1
+    said = capsys.readouterr().err
+    assert said.startswith("voxzoo train: out of memory (ncclUnhandledCudaError: Cuda failure 'out of memory'); ")
+    assert "another process" not in said
+    assert said.count("\n") == 1
+
+
 @pytest.mark.parametrize(
     ("code", "said"),
     [
