@@ -23,6 +23,7 @@ VERBS = (
     "train",
     "check",
     "evaluate",
+    "score",
     "translate",
     "parts",
     "data",

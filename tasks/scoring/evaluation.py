@@ -8,9 +8,11 @@ from dataclasses import dataclass
 from statistics import fmean
 from typing import Any
 
+from .counted import Counted, Mean, Metric
 from .normalise import normalise
 from .normalise import signature as normaliser_signature
-from .text import Bleu, Chrf, Counted, Mean, Metric, bootstrap, comparison, error_rate_for, interval
+from .significance import bootstrap, comparison, interval
+from .text import Bleu, Chrf, error_rate_for
 
 
 @dataclass

@@ -14,18 +14,16 @@ import torch
 from sacrebleu.metrics.bleu import BLEU
 from sacrebleu.metrics.chrf import CHRF
 from voxzoo.components.errors import UserError
-from voxzoo.tasks.scoring import ngrams, text
+from voxzoo.tasks.scoring import ngrams, significance
+from voxzoo.tasks.scoring.counted import Counted, Metric
 from voxzoo.tasks.scoring.evaluation import Scored, score_rows
 from voxzoo.tasks.scoring.normalise import normalise, normalise_basic, normalise_english
+from voxzoo.tasks.scoring.significance import bootstrap, comparison
 from voxzoo.tasks.scoring.speech import cut_at_quiet, write_wav
 from voxzoo.tasks.scoring.text import (
     Bleu,
     Chrf,
-    Counted,
     ErrorRate,
-    Metric,
-    bootstrap,
-    compare_systems,
     error_rate_for,
     evaluate_corpus,
 )
@@ -167,13 +165,13 @@ def test_counts_are_those_of_sacrebleu(alphabet, longest, metric, characters, mo
 def scores_by_plain_resampling(metric: Metric, statistics: np.ndarray, resamples: int, seed: int) -> list[float]:
     """One metric, all draws at once, in integers."""
     count = len(statistics)
-    weights = np.random.default_rng(seed).multinomial(count, np.full(count, 1 / count), size=resamples)
-    return [metric.score(total) for total in weights @ statistics]
+    places = np.random.default_rng(seed).choice(count, size=(resamples, count))
+    return metric.scores(statistics[places].sum(axis=1).astype(metric.precision)).tolist()
 
 
-@pytest.mark.parametrize("at_once", [1, 700, text._DRAWN_AT_ONCE])
+@pytest.mark.parametrize("at_once", [1, 700, significance._DRAWN_AT_ONCE])
 def test_resamples_are_the_same_for_all_metrics_and_in_any_slices(at_once, monkeypatch):
-    monkeypatch.setattr(text, "_DRAWN_AT_ONCE", at_once)
+    monkeypatch.setattr(significance, "_DRAWN_AT_ONCE", at_once)
     short, long = corpus(count=60), corpus(count=83, seed=1)
     tables = [
         Counted.of(metric, *pairs)
@@ -192,8 +190,8 @@ def test_what_is_held_at_once_does_not_grow_with_the_corpus(monkeypatch):
         def __init__(self, seed):
             self.given = default_rng(seed)
 
-        def multinomial(self, *args, **options):
-            found = self.given.multinomial(*args, **options)
+        def choice(self, *args, **options):
+            found = self.given.choice(*args, **options)
             drawn.append(found.size)
             return found
 
@@ -204,7 +202,7 @@ def test_what_is_held_at_once_does_not_grow_with_the_corpus(monkeypatch):
     monkeypatch.setattr(np.random, "default_rng", Generator)
     monkeypatch.setattr(ngrams, "count_matches", count_matches)
     monkeypatch.setattr(ngrams, "SLICE_CHARACTERS", 2000)
-    monkeypatch.setattr(text, "_DRAWN_AT_ONCE", 10_000)
+    monkeypatch.setattr(significance, "_DRAWN_AT_ONCE", 10_000)
     for count in (120, 240):
         tokens.clear()
         drawn.clear()
@@ -232,14 +230,19 @@ def test_a_ratio_needs_the_same_utterances_on_both_sides():
     assert "resynthesis_ratio" not in found
 
 
+def compared(metric: Metric, system: list[str], baseline: list[str], references: list[str]) -> dict:
+    tables = [Counted.of(metric, hypotheses, references) for hypotheses in (system, baseline)]
+    return comparison(*tables, *bootstrap(tables))
+
+
 def test_paired_bootstrap_tells_a_better_system_from_an_equal_one():
     better, references = corpus(count=200, noise=0.1)
     worse, _ = corpus(count=200, noise=0.4)
-    found = compare_systems(Bleu(), better, worse, references)
+    found = compared(Bleu(), better, worse, references)
     assert found["low"] > 0
     assert found["p_value"] < 0.01
     assert found["ratio_low"] < found["ratio"] < found["ratio_high"]
-    equal = compare_systems(Bleu(), better, better, references)
+    equal = compared(Bleu(), better, better, references)
     assert (equal["difference"], equal["low"], equal["high"], equal["ratio"]) == (0, 0, 0, 1)
     assert equal["p_value"] == 1
     # Paired: the interval of the difference is narrower than what two separate intervals would allow.
@@ -248,8 +251,7 @@ def test_paired_bootstrap_tells_a_better_system_from_an_equal_one():
 
 
 def test_ratio_to_a_baseline_of_zero_is_none():
-    found = compare_systems(Bleu(), ["a b c d e"], [""], ["a b c d e"])
-    assert found["ratio"] is None
+    assert compared(Bleu(), ["a b c d e"], [""], ["a b c d e"])["ratio"] is None
 
 
 @pytest.mark.parametrize(

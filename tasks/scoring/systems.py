@@ -1,0 +1,278 @@
+"""Scores of any system's output beside others': the engine of `voxzoo score`, one call from Python. Needs no torch."""
+
+from __future__ import annotations
+
+import unicodedata
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ...components.errors import UserError, few
+from ...components.languages import is_spaceless, language_name
+from .counted import Counted, Metric
+from .normalise import normalise
+from .normalise import signature as rules_of
+from .outputs import HYPOTHESIS, REFERENCE, Rows, matched, read_rows
+from .significance import RESAMPLES, SEED, TRIALS, compare_systems
+from .text import Bleu, Chrf, ErrorRate, Ter
+
+METRICS = {"bleu": "BLEU", "chrf2": "chrF2", "chrf2++": "chrF2++", "ter": "TER", "wer": "WER", "cer": "CER"}
+"""Name -> how it is written in a table."""
+
+NORMALISERS = ("none", "iwslt", "speech")
+TOKENIZERS = ("13a", "char", "intl", "zh", "none")
+
+
+@dataclass(frozen=True)
+class Normaliser:
+    """What is done to both sides before they are scored.
+
+    Args:
+        kind: `iwslt`: lower case and no punctuation, as the low-resource task of IWSLT is scored (characters of a
+            Unicode category P are taken out, nothing is put in their place); `speech`: what `voxzoo evaluate` does
+            before WER and ASR-BLEU; `none`.
+        lang: of the text; `speech` alone depends on it.
+        keep: punctuation that `iwslt` leaves, as the apostrophe of French.
+    """
+
+    kind: str = "none"
+    lang: str = "eng"
+    keep: str = ""
+
+    @property
+    def prefix(self) -> str:
+        """Its part of a signature."""
+        if self.kind == "speech":
+            return f"{rules_of(self.lang)}|"
+        return "" if self.kind == "none" else f"norm:iwslt{f'[keep:{self.keep}]' if self.keep else ''}|"
+
+    def __call__(self, text: str) -> str:
+        if self.kind == "speech":
+            return normalise(text, self.lang)
+        return text if self.kind == "none" else without_punctuation(text, self.keep).lower()
+
+
+def without_punctuation(text: str, keep: str = "") -> str:
+    """Without the characters of a Unicode category P, but those to keep."""
+    return "".join(one for one in text if one in keep or unicodedata.category(one)[0] != "P")
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """Systems on the same N utterances.
+
+    Attributes:
+        ids: N names; numbers of lines where all files are plain text.
+        references: N texts.
+        systems: name (the path that was given) -> N texts.
+        lang: of the references.
+        notes: what was left out, and why.
+        labels: field -> N values of it, for groups.
+    """
+
+    ids: list[str]
+    references: list[str]
+    systems: dict[str, list[str]]
+    lang: str
+    notes: list[str]
+    labels: dict[str, list[str]]
+
+
+def read_corpus(
+    paths: Sequence[str], reference: str | None = None, *, manifest: str | None = None, task: str | None = None,
+    field: str | None = None, reference_field: str | None = None, lang: str | None = None, by: Sequence[str] = (),
+) -> Corpus:  # fmt: skip
+    """Read systems and match them with their references.
+
+    Args:
+        paths: one file a system.
+        reference: file of the references; None: the rows of the systems hold theirs, the same in all.
+        manifest: file with the fields of `by`, matched by id; None: they are in the rows.
+        task: the rows of one task alone, where rows say theirs.
+        field, reference_field: key of the text; None: `hypothesis`, `translation` or `text`; `reference`, `tgt_text` or
+            `text`.
+        lang: of the references; None: `tgt_lang` of the rows, or English.
+        by: fields for groups.
+
+    Raises:
+        UserError: as `read_rows` and `matched`; references that differ; a field that no row has.
+    """
+    repeated = [path for place, path in enumerate(paths) if path in paths[:place]]
+    if repeated:
+        raise UserError(f"{repeated[0]}: given twice: a system has one file, with a name of its own")
+    files = [read_rows(path, task) for path in paths]
+    known = read_rows(reference, task) if reference else files[0]
+    places = {file.path: matched(known, file) for file in files}
+    systems = {
+        file.path: [texts[place] for place in places[file.path]]
+        for file in files
+        for texts in [file.texts(field, HYPOTHESIS)]
+    }
+    references = _references(known, files, places, bool(reference), reference_field)
+    ids = known.ids or [str(line) for line in known.lines]
+    labels = {name: _labels(name, known, files, places, manifest) for name in by}
+    notes: list[str] = []
+    if known.ids is not None and (silent := [place for place, text in enumerate(references) if not text.strip()]):
+        # As in `voxzoo evaluate`. Plain text is scored as it stands, like sacrebleu's command line.
+        kept = [place for place, text in enumerate(references) if text.strip()]
+        if not kept:
+            raise UserError(f"{known.path}: no row has a reference text")
+        notes.append(f"{len(silent)} without a reference left out: {few([ids[place] for place in silent])}")
+        ids, references = ([column[place] for place in kept] for column in (ids, references))
+        systems = {name: [texts[place] for place in kept] for name, texts in systems.items()}
+        labels = {name: [values[place] for place in kept] for name, values in labels.items()}
+    for name, texts in systems.items():
+        if empty := sum(not text.strip() for text in texts):
+            notes.append(f"{name}: {empty} of {len(texts)} hypotheses are empty")
+    return Corpus(ids, references, systems, _language(lang, [known, *files], notes), notes, labels)
+
+
+def _references(
+    known: Rows, files: Sequence[Rows], places: dict[str, list[int]], given: bool, field: str | None
+) -> list[str]:
+    if given:
+        return known.texts(field, REFERENCE)
+    found: list[str] = []
+    for file in files:
+        if file.ids is None:
+            raise UserError(f"{file.path}: plain text has no references: give them by --reference FILE")
+        usual = REFERENCE[:2]
+        if field is None and not any(key in row for row in file.rows for key in usual):
+            raise UserError(f"{file.path}: its rows have no reference: give them by --reference FILE")
+        texts = file.texts(field, usual)
+        texts = [texts[place] for place in places[file.path]]
+        found = found or texts
+        other = [place for place, (one, two) in enumerate(zip(found, texts, strict=True)) if one != two]
+        if other:
+            name = (known.ids or [])[other[0]]
+            raise UserError(
+                f"{file.path}: another reference of {name!r} than {known.path}: they are no systems on one test set"
+            )
+    return found
+
+
+def _labels(
+    name: str, known: Rows, files: Sequence[Rows], places: dict[str, list[int]], manifest: str | None
+) -> list[str]:
+    """The value of a field for each row of the reference."""
+    if manifest is not None:
+        table = read_rows(manifest)
+        if known.ids is None or table.ids is None:
+            raise UserError(f"--manifest {manifest}: is matched by id, and plain text has none")
+        rows = dict(zip(table.ids, table.rows, strict=True))
+        if lost := [each for each in known.ids if each not in rows]:
+            raise UserError(f"--manifest {manifest}: has no row of {few(lost)}")
+        columns = [[rows[each] for each in known.ids]]
+    else:
+        columns = [known.rows, *([file.rows[place] for place in places[file.path]] for file in files)]
+    for column in columns:
+        if any(name in row for row in column):
+            return [str(row[name]) if row.get(name) not in (None, "") else "(none)" for row in column]
+    keys = few(list(dict.fromkeys(key for column in columns for row in column for key in row)), 12)
+    hint = "" if manifest else ". --manifest FILE names a file that has it"
+    raise UserError(f"--by {name}: no row has this field; there are {keys}{hint}")
+
+
+def _language(lang: str | None, files: Sequence[Rows], notes: list[str]) -> str:
+    if lang is not None:
+        return language_name(lang)
+    found = list(dict.fromkeys(str(row["tgt_lang"]) for file in files for row in file.rows if row.get("tgt_lang")))
+    if len(found) > 1:
+        notes.append(f"texts of several languages ({few(found)}) are scored as one; --by tgt_lang scores each")
+    spaceless = {is_spaceless(each) for each in found}
+    return found[0] if len(spaceless) == 1 else "eng"
+
+
+def metrics_of(
+    names: Sequence[str], normaliser: Normaliser, lang: str = "eng", tokenize: str | None = None
+) -> dict[str, Metric]:
+    """The metrics of a table. Case is folded by BLEU and chrF where the normaliser folds it, and so their signatures
+    say.
+
+    Raises:
+        UserError: an unknown name.
+    """
+    folds = normaliser.kind != "none"
+    made: dict[str, Callable[[], Metric]] = {
+        "bleu": lambda: Bleu(lang, folds, tokenize),
+        "chrf2": lambda: Chrf(0, folds),
+        "chrf2++": lambda: Chrf(2, folds),
+        "ter": Ter,
+        "wer": ErrorRate,
+        "cer": lambda: ErrorRate("char", lang),
+    }
+    for name in names:
+        if name not in made:
+            raise UserError(f"--metrics {name}: no such score; there are {', '.join(made)}")
+    return {name: made[name]() for name in dict.fromkeys(names)}
+
+
+def score_systems(
+    corpus: Corpus, metrics: dict[str, Metric], normaliser: Normaliser, *, base: str | None = None,
+    resamples: int = RESAMPLES, trials: int = TRIALS, seed: int = SEED,
+) -> dict[str, Any]:  # fmt: skip
+    """Score systems, compare them with a base, and score each group of a field.
+
+    Returns:
+        Plain dict: `num_utterances`, `base`, `notes`; `metrics`: name -> `signature` (as sacrebleu prints it for the
+        same draws), `signature_randomisation`, `higher_is_better`, and `systems`, the rows of
+        `significance.compare_systems`, for error rates with `errors` and `length`; `groups`: field -> value ->
+        `num_utterances` and `metrics`, name -> system -> row. A row of a group has no tests.
+
+    Raises:
+        UserError: an unknown base.
+    """
+    if base is not None and base not in corpus.systems:
+        raise UserError(f"--base {base}: no such system; there are {', '.join(corpus.systems)}")
+    references = [normaliser(text) for text in corpus.references]
+    cleaned = {name: [normaliser(text) for text in texts] for name, texts in corpus.systems.items()}
+    tables = {
+        key: {name: Counted.of(metric, texts, references) for name, texts in cleaned.items()}
+        for key, metric in metrics.items()
+    }
+    answer: dict[str, Any] = {"num_utterances": len(references), "base": base, "notes": corpus.notes, "metrics": {}}
+    for key, metric in metrics.items():
+        rows = _rows(tables[key], base, resamples, trials, seed)
+        drawn = {"bs": resamples, "seed": seed} if resamples else {}
+        exchanged = base is not None and trials > 0 and len(rows) > 1
+        answer["metrics"][key] = {
+            "signature": normaliser.prefix + metric.signature_with(**drawn),
+            "signature_randomisation": (
+                normaliser.prefix + metric.signature_with(ar=trials, seed=seed) if exchanged else None
+            ),
+            "higher_is_better": metric.higher_is_better,
+            "systems": rows,
+        }
+    answer["groups"] = {
+        name: {
+            value: {
+                "num_utterances": len(places),
+                "metrics": {
+                    key: _rows({name: table.at(places) for name, table in found.items()}, None, resamples, 0, seed)
+                    for key, found in tables.items()
+                },
+            }
+            for value, places in _groups(values).items()
+        }
+        for name, values in corpus.labels.items()
+    }
+    return answer
+
+
+def _rows(
+    tables: dict[str, Counted], base: str | None, resamples: int, trials: int, seed: int
+) -> dict[str, dict[str, Any]]:
+    systems = {name: [table] for name, table in tables.items()}
+    rows = compare_systems(systems, base, resamples=resamples, trials=trials, seed=seed)
+    for name, table in tables.items():
+        for key in ("num_runs", "spread"):
+            del rows[name][key]
+        if isinstance(table.metric, ErrorRate | Ter):
+            errors, length = table.statistics.sum(axis=0).tolist()
+            rows[name] |= {"errors": errors, "length": length}
+    return rows
+
+
+def _groups(values: Sequence[str]) -> dict[str, list[int]]:
+    """Places of each value, by name."""
+    return {each: [p for p, value in enumerate(values) if value == each] for each in sorted(set(values))}

@@ -1,0 +1,334 @@
+"""`voxzoo score` beside the command lines of sacrebleu and jiwer, and files that are matched by id or refused."""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import io
+import json
+import random
+import subprocess
+import sys
+import unicodedata
+from collections.abc import Callable
+from importlib.metadata import version
+from pathlib import Path
+
+import pytest
+from sacrebleu.metrics.bleu import BLEU
+from voxzoo.components.errors import UserError
+from voxzoo.tasks.commands.cli import main
+from voxzoo.tasks.scoring.outputs import matched, read_rows
+from voxzoo.tasks.scoring.systems import Normaliser, read_corpus
+
+WORDS = [
+    "the", "The", "train", "to", "Peru", "leaves", "on", "15th", "August,", "at", "10:15", ".", "costs", "(really)",
+    "9,300", "!", "no-one's", "café", "¿qué?", "l’été", "“so”",
+]  # fmt: skip
+
+
+def sentences(seed: int, noise: float, count: int = 50) -> list[str]:
+    rng = random.Random(0)
+    references = [" ".join(rng.choices(WORDS, k=rng.randint(2, 14))) for _ in range(count)]
+    rng = random.Random(seed)
+    return [" ".join(w if rng.random() > noise else rng.choice(WORDS) for w in r.split()) for r in references]
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch) -> Path:
+    """ref.txt, a.txt and b.txt; the same as .tsv and .jsonl with ids."""
+    monkeypatch.chdir(tmp_path)
+    references = sentences(0, 0.0)
+    for name, texts in {"ref": references, "a": sentences(1, 0.3), "b": sentences(2, 0.4)}.items():
+        (tmp_path / f"{name}.txt").write_text("".join(f"{text}\n" for text in texts))
+        rows = [{"id": f"u{n}", "text": text, "gender": "fm"[n % 2]} for n, text in enumerate(texts)]
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        lines = ["id\ttext\tgender", *("\t".join(row.values()) for row in rows)]
+        (tmp_path / f"{name}.tsv").write_text("\n".join(lines) + "\n")
+    return tmp_path
+
+
+def score(*words: str) -> dict:
+    said = io.StringIO()
+    with contextlib.redirect_stdout(said):
+        assert main(["score", *words, "--json"]) == 0
+    return json.loads(said.getvalue())
+
+
+def peer(*words: str) -> str:
+    done = subprocess.run([sys.executable, "-m", *words], capture_output=True, text=True, check=True)
+    return done.stdout
+
+
+SACREBLEU = {"bleu": ["bleu"], "chrf2": ["chrf"], "chrf2++": ["chrf", "--chrf-word-order", "2"], "ter": ["ter"]}
+
+
+def normalised(folder: Path) -> None:
+    """As the authors of GMU's systems at IWSLT 2025 say that they do it: no punctuation, then lower case."""
+    for name in ("ref", "a", "b"):
+        text = (folder / f"{name}.txt").read_text()
+        plain = "".join(one for one in text if not unicodedata.category(one).startswith("P")).lower()
+        (folder / f"{name}.iwslt.txt").write_text(plain)
+
+
+@pytest.mark.parametrize("normalise", ["none", "iwslt"])
+@pytest.mark.parametrize("name", SACREBLEU)
+def test_scores_intervals_and_signatures_are_those_that_sacrebleu_prints(folder, name, normalise):
+    found = score("a.jsonl", "--reference", "ref.tsv", "--normalise", normalise, "--resamples", "200")
+    metric = found["metrics"][name]
+    words, end, prefix = SACREBLEU[name], "", ""
+    if normalise == "iwslt":
+        normalised(folder)
+        end, prefix = ".iwslt", "norm:iwslt|"
+        words = [*words, *{"bleu": ["-lc"], "ter": []}.get(name, ["--chrf-lowercase"])]
+    printed = json.loads(
+        peer("sacrebleu", f"ref{end}.txt", "-i", f"a{end}.txt", "-m", *words, "-ci", "-cin", "200", "-w", "9")
+    )
+    row = metric["systems"]["a.jsonl"]
+    assert metric["signature"] == prefix + printed["signature"]
+    assert f"{row['score']:.9f}" == f"{printed['score']:.9f}"
+    assert f"{row['mean']:.9f}" == f"{printed['confidence_mean']:.9f}"
+    assert f"{row['half_width']:.9f}" == f"{printed['confidence_var']:.9f}"
+    plain = score("a.txt", "--reference", "ref.txt", "--normalise", normalise, "--resamples", "0", "--metrics", name)
+    assert "bs:" not in plain["metrics"][name]["signature"]
+    assert plain["metrics"][name]["systems"]["a.txt"]["score"] == row["score"]
+    assert "half_width" in row
+
+
+@pytest.mark.parametrize(("words", "key"), [(["-par", "-parn", "500"], "randomisation"), (["-pbs"], "bootstrap")])
+def test_paired_tests_are_those_that_sacrebleu_prints(folder, words, key):
+    found = score("a.txt", "b.txt", "--reference", "ref.txt", "--trials", "500")
+    printed = peer("sacrebleu", "ref.txt", "-i", "a.txt", "b.txt", "-m", "bleu", "ter", *words, "-w", "4", "-f", "text")
+    for name, label in (("bleu", "BLEU"), ("ter", "TER")):
+        metric = found["metrics"][name]
+        row = metric["systems"]["b.txt"]
+        assert f"(p = {row[f'p_{key}_sacrebleu']:.4f})" in printed
+        assert f"{row['score']:.4f}" in printed
+        if key == "bootstrap":
+            assert f"({row['mean']:.4f} ± {row['half_width']:.4f})" in printed
+        signature = metric["signature_randomisation" if key == "randomisation" else "signature"]
+        assert f"{label:<10} {signature}".split() in [line.split() for line in printed.splitlines()]
+
+
+@pytest.mark.parametrize("normalise", ["none", "iwslt"])
+@pytest.mark.parametrize(("name", "words"), [("wer", []), ("cer", ["-c"])])
+def test_error_rates_are_those_that_jiwer_prints(folder, name, words, normalise):
+    normalised(folder)
+    end = ".iwslt" if normalise == "iwslt" else ""
+    found = score("a.tsv", "--reference", "ref.jsonl", "--normalise", normalise)["metrics"][name]
+    row = found["systems"]["a.tsv"]
+    printed = peer("jiwer.cli", "-r", f"ref{end}.txt", "-h", f"a{end}.txt", *words)
+    assert repr(row["errors"] / row["length"]) == printed.strip()
+    assert row["score"] == pytest.approx(100 * float(printed), rel=1e-15)
+    assert found["signature"].startswith(f"{'norm:iwslt|' if end else ''}{name}|unit:")
+    assert f"|jiwer:{version('jiwer')}|" in found["signature"]
+
+
+def test_white_space_inside_a_sentence_is_as_jiwer_takes_it(folder):
+    (folder / "r.txt").write_text("a  b c\nd e\tf\n")
+    (folder / "h.txt").write_text("a b  c\nd e f\n")
+    found = score("h.txt", "--reference", "r.txt", "--metrics", "wer,cer")["metrics"]
+    for name, words in (("wer", []), ("cer", ["-c"])):
+        row = found[name]["systems"]["h.txt"]
+        assert repr(row["errors"] / row["length"]) == peer("jiwer.cli", "-r", "r.txt", "-h", "h.txt", *words).strip()
+
+
+def test_what_iwslt_keeps_is_in_the_signature():
+    keeping = Normaliser("iwslt", keep="'")
+    assert keeping("L'Été, c'est -- bon!") == "l'été c'est  bon"
+    assert keeping.prefix == "norm:iwslt[keep:']|"
+    assert Normaliser("iwslt")("Ça va?") == "ça va"
+
+
+def test_groups_are_scored_as_if_they_were_alone(folder):
+    found = score("a.jsonl", "b.jsonl", "--reference", "ref.tsv", "--by", "gender", "--metrics", "bleu,wer")
+    assert list(found["groups"]["gender"]) == ["f", "m"]
+    hypotheses, references = ((folder / f"{name}.txt").read_text().splitlines() for name in ("a", "ref"))
+    group = found["groups"]["gender"]["m"]
+    assert group["num_utterances"] == 25
+    want = BLEU().corpus_score(hypotheses[1::2], [references[1::2]]).score
+    assert group["metrics"]["bleu"]["a.jsonl"]["score"] == want
+    (folder / "who.tsv").write_text("id\taccent\n" + "".join(f"u{n}\t{n % 3 or ''}\n" for n in range(50)))
+    found = score("a.jsonl", "--reference", "ref.tsv", "--by", "accent,gender", "--manifest", "who.tsv")  # fmt: skip
+    assert {value: each["num_utterances"] for value, each in found["groups"]["accent"].items()} == {
+        "(none)": 17, "1": 17, "2": 16,
+    }  # fmt: skip
+
+
+def test_hypotheses_of_evaluate_bring_their_references(folder):
+    texts = zip(sentences(1, 0.3), sentences(0, 0.0), strict=True)
+    rows = [
+        {"id": f"u{n}", "task": "s2tt", "tgt_lang": "jpn", "reference": r if n else "", "hypothesis": h}
+        for n, (h, r) in enumerate(texts)
+    ]
+    rows.append({"id": "u1", "task": "asr", "tgt_lang": "jpn", "reference": "so", "hypothesis": "so"})
+    (folder / "t.hypotheses.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    found = score("t.hypotheses.jsonl", "--task", "s2tt")
+    assert found["num_utterances"] == 49
+    assert found["notes"] == ["1 without a reference left out: u0"]
+    assert "tok:char" in found["metrics"]["bleu"]["signature"]
+    with pytest.raises(UserError, match=r"rows of several tasks \(s2tt, asr\): choose one by --task"):
+        read_corpus(["t.hypotheses.jsonl"])
+    other = [{**row, "reference": row["reference"] + "!"} for row in rows[:-1]]
+    (folder / "o.jsonl").write_text("".join(json.dumps(row) + "\n" for row in other))
+    with pytest.raises(UserError, match=r"o\.jsonl: another reference of 'u0' than t\.hyp"):
+        read_corpus(["t.hypotheses.jsonl", "o.jsonl"], task="s2tt")
+
+
+TSV = "id\ttext\nu0\tone two\nu1\tthree\nu2\tfour\n"
+
+MATCHED: dict[str, tuple[str, bytes, list[str]]] = {
+    "reordered": ("h.tsv", b"id\ttext\nu2\tfour\nu0\tone two\nu1\tthree\n", ["one two", "three", "four"]),
+    "columns in another order": ("h.tsv", b"text\tid\nfour\tu2\none\tu0\nx\tu1\n", ["one", "x", "four"]),
+    "CRLF": ("h.tsv", TSV.replace("\n", "\r\n").encode(), ["one two", "three", "four"]),
+    "BOM before a header": ("h.tsv", b"\xef\xbb\xbf" + TSV.encode(), ["one two", "three", "four"]),
+    "BOM before JSON": ("h.jsonl", b'\xef\xbb\xbf{"id": "u0", "text": "a"}\n{"id": "u1", "text": "b"}\n'
+                        b'{"id": "u2", "text": "c"}\n', ["a", "b", "c"]),
+    "BOM before text": ("h.txt", b"\xef\xbb\xbfone\ntwo\nthree\n", ["one", "two", "three"]),
+    "CRLF in text": ("h.txt", b"one\r\ntwo\r\nthree\r\n", ["one", "two", "three"]),
+    "no line end at the end": ("h.txt", b"one\ntwo\nthree", ["one", "two", "three"]),
+    "an empty line": ("h.txt", b"one\n\nthree\n", ["one", "", "three"]),
+    "an empty column": ("h.tsv", b"id\ttext\nu0\t\nu1\tx\nu2\ty\n", ["", "x", "y"]),
+    "line ends of Unicode": ("h.txt", "one\u2028two\x0bthree\x85\x1cfour\nb\nc\n".encode(),
+                             ["one\u2028two\x0bthree\x85\x1cfour", "b", "c"]),
+    "U+2028 in JSON": ("h.jsonl", '{"id": "u0", "text": "a\u2028b"}\n{"id": "u1", "text": "b"}\n'
+                       '{"id": "u2", "text": "c\\u2028d\\ne"}\n'.encode(), ["a\u2028b", "b", "c\u2028d e"]),
+    "a lone CR": ("h.txt", b"one\rtwo\nb\nc\n", ["one two", "b", "c"]),
+    "ids that are numbers": ("h.jsonl", b'{"id": 2, "text": "c"}\n{"id": 0, "text": "a"}\n{"id": "1", "text": "b"}\n',
+                             ["a", "b", "c"]),
+    "quotes": ("h.tsv", b'id\ttext\nu0\t"one\nu1\t"two"\nu2\t3\n', ['"one', '"two"', "3"]),
+    "utt_id and empty lines": ("h.tsv", b"utt_id\ttext\n\nu0\ta\nu1\tb\n\nu2\tc\n\n", ["a", "b", "c"]),
+}  # fmt: skip
+
+REFUSED: dict[str, tuple[str, bytes, str]] = {
+    "missing": ("h.tsv", b"id\ttext\nu0\ta\n", r"h.tsv: 2 ids of ref.tsv missing: u1, u2\. Scores are of the same"),
+    "extra": ("h.tsv", TSV.encode() + b"u7\tseven\n", "h.tsv: 1 id not in ref.tsv: u7"),
+    "doubled": ("h.tsv", TSV.encode() + b"u1\tagain\n", "h.tsv: 1 id used more than once: u1"),
+    "a column too many": ("h.tsv", b"id\ttext\nu0\ta\tb\n", "h.tsv, line 2: 3 columns where the header has 2"),
+    "a column too few": ("h.tsv", b"id\ttext\nu0\n", "h.tsv, line 2: 1 columns where the header has 2"),
+    "a doubled column": ("h.tsv", b"id\ttext\ttext\nu0\ta\tb\n", "line 1: the header has column 'text' twice"),
+    "no header": ("h.tsv", b"u0\ta\nu1\tb\nu2\tc\n", "line 1: the header has no column 'id'; it has 'u0', 'a'"),
+    "no text": ("h.tsv", b"id\tsaid\nu0\ta\nu1\tb\nu2\tc\n", "no field 'hypothesis' or 'translation' or 'text'"),
+    "NUL": ("h.txt", b"one\ntw\0o\nthree\n", "h.txt, line 2: has a NUL byte"),
+    "NUL in JSON": ("h.jsonl", b'{"id": "u0", "text": "a\\u0000"}\n{"id": "u1", "text": "b"}\n'
+                    b'{"id": "u2", "text": "c"}\n', "h.jsonl, line 1, text: has a NUL character"),
+    "UTF-16": ("h.txt", "one\ntwo\nthree\n".encode("utf-16"), "h.txt, line 1: not UTF-8 text: byte 0xff at column 1"),
+    "latin-1": ("h.txt", "one\ndeux\nété\n".encode("latin-1"), "h.txt, line 3: not UTF-8 text: byte 0xe9 at column 1"),
+    "a line too few": ("h.txt", b"one\ntwo\n", "h.txt has 2 lines and ref.tsv 3: plain text is matched by line"),
+    "an empty line at the end": ("h.txt", b"one\ntwo\nthree\n\n", "The last line of h.txt is empty: does it stand"),
+    "line ends of old Macs": ("h.txt", b"one\rtwo\rthree\r", "h.txt has 1 lines and ref.tsv 3"),
+    "broken JSON": ("h.jsonl", b'{"id": "u0", "text": "a"}\n{"id": "u1", \n', "h.jsonl, line 2: not JSON"),
+    "a list": ("h.jsonl", b'["u0", "a"]\n', "h.jsonl, line 1: expected a JSON object, got list"),
+    "no id": ("h.jsonl", b'{"text": "a"}\n', "h.jsonl, line 1: no id; the row has text"),
+    "an id that is no name": ("h.jsonl", b'{"id": null, "text": "a"}\n', "line 1, id: None: expected a name"),
+    "ids that are the same name": ("h.jsonl", b'{"id": 1, "text": "a"}\n{"id": "1", "text": "b"}\n', "than once: 1"),
+    "null": ("h.jsonl", b'{"id": "u0", "text": null}\n{"id": "u1", "text": "b"}\n{"id": "u2", "text": "c"}\n',
+             "h.jsonl, line 1, text of 'u0': expected text, got None"),
+    "a text that is missing": ("h.jsonl", b'{"id": "u0", "text": "a"}\n{"id": "u1"}\n{"id": "u2", "text": "c"}\n',
+                               "h.jsonl, line 2, text of 'u1': missing"),
+    "an empty file": ("h.txt", b"", "h.txt: empty"),
+    "a header alone": ("h.tsv", b"id\ttext\n", "h.tsv: empty"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", MATCHED)
+def test_files_that_are_matched(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    file, content, texts = MATCHED[name]
+    reference = TSV.replace("u", "") if "numbers" in name else TSV
+    Path("ref.tsv").write_text(reference)
+    Path(file).write_bytes(content)
+    corpus = read_corpus([file], "ref.tsv")
+    assert corpus.references == ["one two", "three", "four"]
+    assert corpus.systems == {file: texts}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_files_that_are_refused(name, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    file, content, message = REFUSED[name]
+    Path("ref.tsv").write_text(TSV)
+    Path(file).write_bytes(content)
+    with pytest.raises(UserError, match=message) as raised:
+        read_corpus([file], "ref.tsv")
+    assert "\n" not in str(raised.value)
+    assert main(["score", file, "--reference", "ref.tsv"]) == 1
+    said = capsys.readouterr()
+    assert (said.out, said.err.count("\n")) == ("", 1)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: read_corpus(["a.txt", "a.txt"], "ref.txt"), "a.txt: given twice"),
+        (lambda: read_corpus(["a.txt"]), "a.txt: plain text has no references"),
+        (lambda: read_corpus(["a.tsv"]), "a.tsv: its rows have no reference: give them by --reference"),
+        (lambda: read_corpus(["no.txt"], "ref.txt"), "no.txt: no such file"),
+        (lambda: read_corpus(["."], "ref.txt"), "a folder; expected a file"),
+        (
+            lambda: read_corpus(["a.tsv"], "ref.tsv", by=["accent"]),
+            "--by accent: no row has this field; there are id, t",
+        ),
+        (lambda: read_corpus(["a.tsv"], "ref.tsv", field="said"), "no field 'said'; the rows have id, text, gender"),
+        (lambda: read_corpus(["a.txt"], "ref.txt", by=["g"], manifest="ref.tsv"), "matched by id, and plain text has"),
+        (lambda: score_of("--base", "x"), "--base x: no such system; there are a.txt, b.txt"),
+        (lambda: score_of("--metrics", "blue"), "--metrics blue: no such score; there are bleu, chrf2"),
+        (lambda: score_of("--resamples", "1"), "--resamples 1: expected at least 2"),
+    ],
+)
+def test_calls_that_are_refused(call: Callable[[], object], message: str, folder):
+    with pytest.raises(UserError, match=message):
+        call()
+
+
+def score_of(*words: str) -> object:
+    from voxzoo.tasks.commands import cli
+
+    arguments = cli._parse(cli._parser("score"), ["score", "a.txt", "b.txt", "--reference", "ref.txt", *words])
+    return cli._module("score").run(arguments)
+
+
+def test_tables_of_all_forms_hold_the_scores(folder, capsys):
+    words = ["score", "a.txt", "b.txt", "--reference", "ref.tsv", "--by", "gender", "--metrics", "bleu,ter"]
+    want = score(*words[1:])
+    assert main(words) == 0
+    shown = capsys.readouterr().out
+    assert f"{want['metrics']['bleu']['systems']['b.txt']['score']:.2f}" in shown
+    assert want["metrics"]["ter"]["signature"] in shown
+    assert main([*words, "--format", "csv"]) == 0
+    rows = list(csv.DictReader(io.StringIO(capsys.readouterr().out)))
+    assert len(rows) == 2 * 2 * 3
+    assert float(rows[1]["score"]) == want["metrics"]["bleu"]["systems"]["b.txt"]["score"]
+    assert rows[0]["p_bootstrap"] == ""
+    assert main([*words, "--format", "markdown"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "| system | BLEU | TER |"
+    assert {line.count("|") for line in lines[:4]} == {4}
+
+
+def test_a_name_or_value_from_a_file_cannot_move_the_terminal(folder, capsys):
+    rows = [{"id": f"u{n}", "text": "x", "gender": "\x1b[2J[red]"} for n in range(50)]
+    (folder / "evil.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert main(["score", "evil.jsonl", "--reference", "ref.txt", "--by", "gender", "--metrics", "wer"]) == 0
+    shown = capsys.readouterr().out
+    assert "\x1b[2J" not in shown
+    assert "[red]" in shown
+    doubled = [*rows, {"id": "u\x1b[2J", "text": "x"}, {"id": "u\x1b[2J", "text": "x"}]
+    (folder / "evil.jsonl").write_text("".join(json.dumps(row) + "\n" for row in doubled))
+    assert main(["score", "evil.jsonl", "--reference", "ref.txt"]) == 1
+    assert "\x1b[2J" not in capsys.readouterr().err
+
+
+def test_places_are_those_of_the_reference(folder):
+    (folder / "h.tsv").write_text("id\ttext\nu1\tb\nu0\ta\n")
+    (folder / "r.tsv").write_text("id\ttext\nu0\tA\nu1\tB\n")
+    assert matched(read_rows("r.tsv"), read_rows("h.tsv")) == [1, 0]
+
+
+def test_scoring_needs_no_torch(folder):
+    code = (
+        "import sys; from voxzoo.tasks.commands.cli import main; "
+        "failed = main(['score', 'a.txt', 'b.txt', '--reference', 'ref.tsv', '--by', 'gender']); "
+        "sys.exit(failed or 'torch' in sys.modules or 'lightning' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False, stdout=subprocess.DEVNULL).returncode == 0
