@@ -98,7 +98,18 @@ def nllb(folder: Path) -> None:
 
 
 # What pages take for given: words of a block, and what makes it.
+def outputs(folder: Path) -> None:
+    """Of two systems, with what they are scored by."""
+    rows = [{"id": f"u{n}", "reference": text, "hypothesis": text[:-3]} for n, text in enumerate(TEXTS)]
+    (folder / "test.hypotheses.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (folder / "theirs.tsv").write_text("id\ttext\n" + "".join(f"u{n}\t{text}\n" for n, text in enumerate(TEXTS)))
+    (folder / "speakers.tsv").write_text("id\tgender\n" + "".join(f"u{n}\tf\n" for n in range(len(TEXTS))))
+    for name in ("ours", "theirs", "ref"):
+        (folder / f"{name}.txt").write_text("\n".join(TEXTS))
+
+
 FILES = {
+    r"\btheirs\.tsv": outputs,
     "w2v-bert-2.0/": encoder,
     "whisper-base": lambda folder: published.publish_whisper(folder / "whisper-base"),
     "nllb-200-distilled-600M/": nllb,

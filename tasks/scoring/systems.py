@@ -86,7 +86,7 @@ def read_corpus(
 
     Args:
         paths: one file a system.
-        reference: file of the references; None: the rows of the systems hold theirs, the same in all.
+        reference: file of the references; None: rows of a system hold them, the same in all that do.
         manifest: file with the fields of `by`, matched by id; None: they are in the rows.
         task: the rows of one task alone, where rows say theirs.
         field, reference_field: key of the text; None: `hypothesis`, `translation` or `text`; `reference`, `tgt_text` or
@@ -132,21 +132,20 @@ def _references(
 ) -> list[str]:
     if given:
         return known.texts(field, REFERENCE)
+    usual = (field,) if field else REFERENCE[:2]
+    having = [file for file in files if file.ids is not None and any(key in row for row in file.rows for key in usual)]
+    if not having:
+        raise UserError(f"{known.path}: has no references: give them by --reference FILE")
     found: list[str] = []
-    for file in files:
-        if file.ids is None:
-            raise UserError(f"{file.path}: plain text has no references: give them by --reference FILE")
-        usual = REFERENCE[:2]
-        if field is None and not any(key in row for row in file.rows for key in usual):
-            raise UserError(f"{file.path}: its rows have no reference: give them by --reference FILE")
+    for file in having:
         texts = file.texts(field, usual)
         texts = [texts[place] for place in places[file.path]]
         found = found or texts
         other = [place for place, (one, two) in enumerate(zip(found, texts, strict=True)) if one != two]
         if other:
-            name = (known.ids or [])[other[0]]
+            name = (known.ids or known.lines)[other[0]]
             raise UserError(
-                f"{file.path}: another reference of {name!r} than {known.path}: they are no systems on one test set"
+                f"{file.path}: another reference of {name!r} than {having[0].path}: they are no systems on one test set"
             )
     return found
 

@@ -161,15 +161,20 @@ def test_hypotheses_of_evaluate_bring_their_references(folder):
         {"id": f"u{n}", "task": "s2tt", "tgt_lang": "jpn", "reference": r if n else "", "hypothesis": h}
         for n, (h, r) in enumerate(texts)
     ]
+    translated = list(rows)
     rows.append({"id": "u1", "task": "asr", "tgt_lang": "jpn", "reference": "so", "hypothesis": "so"})
     (folder / "t.hypotheses.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     found = score("t.hypotheses.jsonl", "--task", "s2tt")
     assert found["num_utterances"] == 49
     assert found["notes"] == ["1 without a reference left out: u0"]
     assert "tok:char" in found["metrics"]["bleu"]["signature"]
+    beside = score("t.hypotheses.jsonl", "b.jsonl", "--task", "s2tt", "--metrics", "wer")  # which has no references
+    want = score("b.jsonl", "--reference", "t.hypotheses.jsonl", "--task", "s2tt", "--metrics", "wer")
+    rows = [each["metrics"]["wer"]["systems"]["b.jsonl"] for each in (beside, want)]
+    assert rows[0]["errors"] == rows[1]["errors"]
     with pytest.raises(UserError, match=r"rows of several tasks \(s2tt, asr\): choose one by --task"):
         read_corpus(["t.hypotheses.jsonl"])
-    other = [{**row, "reference": row["reference"] + "!"} for row in rows[:-1]]
+    other = [{**row, "reference": row["reference"] + "!"} for row in translated]
     (folder / "o.jsonl").write_text("".join(json.dumps(row) + "\n" for row in other))
     with pytest.raises(UserError, match=r"o\.jsonl: another reference of 'u0' than t\.hyp"):
         read_corpus(["t.hypotheses.jsonl", "o.jsonl"], task="s2tt")
@@ -261,8 +266,8 @@ def test_files_that_are_refused(name, tmp_path, monkeypatch, capsys):
     ("call", "message"),
     [
         (lambda: read_corpus(["a.txt", "a.txt"], "ref.txt"), "a.txt: given twice"),
-        (lambda: read_corpus(["a.txt"]), "a.txt: plain text has no references"),
-        (lambda: read_corpus(["a.tsv"]), "a.tsv: its rows have no reference: give them by --reference"),
+        (lambda: read_corpus(["a.txt"]), "a.txt: has no references: give them by --ref"),
+        (lambda: read_corpus(["a.tsv"]), "a.tsv: has no references: give them by --ref"),
         (lambda: read_corpus(["no.txt"], "ref.txt"), "no.txt: no such file"),
         (lambda: read_corpus(["."], "ref.txt"), "a folder; expected a file"),
         (
