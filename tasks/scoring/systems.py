@@ -153,7 +153,8 @@ def _references(
 def _labels(
     name: str, known: Rows, files: Sequence[Rows], places: dict[str, list[int]], manifest: str | None
 ) -> list[str]:
-    """The value of a field for each row of the reference."""
+    """The value of a field for each row of the reference, from the first file that has it."""
+    columns = [known.rows, *([file.rows[place] for place in places[file.path]] for file in files)]
     if manifest is not None:
         table = read_rows(manifest)
         if known.ids is None or table.ids is None:
@@ -161,9 +162,7 @@ def _labels(
         rows = dict(zip(table.ids, table.rows, strict=True))
         if lost := [each for each in known.ids if each not in rows]:
             raise UserError(f"--manifest {manifest}: has no row of {few(lost)}")
-        columns = [[rows[each] for each in known.ids]]
-    else:
-        columns = [known.rows, *([file.rows[place] for place in places[file.path]] for file in files)]
+        columns.insert(0, [rows[each] for each in known.ids])
     for column in columns:
         if any(name in row for row in column):
             return [str(row[name]) if row.get(name) not in (None, "") else "(none)" for row in column]
