@@ -10,14 +10,16 @@ from __future__ import annotations
 
 import importlib
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import get_context
+from typing import Any
 
 from .harness.case import Unequal
 from .harness.compare import run_path
 from .harness.machine import elsewhere, without_isa
-from .harness.options import arguments, options_of
+from .harness.options import Options, arguments, options_of
 from .harness.report import report
 
 PATHS = (
@@ -48,17 +50,35 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.isa:
         return elsewhere(args.isa, "benchmarks", without_isa(words))
     options = options_of(args)
-    results, errors = [], []
-    # A new process for each: what one path leaves in the allocator makes the next up to twice as fast or slow, on
-    # either side.
-    with ProcessPoolExecutor(1, mp_context=get_context("spawn"), max_tasks_per_child=1) as processes:
-        for path in args.paths or PATHS:
+    results, errors, killed = run_all(args.paths or PATHS, options)
+    # A path that was killed has no row; one whose outputs differ leaves the history alone.
+    return report(results, options, args.out, errors, save=args.save and len(errors) == killed)
+
+
+def run_all(
+    paths: Sequence[str], options: Options, run: Callable[[str, Options], list[dict[str, Any]]] = run_path
+) -> tuple[list[dict[str, Any]], list[str], int]:
+    """Run paths, each in a new process: what one leaves in the allocator makes the next up to twice as fast or slow, on
+    either side.
+
+    Returns:
+        Results, one line for each path that ended otherwise, and how many of these were killed.
+    """
+    results: list[dict[str, Any]] = []
+    errors: list[str] = []
+    killed = 0
+    for path in paths:
+        with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as process:
             try:
-                results += processes.submit(run_path, path, options).result()
+                results += process.submit(run, path, options).result()
+                continue
             except Unequal as error:  # the others are still worth knowing
                 errors.append(str(error))
-                print(error, file=sys.stderr, flush=True)
-    return report(results, options, args.out, errors, save=args.save and not errors)
+            except BrokenProcessPool:
+                killed += 1
+                errors.append(f"{path}: its process was killed: out of memory, or one of the peers crashed")
+        print(errors[-1], file=sys.stderr, flush=True)
+    return results, errors, killed
 
 
 if __name__ == "__main__":

@@ -25,6 +25,8 @@ def compiled(module: Any, run: Callable[[Any], Callable[[], Any]], options: Opti
     compiler = os.environ.get("CXX", "g++")
     if shutil.which(compiler) is None:
         return {NAME: Other(None, note=f"no C++ compiler ({compiler}) for torch.compile")}
+    if "ATEN_CPU_CAPABILITY" in os.environ:  # the C++ that it writes for that crashes on a processor that has more
+        return {NAME: Other(None, note="torch.compile builds for the processor that is there")}
     timed = run(torch.compile(module, dynamic=False))
     try:
         timed()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import dataclasses
 import importlib
 import json
@@ -136,6 +137,15 @@ def test_unequal_outputs_are_refused_before_any_timing(capsys):
         measure("path", case, QUICK)
     assert sorted(calls) == ["ours", "peer"]
     assert harness.main("path", lambda options: iter([case]), ["--quick"]) == 1
+
+
+def test_a_path_that_is_killed_does_not_take_the_others_along(capsys):
+    """An address that is none, read in the process of the path."""
+    results, errors, killed = every.run_all([1], 1, run=ctypes.string_at)  # pyright: ignore[reportArgumentType]
+    assert (results, killed) == ([], 1)
+    assert errors == ["1: its process was killed: out of memory, or one of the peers crashed"]
+    assert every.run_all([b"ab"], 1, run=ctypes.string_at)[0] == list(b"a")  # pyright: ignore[reportArgumentType]
+    assert "killed" in capsys.readouterr().err
 
 
 def test_a_wrong_weight_is_noticed():
