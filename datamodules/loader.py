@@ -146,16 +146,22 @@ def _close_all() -> None:
 class _Lazy(Iterator[Any]):
     """Asks for an iterator when the first batch is wanted; raises what a worker could not do."""
 
-    def __init__(self, begin: Callable[[], Iterator[Any]], skipped: Callable[[str, str], None] | None) -> None:
-        self._begin, self._skipped = begin, skipped
+    def __init__(
+        self,
+        begin: Callable[[], Iterator[Any]],
+        skipped: Callable[[str, str], None] | None,
+        closed: Callable[[], None],
+    ) -> None:
+        self._begin, self._skipped, self._closed = begin, skipped, closed
         self._iterator: Iterator[Any] | None = None
         _OPEN.add(self)
 
     def close(self) -> None:
-        """Let its workers end."""
+        """Let its workers end; a loader that keeps them begins with others."""
         shutdown = getattr(self._iterator, "_shutdown_workers", None)
         if shutdown is not None:
             shutdown()
+            self._closed()
 
     def __next__(self) -> Any:
         if self._iterator is None:
@@ -170,6 +176,7 @@ class _Lazy(Iterator[Any]):
                 "(data.num_workers) or smaller batches need less; the same command goes on from the last save"
             ) from None
         if isinstance(batch, _Failure):
+            self.close()
             if batch.is_ours:
                 raise UserError(batch.line)
             raise RuntimeError(f"{batch.line}\n{batch.trace}")
@@ -221,7 +228,10 @@ class ResumableLoader(DataLoader):
         super().__init__(dataset, batch_sampler=sampler, generator=generator, **options)
 
     def __iter__(self) -> Any:
-        return _Lazy(self._start, self._skipped)
+        return _Lazy(self._start, self._skipped, self._forget)
+
+    def _forget(self) -> None:
+        self._iterator = None
 
     def _start(self) -> Iterator[Any]:
         position = self._position() if self._position is not None else None
@@ -229,7 +239,12 @@ class ResumableLoader(DataLoader):
             self._plan.seek(*position)
         if self.begun is not None:
             self.begun()
-        return super().__iter__()
+        iterator = super().__iter__()
+        for worker in getattr(iterator, "_workers", ()):
+            # An iterator that the garbage collector finds in a circle, behind an error say, has no way left to tell its
+            # workers, and ends them by the signal that they ignore.
+            worker.terminate = worker.kill
+        return iterator
 
     def state_dict(self) -> dict[str, Any]:
         """What must be the same when training goes on, and how this epoch came to the present processes."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import json
 import os
 import pickle
@@ -440,6 +441,35 @@ def test_what_a_row_breaks_is_one_line_with_and_without_workers(folder, tmp_path
         list(module.train_dataloader())
     assert "broken.wav" in str(found.value)
     assert "\n" not in str(found.value)
+
+
+@pytest.mark.parametrize("how", ["error", "circle"])
+def test_no_worker_outlives_its_iterator(folder, how):
+    """Workers ignore SIGTERM, by which an iterator ends them that the garbage collector finds in a circle."""
+    loader = make(folder, num_workers=1).train_dataloader()
+    if how == "error":
+        loader.collate_fn.collate.frontend = None
+    iterator = iter(loader)
+    with pytest.raises(RuntimeError) if how == "error" else contextlib.nullcontext():
+        next(iterator)
+    worker = iterator._iterator._workers[0]
+    assert worker.is_alive() == (how == "circle")
+    circle = [iterator, loader]
+    circle.append(circle)
+    del iterator, loader, circle
+    gc.collect()
+    worker.join(30)
+    assert worker.exitcode is not None
+
+
+def test_a_loader_goes_on_behind_an_error(folder):
+    """With new workers: those of the iterator that failed have ended."""
+    loader = make(folder, num_workers=1).train_dataloader()
+    frontend, loader.collate_fn.collate.frontend = loader.collate_fn.collate.frontend, None
+    with pytest.raises(RuntimeError, match="AssertionError"):
+        next(iter(loader))
+    loader.collate_fn.collate.frontend = frontend
+    assert list(loader)
 
 
 class _Killed(Fbank):
