@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 from typing import Any
 
 from ..components.errors import UserError
@@ -134,13 +133,20 @@ class SpeechTranslationData(UtteranceData):
         """Names that `rows`, `texts` and `loader` take; also `test`, for the first test set."""
         return self.corpus.splits if self.corpus is not None else tuple(self._paths)
 
-    def read(self, split: str) -> Rows:
-        """The manifest of a split, as written. Raises UserError for a faulty manifest."""
+    def manifest(self, split: str) -> str:
+        """The file that a split is read from, also for `test`, the first test set. Raises UserError where there is
+        none."""
+        return self._manifest(self._resolve(split))
+
+    def _manifest(self, split: str) -> str:
         if self.corpus is not None:
             self.corpus.prepare()
-            path: str | Path = self.corpus.manifests()[split]
-        else:
-            path = self._paths[split]
+            return str(self.corpus.manifests()[split])
+        return self._paths[split]
+
+    def read(self, split: str) -> Rows:
+        """The manifest of a split, as written. Raises UserError for a faulty manifest."""
+        path = self._manifest(split)
         rows = open_rows(path, self.cache_dir, skip=self.on_error == "skip")
         for name, reason in rows.faults:
             self.skipped.note(split, name, reason)

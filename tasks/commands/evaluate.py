@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import math
 from typing import Any
 
-from ..serving.choices import EVALUATED, PRECISIONS, QUALITIES, RECOGNISERS
+from ...components.errors import UserError, printable
+from ..serving.choices import CODECS, EVALUATED, PRECISIONS, QUALITIES, RECOGNISERS
 
 HELP = "score a run on a split: text, and speech through a recogniser"
 EXAMPLE = "voxzoo evaluate runs/quickstart --split test_seen --limit 200"
@@ -47,6 +49,35 @@ def configure(parser: argparse.ArgumentParser) -> None:
         help="how output speech sounds: all (default) measures the voice, DNSMOS and melody, as far as `pip install "
         "voxzoo[quality]` is there; none",
     )
+    parser.add_argument(
+        "--noise",
+        metavar="KINDS",
+        help="serve source speech once more in noise: white, pink or babble (of other utterances), or folders of "
+        "recordings, with commas between; needs --snr",
+    )
+    parser.add_argument(
+        "--snr", metavar="DB", help="signal-to-noise ratios in decibels, such as 20,10,0; a negative one as --snr=-5"
+    )
+    parser.add_argument(
+        "--codec", metavar="KINDS", help=f"serve source speech once more through each of: {', '.join(CODECS)}"
+    )
+    parser.add_argument(
+        "--across-speakers",
+        action="store_true",
+        help="how far quality depends on who says the same thing: CoefVar of SeamlessM4T",
+    )
+    parser.add_argument("--by", metavar="FIELDS", help="score each group of a field (gender,accent), and their gap")
+    parser.add_argument(
+        "--labels", metavar="FILE", help="a .jsonl or .tsv with the fields of --by, by id (default: the manifest)"
+    )
+    parser.add_argument(
+        "--toxicity",
+        action="append",
+        default=[],
+        metavar="LANG=FILE",
+        help="words of a language, one a line: how often an output has some though its source has none; once for each "
+        "language",
+    )
     parser.add_argument("--device", default="auto", help="cpu, cuda, cuda:1 ... (default: a GPU where there is one)")
     parser.add_argument(
         "--precision",
@@ -77,10 +108,41 @@ def run(args: argparse.Namespace) -> dict:
         recogniser=args.recogniser,
         verify=args.verify,
         quality=args.quality,
+        noise=_words(args.noise),
+        snr=_numbers(args.snr),
+        codec=_words(args.codec),
+        across_speakers=args.across_speakers,
+        by=_words(args.by),
+        labels=args.labels,
+        toxicity=_pairs(args.toxicity),
     )
     if not args.json:
         show(answer)
     return answer
+
+
+def _words(text: str | None) -> list[str]:
+    return [word.strip() for word in (text or "").split(",") if word.strip()]
+
+
+def _numbers(text: str | None) -> list[float]:
+    numbers = []
+    for word in _words(text):
+        try:
+            numbers.append(float(word))
+        except ValueError:
+            numbers.append(math.nan)
+        if not -100 <= numbers[-1] <= 100:
+            raise UserError(f"--snr {word}: expected decibels from -100 to 100, such as 10")
+    return numbers
+
+
+def _pairs(words: list[str]) -> dict[str, str]:
+    pairs = [word.partition("=") for word in words]
+    for word, (lang, _, path) in zip(words, pairs, strict=True):
+        if not lang or not path:
+            raise UserError(f"--toxicity {word}: expected LANG=FILE, such as eng=words.txt")
+    return {lang: path for lang, _, path in pairs}
 
 
 _SHOWN = {
@@ -111,6 +173,10 @@ _SHOWN = {
     "voicing_error": "voicing error % against the target recordings",
     "voicing_error_resynthesis": "that of the target units through the vocoder",
     "voicing_error_control": "that against another target recording (control)",
+    "chrf_ms": "chrF of what was said, mean over contents",
+    "coef_var_ms": "CoefVar over speakers of one content",
+    "added_toxicity": "% of outputs with added toxicity",
+    "asr_added_toxicity": "% of what was heard with added toxicity",
     "silent": "silent outputs",
     "clipped": "clipped outputs",
 }
@@ -137,8 +203,12 @@ def show(answer: dict[str, Any]) -> None:
             shown = str(value) if isinstance(value, int) else f"{value:.2f}"
             table.add_row(label, shown, between)
         console.print(table)
+        if scores.get("gaps"):
+            console.print(_gap_table(scores["gaps"]))
         for signature in dict.fromkeys(scores["signatures"].values()):
             console.print(f"  {signature}", markup=False, highlight=False, soft_wrap=True)
+    for task in answer["tasks"] if answer.get("conditions") else ():
+        console.print(_condition_table(answer, task))
     if answer["num_dropped"]:
         console.print(
             f"dropped: {answer['num_dropped']} of {answer['num_dropped'] + answer['num_utterances']} utterances"
@@ -146,3 +216,48 @@ def show(answer: dict[str, Any]) -> None:
     for note in answer["notes"]:
         console.print(f"note: {note}", markup=False, highlight=False)
     console.print(f"written: {answer['hypotheses']}", markup=False, highlight=False)
+
+
+def _gap_table(gaps: dict[str, Any]) -> Any:
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=box.SIMPLE_HEAD)
+    for column, justify in (("group", "left"), ("utterances", "right"), ("score", "left"), ("value", "right")):
+        table.add_column(column, justify=justify, overflow="fold")  # pyright: ignore[reportArgumentType]
+    table.add_column("95 %", justify="right")
+    for field, scores in gaps.items():
+        for name, found in scores.items():
+            label = _SHOWN.get(name, name)
+            rows = [(f"{field}: {each}", str(row["num_utterances"]), row) for each, row in found["groups"].items()]
+            for group, count, row in rows:
+                between = f"{row['low']:.3g} - {row['high']:.3g}"
+                table.add_row(Text(printable(group)), count, label, f"{row['score']:.2f}", between)
+            if found["gap"] is not None:
+                between = f"{found['gap_low']:.3g} - {found['gap_high']:.3g}"
+                pair = f"{field}: {found['best']} better than {found['worst']} by"
+                table.add_row(Text(printable(pair)), "", label, f"{found['gap']:.2f}", between)
+    return table
+
+
+def _condition_table(answer: dict[str, Any], task: str) -> Any:
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(title=f"{answer['split']}, {task}, in conditions", box=box.SIMPLE_HEAD, title_justify="left")
+    table.add_column("condition", overflow="fold")
+    found = {name: each["tasks"].get(task, {}) for name, each in answer["conditions"].items()}
+    names = [name for name in _SHOWN if any(name in scores for scores in found.values())]
+    for name in names:
+        table.add_column(_SHOWN[name], justify="right")
+    plain = [next((scores[name]["plain"] for scores in found.values() if name in scores), None) for name in names]
+    table.add_row("as it is", *("" if value is None else f"{value:.2f}" for value in plain))
+    for condition, scores in found.items():
+        cells = [
+            f"{scores[name]['score']:.2f} ({scores[name]['difference']:+.2f})" if name in scores else ""
+            for name in names
+        ]
+        table.add_row(Text(printable(condition)), *cells)
+    return table

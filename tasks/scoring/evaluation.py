@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from statistics import fmean
 from typing import Any
 
+from .care import WordList, across_speakers, added_toxicity, gap_between_groups, list_of
 from .counted import Counted, Mean, Metric
 from .normalise import normalise
 from .normalise import signature as normaliser_signature
@@ -27,6 +28,8 @@ class Scored:
         heard, heard_reference, heard_resynthesis: what the recogniser made of the output speech, of the target
             recording and of the reference units through the vocoder.
         speaker: of the source, as the manifest labels it.
+        src_text: text of the source, "" where there is none; not in the file.
+        toxic: words of a list that the output has though its source has none (`scoring.care`), None where nobody asked.
         quality: name -> number of how the output speech sounds (`scoring.quality`), None where nobody asked.
     """
 
@@ -48,6 +51,8 @@ class Scored:
     heard_resynthesis: str | None = None
     speaker: str | None = None
     quality: dict[str, float] | None = None
+    src_text: str = ""
+    toxic: list[str] | None = None
 
     @property
     def direction(self) -> str:
@@ -55,11 +60,29 @@ class Scored:
 
     def line(self) -> dict[str, Any]:
         """Fields that have a value."""
-        return {name: value for name, value in vars(self).items() if value is not None}
+        return {name: value for name, value in vars(self).items() if value is not None and name != "src_text"}
+
+
+@dataclass(frozen=True)
+class Care:
+    """What is asked beside the scores of all.
+
+    Attributes:
+        speakers: how far quality depends on who says the same thing (`care.across_speakers`).
+        labels: field -> id -> label: the score of each group, and the gap between them.
+        lists: of toxic words, by language.
+    """
+
+    speakers: bool = False
+    labels: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    lists: Sequence[WordList] = ()
 
 
 def score_rows(
-    rows: Sequence[Scored], recogniser: str | None = None, quality: Mapping[str, str] | None = None
+    rows: Sequence[Scored],
+    recogniser: str | None = None,
+    quality: Mapping[str, str] | None = None,
+    care: Care | None = None,
 ) -> dict[str, Any]:
     """Scores of the rows of one task.
 
@@ -69,15 +92,20 @@ def score_rows(
         rows: of one task.
         recogniser: signature of what heard the speech.
         quality: score -> signature of what measured it, for the scores in `quality` of the rows.
+        care: what is asked beside. `toxic` of the rows is filled.
 
     Returns:
         Plain dict: a number for each score, `intervals` (name -> [low, high], 95 %; absent for means over directions),
-        `signatures`, `num_utterances`, and `directions` where there are several.
+        `signatures`, `num_utterances`, and `directions` where there are several. `gaps`, where groups were asked for
+        (of each direction): field -> score -> what `care.gap_between_groups` returns.
     """
+    care = care or Care()
     directions: defaultdict[str, list[Scored]] = defaultdict(list)
     for row in rows:
         directions[row.direction].append(row)
-    parts = {name: _score_direction(members, recogniser, quality or {}) for name, members in sorted(directions.items())}
+    parts = {
+        name: _score_direction(members, recogniser, quality or {}, care) for name, members in sorted(directions.items())
+    }
     if len(parts) == 1:
         return next(iter(parts.values()))
     names = dict.fromkeys(
@@ -86,7 +114,7 @@ def score_rows(
     answer: dict[str, Any] = {"num_utterances": len(rows)}
     for name in names:
         values = [part[name] for part in parts.values() if part.get(name) is not None]
-        if name in ("silent", "clipped"):
+        if name in ("silent", "clipped", "num_contents", "num_repeated"):
             answer[name] = sum(values)
         elif name != "num_utterances":
             answer[name] = fmean(values)
@@ -105,29 +133,63 @@ _HEARD = {
 }
 
 
-def _score_direction(rows: Sequence[Scored], recogniser: str | None, quality: Mapping[str, str]) -> dict[str, Any]:
+@dataclass(frozen=True)
+class _Text:
+    """What one score compares: texts of the rows that have both sides, as they are scored.
+
+    Attributes:
+        rows: those rows.
+        prefix: of the signature.
+    """
+
+    metric: Metric
+    rows: list[Scored]
+    hypotheses: list[str]
+    references: list[str]
+    prefix: str = ""
+
+    @property
+    def signature(self) -> str:
+        return self.prefix + self.metric.signature
+
+
+def _texts(rows: Sequence[Scored], recogniser: str | None) -> dict[str, _Text]:
+    """Score -> what it compares, of the rows of one direction; nothing where no row has it."""
     lang = rows[0].tgt_lang
+    rate, cleaned = error_rate_for(lang), f"{normaliser_signature(lang)}|"
+    known = [row for row in rows if row.reference.strip()]
+    found: dict[str, _Text] = {}
+    said = [row for row in known if row.hypothesis is not None]
+    texts, references = [row.hypothesis or "" for row in said], [row.reference for row in said]
+    if said and rows[0].task == "asr":
+        ours, theirs = ([normalise(text, lang) for text in side] for side in (texts, references))
+        found[rate.name] = _Text(rate, said, ours, theirs, cleaned)
+    elif said:
+        found["bleu"] = _Text(Bleu(lang), said, texts, references)
+        found["chrf"] = _Text(Chrf(), said, texts, references)
+    if recogniser is None:
+        return found
+    metric, judged = Bleu(lang, lowercase=True), f"{recogniser}|{cleaned}"
+    for name, heard_as in _HEARD.items():
+        if there := [row for row in known if getattr(row, heard_as) is not None]:
+            ours = [normalise(getattr(row, heard_as), lang) for row in there]
+            theirs = [normalise(row.reference, lang) for row in there]
+            found[name] = _Text(metric, there, ours, theirs, judged)
+            if name == "asr_bleu":
+                found["asr_wer"] = _Text(rate, there, ours, theirs, judged)
+    return found
+
+
+def _score_direction(
+    rows: Sequence[Scored], recogniser: str | None, quality: Mapping[str, str], care: Care
+) -> dict[str, Any]:
     answer: dict[str, Any] = {"num_utterances": len(rows)}
     signatures: dict[str, str] = {}
     tables: dict[str, Counted] = {}
-
-    def put(name: str, metric: Metric, hypotheses: list[str], references: list[str], prefix: str = "") -> None:
-        if not hypotheses:
-            return
-        tables[name] = Counted.of(metric, hypotheses, references)
-        answer[name] = tables[name].score
-        signatures[name] = prefix + metric.signature
-
-    known = [row for row in rows if row.reference.strip()]
-    texts = [row.hypothesis for row in known if row.hypothesis is not None]
-    references = [row.reference for row in known if row.hypothesis is not None]
-    rate, cleaned = error_rate_for(lang), f"{normaliser_signature(lang)}|"
-    if rows[0].task == "asr":
-        ours, theirs = ([normalise(text, lang) for text in side] for side in (texts, references))
-        put(rate.name, rate, ours, theirs, cleaned)
-    else:
-        put("bleu", Bleu(lang), texts, references)
-        put("chrf", Chrf(), texts, references)
+    texts = _texts(rows, recogniser)
+    for name, text in texts.items():
+        tables[name] = Counted.of(text.metric, text.hypotheses, text.references)
+        answer[name], signatures[name] = tables[name].score, text.signature
 
     spoken = [row for row in rows if row.duration is not None]
     if spoken:
@@ -137,28 +199,92 @@ def _score_direction(rows: Sequence[Scored], recogniser: str | None, quality: Ma
         if ratios:
             tables["duration_ratio"] = Mean("duration_ratio").counted(ratios)
             answer["duration_ratio"] = tables["duration_ratio"].score
-    for name, signature in quality.items():
-        values = [row.quality[name] for row in rows if row.quality is not None and name in row.quality]
+    measured = {
+        name: (Mean(name, signature), [row.quality[name] for row in rows if row.quality and name in row.quality])
+        for name, signature in quality.items()
+    }
+    for name, (mean, values) in (measured | _toxicity(rows, care)).items():
         if values:
-            tables[name] = Mean(name, signature).counted(values)
-            answer[name], signatures[name] = tables[name].score, signature
-    places: dict[str, list[int]] = {name: [] for name in _HEARD}
-    if recogniser is not None:
-        metric, judged = Bleu(lang, lowercase=True), f"{recogniser}|{cleaned}"
-        said = [normalise(row.reference, lang) for row in known]
-        heard: dict[str, list[str]] = {}
-        for name, field in _HEARD.items():
-            places[name] = [place for place, row in enumerate(known) if getattr(row, field) is not None]
-            heard[name] = [normalise(getattr(known[place], field), lang) for place in places[name]]
-            put(name, metric, heard[name], [said[place] for place in places[name]], judged)
-        put("asr_wer", rate, heard["asr_bleu"], [said[place] for place in places["asr_bleu"]], judged)
+            tables[name] = mean.counted(values)
+            answer[name], signatures[name] = tables[name].score, mean.signature
 
     scores = dict(zip(tables, bootstrap(tables.values()), strict=True))
     intervals: dict[str, list[float | None]] = {name: list(interval(found)) for name, found in scores.items()}
-    ceiling = "asr_bleu_ceiling"
+    ceiling = texts.get("asr_bleu_ceiling")
     for name, ratio in (("asr_bleu", "asr_bleu_ratio"), ("asr_bleu_resynthesis", "resynthesis_ratio")):
-        if name in tables and places[name] == places[ceiling]:
-            pair = comparison(tables[name], tables[ceiling], scores[name], scores[ceiling])
+        if ceiling is not None and name in texts and texts[name].rows == ceiling.rows:
+            pair = comparison(tables[name], tables["asr_bleu_ceiling"], scores[name], scores["asr_bleu_ceiling"])
             answer[ratio] = pair["ratio"]
             intervals[ratio] = [pair["ratio_low"], pair["ratio_high"]]
-    return {**answer, "intervals": intervals, "signatures": signatures}
+    main = next((texts[name] for name in ("bleu", "wer", "cer") if name in texts), None)
+    if care.speakers and main is not None and all(row.src_text.strip() for row in main.rows):
+        found = across_speakers(main.hypotheses, main.references, [row.src_text for row in main.rows])
+        signatures["coef_var_ms"] = main.prefix + found.pop("signature")
+        answer |= {name: value for name, value in found.items() if value is not None}
+    answer = {**answer, "intervals": intervals, "signatures": signatures}
+    return answer | ({"gaps": _gaps(texts, care)} if care.labels else {})
+
+
+def _toxicity(rows: Sequence[Scored], care: Care) -> dict[str, tuple[Mean, list[float]]]:
+    """Percentages of outputs with words that their sources have not, of text and of what was heard."""
+    lists = care.lists
+    own = list_of(lists, rows[0].tgt_lang)
+    if own is None:
+        return {}
+    found: dict[str, tuple[Mean, list[float]]] = {}
+    for name, said_as in (("added_toxicity", "hypothesis"), ("asr_added_toxicity", "heard")):
+        values: list[float] = []
+        for row in rows:
+            output = getattr(row, said_as)
+            words = output is not None and added_toxicity(lists, row.src_lang, row.src_text, row.tgt_lang, output)
+            if isinstance(words, list):
+                values.append(100.0 * bool(words))
+                row.toxic = sorted({*(row.toxic or []), *words})
+        found[name] = (Mean(name, own.signature, higher_is_better=False), values)
+    return found
+
+
+def _gaps(texts: Mapping[str, _Text], care: Care) -> dict[str, dict[str, Any]]:
+    gaps: dict[str, dict[str, Any]] = {}
+    for label, values in care.labels.items():
+        gaps[label] = {}
+        for name, text in texts.items():
+            if name in ("bleu", "chrf", "wer", "cer", "asr_bleu", "asr_wer"):
+                labels = [values.get(row.id, "(none)") for row in text.rows]
+                gap = gap_between_groups(text.metric, text.hypotheses, text.references, labels)
+                gaps[label][name] = {**gap, "signature": text.signature}
+    return gaps
+
+
+def compare_rows(rows: Sequence[Scored], plain: Sequence[Scored], recogniser: str | None = None) -> dict[str, Any]:
+    """The same utterances of one task in two conditions: what a condition costs.
+
+    Args:
+        rows: in the condition; plain: without it. What one side alone has is left out.
+
+    Returns:
+        Score -> plain dict: `score`, `plain`, `difference`, and where there is one direction alone `low`, `high` (95 %)
+        and `p_value` of a paired bootstrap. Of several directions all are means over them.
+    """
+    ids = {row.id for row in rows} & {row.id for row in plain}
+    directions: defaultdict[str, tuple[list[Scored], list[Scored]]] = defaultdict(lambda: ([], []))
+    for place, side in enumerate((rows, plain)):
+        for row in sorted((row for row in side if row.id in ids), key=lambda row: row.id):
+            directions[row.direction][place].append(row)
+    parts = []
+    for ours, theirs in directions.values():
+        found = [_texts(side, recogniser) for side in (ours, theirs)]
+        part: dict[str, dict[str, Any]] = {}
+        for name in found[0].keys() & found[1].keys():
+            one, other = (side[name] for side in found)
+            if [row.id for row in one.rows] == [row.id for row in other.rows]:
+                tables = [Counted.of(text.metric, text.hypotheses, text.references) for text in (one, other)]
+                pair = comparison(*tables, *bootstrap(tables))
+                part[name] = {key: pair[key] for key in ("score", "difference", "low", "high", "p_value")}
+                part[name]["plain"] = pair["baseline"]
+        parts.append(part)
+    if len(parts) == 1:
+        return parts[0]
+    names = set.intersection(*(set(part) for part in parts)) if parts else set()
+    keys = ("score", "plain", "difference")
+    return {name: {key: fmean(part[name][key] for part in parts) for key in keys} for name in sorted(names)}

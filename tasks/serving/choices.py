@@ -4,9 +4,15 @@ from __future__ import annotations
 
 EVALUATED = ("s2st", "t2st", "s2tt", "t2tt", "u2s", "asr")
 """In the order in which a task lends its scores to the top of the answer of `evaluate`."""
+SPEECH_IN = ("s2st", "s2tt", "asr")
+"""Those that read speech."""
 TRANSLATED = ("s2st", "s2tt", "asr", "t2tt", "t2st")
 RECOGNISERS = ("base", "tiny.en", "none")
 QUALITIES = ("all", "none")
 """How output speech sounds: measured as far as the packages are there, or not."""
 PRECISIONS = ("32-true", "bf16-true", "16-true")
 """What the parameters can be kept in."""
+MADE_NOISES = ("white", "pink", "babble")
+"""Noise that needs no recordings of noise."""
+CODECS = ("mp3", "opus", "opus-low", "narrowband", "mulaw")
+"""What source speech may have gone through."""

@@ -5,28 +5,34 @@ from __future__ import annotations
 import json
 import sys
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
+import soundfile
 import torch
 from rich.console import Console
 from rich.progress import track
 
-from ...components.errors import UserError, printable
+from ...components.errors import UserError, few, printable
 from ...components.lines import json_line
-from ...datamodules.audio import AudioFiles, audio_blocks, audio_seconds
+from ...datamodules.audio import SAMPLE_RATE, AudioFiles, audio_blocks, audio_seconds
 from ...datamodules.utterances import UtteranceData
 from ..processes.console import quiet_libraries
 from ..runs.run import load_run
-from ..scoring.evaluation import Scored, score_rows
+from ..scoring.care import read_word_lists
+from ..scoring.evaluation import Care, Scored, compare_rows, score_rows
 from ..scoring.listening import Listener, note_audio
+from ..scoring.outputs import read_rows
 from ..scoring.quality import JUDGED_SECONDS, SpeechQuality
 from ..scoring.recogniser import Recogniser
 from ..scoring.speech import write_wav, write_whole
-from .choices import EVALUATED
+from .choices import EVALUATED, SPEECH_IN
+from .distortions import Condition, DistortedAudio, conditions_of
 from .names import FileNames
 from .translator import Item, Translator, joined, require_positive, search_options
 
@@ -91,6 +97,13 @@ def evaluate(
     segment: float | None = None,
     recogniser: str = "base",
     quality: str = "all",
+    noise: Sequence[str] = (),
+    snr: Sequence[float] = (),
+    codec: Sequence[str] = (),
+    across_speakers: bool = False,
+    by: Sequence[str] = (),
+    labels: str | None = None,
+    toxicity: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
     """Predict a split and score it; write `<split>.json`, `<split>.hypotheses.jsonl`, `<split>/<id>.wav` into `out`.
 
@@ -104,20 +117,35 @@ def evaluate(
         recogniser: `base`, `tiny.en` or `none`.
         quality: how output speech sounds (`scoring.quality.SpeechQuality`): `all`, as far as the packages are
             installed, or `none`.
+        noise, snr, codec: conditions in which source speech is served once more (`serving.distortions`): each noise at
+            each ratio (dB), each codec.
+        across_speakers: how far quality depends on who says the same thing (`scoring.care`).
+        by: fields of the manifest; each of their groups is scored, and the gap between them.
+        labels: a manifest or table with these fields, by id; None: the split's manifest.
+        toxicity: language -> file of words: how often an output has some though its source has none.
 
     Returns:
         Plain dict. `tasks` holds the scores of each task (see `scoring.evaluation.score_rows`); the first
-        also stands at the top. `dropped`: utterances that could not be served; `notes`: what was left out, and why.
+        also stands at the top. `conditions`: name -> `signature`, `num_dropped` and `tasks`, task -> what
+        `scoring.evaluation.compare_rows` returns. `dropped`: utterances that could not be served; `notes`: what was
+        left out, and why.
 
     Raises:
         UserError: unknown split, a task the model cannot do, or nothing left to score.
     """
     rows, dropped = choose_rows(model, data, split, task, limit)
     notes: list[str] = []
+    care = Care(across_speakers, labels_of(data, split, by, labels), read_word_lists(toxicity or {}))
+    files = data.audio if isinstance(data, UtteranceData) else AudioFiles()
+    heard = [row for row in rows if row.audio and row.task in SPEECH_IN]
+    conditions = conditions_of(noise, snr, codec, [row.audio for row in heard], files)
+    if conditions and not heard:
+        raise UserError("--noise and --codec change source speech, and none is read here")
     speaks = any(row.task.endswith("2st") or row.task == "u2s" for row in rows)
     judge = open_recogniser(recogniser, notes) if speaks else None
     ears = SpeechQuality() if speaks and quality == "all" else None
-    evaluation = _Evaluation(model, data, out / split, judge, ears, notes, dropped, batch_size, beam, segment)
+    options = {"batch_size": batch_size, "beam": beam, "segment": segment}
+    evaluation = _Evaluation(model, data, out / split, judge, ears, notes, dropped, **options)
     scored = evaluation.serve(rows)
     if not scored:
         reason = dropped[0]["reason"]
@@ -127,7 +155,21 @@ def evaluate(
         groups[row.task].append(row)
     signature = judge.signature if judge is not None else None
     sounds = ears.signatures if ears is not None else None
-    scores = {name: score_rows(groups[name], signature, sounds) for name in EVALUATED if name in groups}
+    scores = {name: score_rows(groups[name], signature, sounds, care) for name in EVALUATED if name in groups}
+    harder: dict[str, Any] = {}
+    for condition in conditions:
+        folder, lost = out / split / condition.name.replace(" ", "_"), []
+        again = _Evaluation(model, data, folder, judge, None, notes, lost, **options, condition=condition)
+        found = again.serve(heard)
+        harder[condition.name] = {
+            "signature": condition.signature,
+            "num_dropped": len(lost),
+            "tasks": {
+                name: compare_rows([row for row in found if row.task == name], groups[name], signature)
+                for name in scores
+                if any(row.task == name for row in found)
+            },
+        }
     main = next(iter(scores.values()))
     lines = "".join(json_line(row.line()) + "\n" for row in scored)
     answer: dict[str, Any] = {
@@ -139,6 +181,7 @@ def evaluate(
         "dropped": dropped,
         "recogniser": signature,
         "tasks": scores,
+        **({"conditions": harder} if harder else {}),
         "notes": notes,
         "hypotheses": str(out / f"{split}.hypotheses.jsonl"),
     }
@@ -146,6 +189,32 @@ def evaluate(
     text = json.dumps(answer, ensure_ascii=False, indent=1)
     write_whole(out / f"{split}.json", text.encode(errors="backslashreplace"))
     return answer
+
+
+def labels_of(data: Any, split: str, by: Sequence[str], path: str | None = None) -> dict[str, dict[str, str]]:
+    """Field -> id -> value, of the rows that have it.
+
+    Args:
+        data: a DataModule.
+        split: of it.
+        by: fields.
+        path: a file with them, by id; None: the manifest of the split.
+
+    Raises:
+        UserError: a field that no row has, or data without a manifest.
+    """
+    if not by:
+        return {}
+    path = path or (data.manifest(split) if hasattr(data, "manifest") else None)
+    if path is None:
+        raise UserError(f"--by {','.join(by)}: this data has no manifest to read it from; name a file by --labels")
+    table = read_rows(path)
+    found = {name: {row["id"]: str(row[name]) for row in table.rows if row.get(name) not in (None, "")} for name in by}
+    for name, values in found.items():
+        if not values:
+            keys = few(list(dict.fromkeys(key for row in table.rows for key in row)), 12)
+            raise UserError(f"--by {name}: no row of {path} has this field; there are {keys}")
+    return found
 
 
 def choose_rows(
@@ -216,18 +285,22 @@ class _Evaluation:
         batch_size: int,
         beam: int | None,
         segment: float | None,
+        condition: Condition | None = None,
     ) -> None:
         self.model, self.data, self.folder = model, data, folder
         kept = None if data.cache_dir is None else Path(data.cache_dir) / "heard"
         self.listener = None if judge is None else Listener(judge, kept)
         self.quality, self.audio = quality, data.audio if isinstance(data, UtteranceData) else AudioFiles()
+        self.condition = condition
+        if condition is not None:
+            self.audio = DistortedAudio(self.audio, condition)
         self.notes, self.dropped = notes, dropped
         self.batch_size, self.beam = batch_size, beam
         self.options = search_options(model, beam)
         self.segment = min((limit for limit in (segment, model.longest_seconds) if limit is not None), default=None)
         self.collate = model.collator()
-        if isinstance(data, UtteranceData):
-            self.collate.audio = data.audio
+        if isinstance(data, UtteranceData) or condition is not None:
+            self.collate.audio = self.audio
         self._names = FileNames()
 
     def serve(self, rows: Sequence[Any]) -> list[Any]:
@@ -244,14 +317,15 @@ class _Evaluation:
             for group in [sorted(members, key=lambda row: row.duration or len(row.src_text), reverse=True)]
             for start in range(0, len(group), self.batch_size)
         ]
-        for batch in _progress(batches, "predicting"):
+        doing = "predicting" if self.condition is None else f"predicting, {self.condition.name}"
+        for batch in _progress(batches, doing):
             done.update({(scored.task, scored.id): scored for scored in self._batch(batch)})
-        for row in _progress(long, "predicting long audio"):
+        for row in _progress(long, f"{doing}, long audio"):
             done.update({(scored.task, scored.id): scored for scored in self._in_pieces(row)})
         if self.listener is not None:
             self.listener.finish()
             self.notes += self.listener.notes()
-        if long:
+        if long and self.condition is None:
             names = ", ".join(dict.fromkeys(row.id for row in long[:5])) + (" ..." if len(long) > 5 else "")
             self.notes.append(
                 f"{len(long)} of {len(rows)} are longer than {self.segment:g} s and were cut at quiet places: {names}"
@@ -283,7 +357,7 @@ class _Evaluation:
         print(printable(f"voxzoo evaluate: dropped {row.id}: {reason}"), file=sys.stderr)
 
     def _is_long(self, row: Any) -> bool:
-        if self.segment is None or not row.audio or row.task not in ("s2st", "s2tt", "asr"):
+        if self.segment is None or not row.audio or row.task not in SPEECH_IN:
             return False
         try:
             return audio_seconds(Path(row.audio)) > self.segment
@@ -303,11 +377,23 @@ class _Evaluation:
             self.segment,
             self.folder,
         )
-        for item in translator.serve([Item(row.id, row.id, Path(row.audio))]):
-            if item.error is not None:
-                self._drop(row, item.error)
-            else:
-                yield from self._enter([row], [joined(item.predictions, item.waves)])
+        with self._file_of(row) as path:
+            for item in translator.serve([Item(row.id, row.id, path)]):
+                if item.error is not None:
+                    self._drop(row, item.error)
+                else:
+                    yield from self._enter([row], [joined(item.predictions, item.waves)])
+
+    @contextmanager
+    def _file_of(self, row: Any) -> Iterator[Path]:
+        """The audio of a row as a file, in the condition."""
+        if self.condition is None:
+            yield Path(row.audio)
+            return
+        with TemporaryDirectory() as folder:
+            path = Path(folder) / "distorted.wav"
+            soundfile.write(path, self.audio.load(row.audio, SAMPLE_RATE).numpy(), SAMPLE_RATE, subtype="FLOAT")
+            yield path
 
     def _enter(self, rows: list[Any], predictions: list[Any]) -> list[Any]:
         entered = []
@@ -322,6 +408,7 @@ class _Evaluation:
                 score=prediction.score,
                 source_audio=row.audio,
                 speaker=row.speaker,
+                src_text=row.src_text,
             )
             if prediction.audio is not None:
                 note_audio(scored, prediction.audio, prediction.sample_rate)
@@ -341,6 +428,8 @@ class _Evaluation:
             self.listener.add(entered, "heard", spoken_audio, rate)
         if self.quality is not None:
             self.quality.add(entered, spoken_audio, rate, [self._source(row) for row in rows])
+        if self.condition is not None:  # recordings are what they were
+            return
         places = [place for place, row in enumerate(rows) if row.tgt_audio]
         batch = self._target_batch([rows[place] for place in places]) if places else None
         if batch is None:
