@@ -194,14 +194,20 @@ def test_a_true_difference_is_found_as_often_as_theory_says(chance: float):
     normal, tables, count = NormalDist(), 1000, 200
     rng = np.random.default_rng(7)
     words, wrong = lengths(rng, count)
-    wrong = np.clip(wrong, 0.02, 0.8)
+    wrong = np.clip(wrong, 0.1, 0.8)
+
+    def error(better: float) -> float:
+        """Of the difference, where the other system is right more often by so many points everywhere."""
+        chances = [wrong, wrong - better / 100]
+        return 100 * math.sqrt(sum(float((words * p * (1 - p)).sum()) for p in chances)) / float(words.sum())
+
     # One test set, so that the true error is known: outputs alone are drawn anew.
-    error = 100 * math.sqrt(2 * float((words * wrong * (1 - wrong)).sum())) / float(words.sum())
-    gap = (normal.inv_cdf(0.975) + normal.inv_cdf(chance)) * error
-    better = wrong - gap / 100
+    gap = 0.0
+    for _ in range(20):
+        gap = (normal.inv_cdf(0.975) + normal.inv_cdf(chance)) * error(gap)
     found, said = {"p_bootstrap": 0, "p_randomisation": 0}, []
     for _ in range(tables):
-        systems = {"a": [error_rates(rng, words, wrong)], "b": [error_rates(rng, words, np.maximum(better, 0))]}
+        systems = {"a": [error_rates(rng, words, wrong)], "b": [error_rates(rng, words, wrong - gap / 100)]}
         row = compare_systems(systems, "a", resamples=999, trials=992)["b"]
         said.append(row["smallest_difference"])
         for key in found:
