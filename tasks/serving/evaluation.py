@@ -157,6 +157,8 @@ def evaluate(
     sounds = ears.signatures if ears is not None else None
     scores = {name: score_rows(groups[name], signature, sounds, care) for name in EVALUATED if name in groups}
     harder: dict[str, Any] = {}
+    served = {(row.task, row.id) for row in scored}
+    heard = [row for row in heard if (row.task, row.id) in served]
     for condition in conditions:
         folder, lost = out / split / condition.name.replace(" ", "_"), []
         again = _Evaluation(model, data, folder, judge, None, notes, lost, **options, condition=condition)

@@ -249,6 +249,99 @@ def test_broken_files_are_counted_and_named(data, tmp_path, capsys):
     assert "dropped u2" in capsys.readouterr().err
 
 
+class Startled(LongSpeech):
+    """Notes the power of what it is given, and says one word wrong where that is more than the recordings have."""
+
+    def predict(self, batch: Batch, *, task=None, options=None):
+        assert batch.speech is not None
+        found = super().predict(batch, task=task, options=options)
+        self.powers = getattr(self, "powers", {})
+        for place, (prediction, wave) in enumerate(zip(found, batch.speech.unpad(), strict=True)):
+            power = float(wave.double().square().mean())
+            self.powers.setdefault(prediction.id, []).append(power)
+            if power > 0.025:  # a sine of 0.2 has 0.02
+                found[place] = replace(prediction, text="noise " + str(prediction.text).partition(" ")[2])
+        return found
+
+
+@pytest.mark.parametrize("longest", [None, 1.0])
+def test_conditions_are_scored_beside_the_recordings(longest, data, tmp_path, capsys):
+    words = {n: TEXTS[n].split() for n in (3, 4)}
+    pieces = {f"s2tt/u{n}/{place}": " ".join(words[n][4 * place : 4 * place + 4]) for n in words for place in (0, 1)}
+    model = Startled({**answers(), **pieces})
+    model.longest_seconds = longest
+    answer = evaluate(
+        model, data, "test", tmp_path / "out", task="s2tt", noise=["white", "babble"], snr=[0.0], codec=["narrowband"]
+    )
+    found = answer["conditions"]
+    assert list(found) == ["white 0 dB", "babble 0 dB", "narrowband"]
+    assert found["white 0 dB"]["signature"] == "noise:white|snr:0|seed:1"
+    for name in ("white 0 dB", "babble 0 dB"):
+        scores = found[name]["tasks"]["s2tt"]["bleu"]
+        assert scores["plain"] == answer["bleu"] == pytest.approx(100)
+        assert 0 < scores["score"] < 100
+        assert scores["difference"] == pytest.approx(scores["score"] - 100)
+        assert found[name]["num_dropped"] == 0
+    assert found["narrowband"]["tasks"]["s2tt"]["bleu"]["difference"] == 0
+    # Noise at 0 dB has the power of the speech: twice the power in all, but for how the two happen to add up.
+    plain, white, *_ = model.powers["u2"]
+    assert white == pytest.approx(2 * plain, rel=0.05)
+    assert set(model.powers) == ({"u0", "u1", "u2", "u3", "u4"} if longest is None else
+                                 {"u0", "u1", "u2", "u3/0", "u3/1", "u4/0", "u4/1"})  # fmt: skip
+    command.show(answer)
+    shown = capsys.readouterr().out
+    assert "in conditions" in shown
+    assert "white 0 dB" in shown
+    assert json.loads((tmp_path / "out" / "test.json").read_text())["conditions"] == found
+
+
+def test_speech_of_conditions_is_heard_too(data, tmp_path, monkeypatch):
+    monkeypatch.setattr(engine, "Recogniser", Judge)
+    found = evaluate(Parrot(answers()), data, "test", tmp_path / "out", codec=["mulaw"], quality="none")
+    scores = found["conditions"]["mulaw"]["tasks"]["s2st"]
+    assert scores["asr_bleu"]["plain"] == found["asr_bleu"]
+    assert "asr_bleu_ceiling" not in scores
+    assert len(list((tmp_path / "out" / "test" / "mulaw").glob("*.wav"))) == 5
+
+
+def test_groups_speakers_and_words_are_asked_of_the_manifest(data, tmp_path, capsys):
+    lines = [json.loads(line) for line in (tmp_path / "test.jsonl").read_text().splitlines()]
+    manifest = [{**line, "gender": "fm"[n % 2], "src_text": "uno"} for n, line in enumerate(lines)]
+    (tmp_path / "test.jsonl").write_text("".join(json.dumps(row) + "\n" for row in manifest))
+    (tmp_path / "eng.txt").write_text("darn\n")
+    (tmp_path / "spa.txt").write_text("caramba\n")
+    lists = {"eng": str(tmp_path / "eng.txt"), "spa": str(tmp_path / "spa.txt")}
+    model = Parrot(answers(s2tt__u1="darn two hundred people"), frozenset({"s2tt"}))
+    found = evaluate(
+        model, data, "test", tmp_path / "out", by=["gender"], across_speakers=True, toxicity=lists,
+    )  # fmt: skip
+    assert found["added_toxicity"] == 20
+    assert found["coef_var_ms"] > 0
+    assert found["gaps"]["gender"]["bleu"]["groups"]["f"]["num_utterances"] == 3
+    rows = [json.loads(line) for line in (tmp_path / "out" / "test.hypotheses.jsonl").read_text().splitlines()]
+    assert [row["toxic"] for row in rows] == [[], ["darn"], [], [], []]
+    command.show(found)
+    assert "gender: f" in capsys.readouterr().out
+    with pytest.raises(UserError, match=r"--by accent: no row of .*test\.jsonl has this field; there are id, audio"):
+        evaluate(model, data, "test", tmp_path / "out", by=["accent"])
+    with pytest.raises(UserError, match="--noise: also say --snr"):
+        evaluate(model, data, "test", tmp_path / "out", noise=["pink"])
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--snr", "loud"], "--snr loud: expected decibels from -100 to 100"),
+        (["--toxicity", "eng"], "--toxicity eng: expected LANG=FILE"),
+    ],
+)
+def test_options_of_conditions_are_checked(words, message):
+    parser = argparse.ArgumentParser()
+    command.configure(parser)
+    with pytest.raises(UserError, match=message):
+        command.run(parser.parse_args(["run", *words]))
+
+
 class Choosy(Parrot):
     """Fails on one utterance, as a search that finds no number does, and on resynthesis."""
 
