@@ -232,6 +232,12 @@ class UtteranceData(DataModule):
         self._refuse_foreign_sampler()
         return self._loader("train", training=True)
 
+    def epoch_loader(self, epoch: int = 0) -> ResumableLoader:
+        """The batches of an epoch of training from its beginning, wherever the trainer stands."""
+        loader = self._loader("train", training=True, follows=False)
+        loader.batch_sampler.set_epoch(epoch)  # pyright: ignore[reportOptionalMemberAccess, reportAttributeAccessIssue]
+        return loader
+
     def val_dataloader(self) -> ResumableLoader | list[Any]:
         """Every validation utterance once, over all ranks; [], and said, where there is no split `valid`.
 
@@ -313,6 +319,7 @@ class UtteranceData(DataModule):
         tasks: tuple[str, ...] | None = None,
         needs: frozenset[str] | None = None,
         budget: dict[str, Any] | None = None,
+        follows: bool = True,
     ) -> ResumableLoader:
         needs = self.needs if needs is None else needs
         items, speeds, sampler = self._sampler(split, training, keep_all, tasks, needs, budget)
@@ -322,7 +329,7 @@ class UtteranceData(DataModule):
         loader = ResumableLoader(
             _Utterances(items, speeds, self.seed),
             sampler=sampler,
-            position=(lambda: position(self.trainer)) if training else None,
+            position=(lambda: position(self.trainer)) if training and follows else None,
             skipped=partial(self.skipped.note, split) if self.on_error == "skip" and not keep_all else None,
             options={
                 "collate_fn": self.collator(needs),
@@ -332,7 +339,7 @@ class UtteranceData(DataModule):
                 "pin_memory": torch.cuda.is_available(),
             },
         )
-        if training:
+        if training and follows:
             loader.restored = lambda state: restore(self.trainer, state, sampler)
             loader.begun = lambda: follow_epoch(self.trainer, sampler)
         return loader

@@ -136,9 +136,8 @@ def evaluate(
     rows, dropped = choose_rows(model, data, split, task, limit)
     notes: list[str] = []
     care = Care(across_speakers, labels_of(data, split, by, labels), read_word_lists(toxicity or {}))
-    files = data.audio if isinstance(data, UtteranceData) else AudioFiles()
     heard = [row for row in rows if row.audio and row.task in SPEECH_IN]
-    conditions = conditions_of(noise, snr, codec, [row.audio for row in heard], files)
+    conditions = conditions_of(noise, snr, codec, [row.audio for row in heard], _reader(data))
     if conditions and not heard:
         raise UserError("--noise and --codec change source speech, and none is read here")
     speaks = any(row.task.endswith("2st") or row.task == "u2s" for row in rows)
@@ -160,18 +159,9 @@ def evaluate(
     served = {(row.task, row.id) for row in scored}
     heard = [row for row in heard if (row.task, row.id) in served]
     for condition in conditions:
-        folder, lost = out / split / condition.name.replace(" ", "_"), []
-        again = _Evaluation(model, data, folder, judge, None, notes, lost, **options, condition=condition)
-        found = again.serve(heard)
-        harder[condition.name] = {
-            "signature": condition.signature,
-            "num_dropped": len(lost),
-            "tasks": {
-                name: compare_rows([row for row in found if row.task == name], groups[name], signature)
-                for name in scores
-                if any(row.task == name for row in found)
-            },
-        }
+        folder = out / split / condition.name.replace(" ", "_")
+        again = _Evaluation(model, data, folder, judge, None, notes, [], **options, condition=condition)
+        harder[condition.name] = _in_condition(again, condition, heard, groups, signature)
     main = next(iter(scores.values()))
     lines = "".join(json_line(row.line()) + "\n" for row in scored)
     answer: dict[str, Any] = {
@@ -191,6 +181,23 @@ def evaluate(
     text = json.dumps(answer, ensure_ascii=False, indent=1)
     write_whole(out / f"{split}.json", text.encode(errors="backslashreplace"))
     return answer
+
+
+def _in_condition(
+    evaluation: _Evaluation,
+    condition: Condition,
+    rows: Sequence[Any],
+    plain: Mapping[str, Sequence[Scored]],
+    recogniser: str | None,
+) -> dict[str, Any]:
+    """Serve rows once more; what is said of them beside what they were without the condition, by task."""
+    found = evaluation.serve(rows)
+    tasks = {name: [row for row in found if row.task == name] for name in EVALUATED}
+    return {
+        "signature": condition.signature,
+        "num_dropped": len(evaluation.dropped),
+        "tasks": {name: compare_rows(some, plain[name], recogniser) for name, some in tasks.items() if some},
+    }
 
 
 def labels_of(data: Any, split: str, by: Sequence[str], path: str | None = None) -> dict[str, dict[str, str]]:
@@ -272,6 +279,10 @@ def open_recogniser(name: str, notes: list[str]) -> Any:
         return None
 
 
+def _reader(data: Any) -> AudioFiles:
+    return data.audio if isinstance(data, UtteranceData) else AudioFiles()
+
+
 class _Evaluation:
     """One pass over a split."""
 
@@ -292,7 +303,7 @@ class _Evaluation:
         self.model, self.data, self.folder = model, data, folder
         kept = None if data.cache_dir is None else Path(data.cache_dir) / "heard"
         self.listener = None if judge is None else Listener(judge, kept)
-        self.quality, self.audio = quality, data.audio if isinstance(data, UtteranceData) else AudioFiles()
+        self.quality, self.audio = quality, _reader(data)
         self.condition = condition
         if condition is not None:
             self.audio = DistortedAudio(self.audio, condition)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from lightning.pytorch.callbacks import Callback
 from torch import nn
 
 from ...components.errors import UserError
+from ...datamodules.utterances import UtteranceData
 from ..checkpoints.files import write_atomically
 from ..distributed.gradients import gradient_norm, scale_gradients
 from ..processes.console import say
@@ -135,23 +137,24 @@ def _step(trainer: Trainer, task: Task, batch: Any, optimizer: torch.optim.Optim
     optimizer.zero_grad(set_to_none=True)
     with trainer.precision_plugin.train_step_context():
         losses, _ = task.measured(batch)
-        total, count = task.weighted(losses), next(iter(losses.values())).count.detach().float().clamp(min=1)
+        total, tokens = task.weighted(losses), next(iter(losses.values())).count.detach().float().clamp(min=1)
     total.backward()
     parameters: list[nn.Parameter] = [p for p in task.parameters() if p.grad is not None]
-    scale_gradients(parameters, 1 / count)
+    scale_gradients(parameters, 1 / tokens)
     norm = gradient_norm(parameters)
     if trainer.gradient_clip_val and trainer.gradient_clip_algorithm != "value":
         scale_gradients(parameters, (trainer.gradient_clip_val / (norm + 1e-6)).clamp(max=1.0))
     if bool(torch.isfinite(norm)):
         optimizer.step()
-    return float(total.detach() / count)
+    return float(total.detach() / tokens)
 
 
-def _batches(trainer: Trainer) -> Any:
+def _batches(trainer: Trainer) -> Iterator[Any]:
     """Of the training data, from its beginning, again and again; the loader of the training is another one."""
-    while True:
+    data: Any = trainer.datamodule  # pyright: ignore[reportAttributeAccessIssue]
+    for epoch in count():
         some = False
-        for batch in trainer.datamodule.train_dataloader():  # pyright: ignore[reportAttributeAccessIssue]
+        for batch in data.epoch_loader(epoch) if isinstance(data, UtteranceData) else data.train_dataloader():
             some = True
             yield batch
         if not some:
