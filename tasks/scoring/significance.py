@@ -13,9 +13,11 @@ utterances in the same order. Everything works on the tables: a resample is one 
 
 Both tests are two-sided. On 1,000 simulated tables without a difference (tests/tasks/scoring) they fire at 0.05 in 3.5
 to 6.5 % of them; with several seeds the first fires in 5 %, and in 2 to 3 % where seeds hardly vary or there are two.
-Exchanging outputs knows nothing of seeds and would then fire in up to 80 %, so a table has no such p-value. sacrebleu's two differ: its paired bootstrap looks at one tail and fires twice as often
-as it says; its approximate randomisation does not count ties, so that two systems that differ in three sentences get
-the smallest p there is. What sacrebleu prints, from the same draws, is in `PairedTest.as_sacrebleu`.
+Exchanging outputs knows nothing of seeds and would then fire in up to 80 %, so a table has no such p-value.
+
+sacrebleu's two tests differ: its paired bootstrap looks at one tail and fires twice as often as it says; its
+approximate randomisation does not count ties, so that two systems that differ in three sentences get the smallest p
+there is. What sacrebleu prints, from the same draws, is in `PairedTest.as_sacrebleu`.
 
 Sources: paired bootstrap, Koehn 2004 ("Statistical significance tests for machine translation evaluation");
 approximate randomisation, Riezler and Maxwell 2005; Holm 1979; several seeds, a crossed design of runs and utterances
@@ -258,9 +260,9 @@ def compare_systems(
         name -> plain dict. `score` (mean over seeds), `low` and `high` (95 %, two-level bootstrap: it draws seeds where
         there are several), `num_runs`, `spread` (standard deviation over seeds), `mean` and `half_width` (the interval
         as sacrebleu prints it; one run). Beside a base, for the others: `difference` with `difference_low`,
-        `difference_high` (95 %), `standard_error`, `p_bootstrap`, `p_randomisation` (of one run a side), both after Holm's correction over
-        the table (`p_bootstrap_holm`, `p_randomisation_holm`), what sacrebleu would print (`p_bootstrap_sacrebleu`,
-        `p_randomisation_sacrebleu`), and `smallest_difference`. What cannot be said is None.
+        `difference_high` (95 %), `standard_error`, `p_bootstrap`, `p_randomisation` (where both have one run), both
+        after Holm's correction over the table (`p_bootstrap_holm`, `p_randomisation_holm`), what sacrebleu would print
+        (`p_bootstrap_sacrebleu`, `p_randomisation_sacrebleu`), and `smallest_difference`. What cannot be said is None.
 
     Raises:
         ValueError: a system without runs, an unknown base, or tables of other utterances or metrics.
