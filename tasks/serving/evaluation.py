@@ -126,8 +126,8 @@ def evaluate(
 
     Returns:
         Plain dict. `tasks` holds the scores of each task (see `scoring.evaluation.score_rows`); the first
-        also stands at the top. `conditions`: name -> `signature`, `num_dropped` and `tasks`, task -> what
-        `scoring.evaluation.compare_rows` returns. `dropped`: utterances that could not be served; `notes`: what was
+        also stands at the top. `conditions`: name -> `signature`, `num_dropped`, `hypotheses` (a file) and
+        `tasks`, task -> what `scoring.evaluation.compare_rows` returns. `dropped`: utterances that could not be served; `notes`: what was
         left out, and why.
 
     Raises:
@@ -137,7 +137,8 @@ def evaluate(
     notes: list[str] = []
     care = Care(across_speakers, labels_of(data, split, by, labels), read_word_lists(toxicity or {}))
     heard = [row for row in rows if row.audio and row.task in SPEECH_IN]
-    conditions = conditions_of(noise, snr, codec, [row.audio for row in heard], _reader(data))
+    others = [row.audio for row in data.rows(split) if row.audio] if "babble" in noise else []
+    conditions = conditions_of(noise, snr, codec, others, _reader(data))
     if conditions and not heard:
         raise UserError("--noise and --codec change source speech, and none is read here")
     speaks = any(row.task.endswith("2st") or row.task == "u2s" for row in rows)
@@ -159,9 +160,10 @@ def evaluate(
     served = {(row.task, row.id) for row in scored}
     heard = [row for row in heard if (row.task, row.id) in served]
     for condition in conditions:
-        folder = out / split / condition.name.replace(" ", "_")
-        again = _Evaluation(model, data, folder, judge, None, notes, [], **options, condition=condition)
-        harder[condition.name] = _in_condition(again, condition, heard, groups, signature)
+        name = condition.name.replace(" ", "_")
+        again = _Evaluation(model, data, out / split / name, judge, None, notes, [], **options, condition=condition)
+        file = out / f"{split}.{name}.hypotheses.jsonl"
+        harder[condition.name] = _in_condition(again, condition, heard, groups, signature, file)
     main = next(iter(scores.values()))
     lines = "".join(json_line(row.line()) + "\n" for row in scored)
     answer: dict[str, Any] = {
@@ -189,13 +191,17 @@ def _in_condition(
     rows: Sequence[Any],
     plain: Mapping[str, Sequence[Scored]],
     recogniser: str | None,
+    file: Path,
 ) -> dict[str, Any]:
-    """Serve rows once more; what is said of them beside what they were without the condition, by task."""
+    """Serve rows once more and write them; what is said of them beside what they were without the condition, by
+    task."""
     found = evaluation.serve(rows)
+    write_whole(file, "".join(json_line(row.line()) + "\n" for row in found).encode())
     tasks = {name: [row for row in found if row.task == name] for name in EVALUATED}
     return {
         "signature": condition.signature,
         "num_dropped": len(evaluation.dropped),
+        "hypotheses": str(file),
         "tasks": {name: compare_rows(some, plain[name], recogniser) for name, some in tasks.items() if some},
     }
 
@@ -305,6 +311,7 @@ class _Evaluation:
         self.listener = None if judge is None else Listener(judge, kept)
         self.quality, self.audio = quality, _reader(data)
         self.condition = condition
+        self.root = folder.parent if condition is None else folder.parent.parent  # of the files of hypotheses
         if condition is not None:
             self.audio = DistortedAudio(self.audio, condition)
         self.notes, self.dropped = notes, dropped
@@ -427,7 +434,7 @@ class _Evaluation:
                 note_audio(scored, prediction.audio, prediction.sample_rate)
                 path = self.folder / f"{self._names.free(row.id)}.wav"
                 write_wav(path, prediction.audio, prediction.sample_rate)
-                scored.audio = str(path.relative_to(self.folder.parent))
+                scored.audio = str(path.relative_to(self.root))
             entered.append(scored)
         if all(prediction.audio is not None for prediction in predictions):
             self._compare_speech(rows, predictions, entered)

@@ -301,7 +301,10 @@ def test_speech_of_conditions_is_heard_too(data, tmp_path, monkeypatch):
     scores = found["conditions"]["mulaw"]["tasks"]["s2st"]
     assert scores["asr_bleu"]["plain"] == found["asr_bleu"]
     assert "asr_bleu_ceiling" not in scores
-    assert len(list((tmp_path / "out" / "test" / "mulaw").glob("*.wav"))) == 5
+    lines = (tmp_path / "out" / "test.mulaw.hypotheses.jsonl").read_text().splitlines()
+    assert str(tmp_path / "out" / "test.mulaw.hypotheses.jsonl") == found["conditions"]["mulaw"]["hypotheses"]
+    assert len(lines) == 5
+    assert all((tmp_path / "out" / json.loads(line)["audio"]).is_file() for line in lines)
 
 
 def test_groups_speakers_and_words_are_asked_of_the_manifest(data, tmp_path, capsys):
