@@ -126,9 +126,9 @@ def evaluate(
 
     Returns:
         Plain dict. `tasks` holds the scores of each task (see `scoring.evaluation.score_rows`); the first
-        also stands at the top. `conditions`: name -> `signature`, `num_dropped`, `hypotheses` (a file) and
-        `tasks`, task -> what `scoring.evaluation.compare_rows` returns. `dropped`: utterances that could not be served; `notes`: what was
-        left out, and why.
+        also stands at the top. `conditions`: name -> `signature`, `num_dropped`, `hypotheses` (a file) and `tasks`,
+        task -> what `scoring.evaluation.compare_rows` returns. `dropped`: utterances that could not be served; `notes`:
+        what was left out, and why.
 
     Raises:
         UserError: unknown split, a task the model cannot do, or nothing left to score.
