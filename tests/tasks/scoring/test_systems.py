@@ -74,7 +74,8 @@ def normalised(folder: Path) -> None:
 @pytest.mark.parametrize("normalise", ["none", "iwslt"])
 @pytest.mark.parametrize("name", SACREBLEU)
 def test_scores_intervals_and_signatures_are_those_that_sacrebleu_prints(folder, name, normalise):
-    found = score("a.jsonl", "--reference", "ref.tsv", "--normalise", normalise, "--resamples", "200")
+    how = ["--normalise", normalise, "--metrics", name]
+    found = score("a.jsonl", "--reference", "ref.tsv", *how, "--resamples", "200")
     metric = found["metrics"][name]
     words, end, prefix = SACREBLEU[name], "", ""
     if normalise == "iwslt":
@@ -89,15 +90,20 @@ def test_scores_intervals_and_signatures_are_those_that_sacrebleu_prints(folder,
     assert f"{row['score']:.9f}" == f"{printed['score']:.9f}"
     assert f"{row['mean']:.9f}" == f"{printed['confidence_mean']:.9f}"
     assert f"{row['half_width']:.9f}" == f"{printed['confidence_var']:.9f}"
-    plain = score("a.txt", "--reference", "ref.txt", "--normalise", normalise, "--resamples", "0", "--metrics", name)
+    plain = score("a.txt", "--reference", "ref.txt", *how, "--resamples", "0")
     assert "bs:" not in plain["metrics"][name]["signature"]
     assert plain["metrics"][name]["systems"]["a.txt"]["score"] == row["score"]
     assert "half_width" in row
 
 
-@pytest.mark.parametrize(("words", "key"), [(["-par", "-parn", "500"], "randomisation"), (["-pbs"], "bootstrap")])
+METRICS = ("--metrics", "bleu,ter")
+
+
+@pytest.mark.parametrize(
+    ("words", "key"), [(["-par", "-parn", "500"], "randomisation"), (["-pbs", "-pbsn", "200"], "bootstrap")]
+)
 def test_paired_tests_are_those_that_sacrebleu_prints(folder, words, key):
-    found = score("a.txt", "b.txt", "--reference", "ref.txt", "--trials", "500")
+    found = score("a.txt", "b.txt", "--reference", "ref.txt", "--trials", "500", "--resamples", "200", *METRICS)
     printed = peer("sacrebleu", "ref.txt", "-i", "a.txt", "b.txt", "-m", "bleu", "ter", *words, "-w", "4", "-f", "text")
     for name, label in (("bleu", "BLEU"), ("ter", "TER")):
         metric = found["metrics"][name]
@@ -115,7 +121,8 @@ def test_paired_tests_are_those_that_sacrebleu_prints(folder, words, key):
 def test_error_rates_are_those_that_jiwer_prints(folder, name, words, normalise):
     normalised(folder)
     end = ".iwslt" if normalise == "iwslt" else ""
-    found = score("a.tsv", "--reference", "ref.jsonl", "--normalise", normalise)["metrics"][name]
+    how = ["--normalise", normalise, "--metrics", name]
+    found = score("a.tsv", "--reference", "ref.jsonl", *how)["metrics"][name]
     row = found["systems"]["a.tsv"]
     printed = peer("jiwer.cli", "-r", f"ref{end}.txt", "-h", f"a{end}.txt", *words)
     assert repr(row["errors"] / row["length"]) == printed.strip()

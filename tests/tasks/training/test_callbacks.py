@@ -64,6 +64,7 @@ def test_a_training_that_had_stopped_stops_again_where_it_was_killed(words, tmp_
     assert same(state(tmp_path / "whole")["state_dict"], state(tmp_path / "killed")["state_dict"])
 
 
+@pytest.mark.slow
 def test_patience_that_is_not_at_its_end_is_counted_over_a_kill(words, tmp_path, monkeypatch):
     def save_and_die(self: Checkpointer, trainer: Any, given: Callable[..., None] = Checkpointer._save_last) -> None:
         given(self, trainer)
