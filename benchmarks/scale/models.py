@@ -122,13 +122,13 @@ def bfloat16(_: int, folder: Path) -> Costs:
 
 def in_bfloat16(_: int, __: Path) -> Work:
     import torch
-    from voxzoo.components.layers.transformer import TransformerEncoder
+    from voxzoo.components.layers.transformer import LayerSettings, TransformerEncoder
     from voxzoo.components.types import Padded
 
     torch.set_num_threads(1)
 
     def seconds(dtype: torch.dtype) -> float:
-        encoder = TransformerEncoder(256, 4, 1024, 1).to(dtype).eval()
+        encoder = TransformerEncoder(1, LayerSettings(dim=256, num_heads=4, ffn_dim=1024)).to(dtype).eval()
         states = Padded(torch.zeros(1, 200, 256, dtype=dtype), torch.tensor([200]))
         with torch.inference_mode():
             encoder(states)

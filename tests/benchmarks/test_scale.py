@@ -125,3 +125,9 @@ def test_a_command_is_measured_from_outside(tmp_path):
     assert found["resident"] > 1e6
     with pytest.raises(RuntimeError, match="voxzoo nothing ended with 2"):
         process.command(["nothing"], tmp_path)
+
+
+def test_bfloat16_is_measured_beside_float32(tmp_path):
+    from benchmarks.scale import models
+
+    assert models.in_bfloat16(1, tmp_path)()["slower"] > 0
