@@ -9,7 +9,7 @@ from .lazy import on_first_use
 
 _PARTS = {
     "frontend": ["Fbank", "RawWaveform", "WhisperLogMel"],
-    "tokenizer": ["SentencePieceTokenizer", "WhisperTokenizer"],
+    "tokenizer": ["M2M100Tokenizer", "SentencePieceTokenizer", "WhisperTokenizer"],
     "speech_encoder": ["ConformerEncoder", "WhisperEncoder", "Wav2Vec2Encoder"],
     "adaptor": ["ConformerAdaptor", "ConvAdaptor", "StackAdaptor", "NoAdaptor", "CTCShrinkAdaptor"],
     "text_seq2seq": ["TransformerSeq2Seq"],

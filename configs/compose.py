@@ -17,7 +17,7 @@ from hydra import initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
@@ -453,22 +453,22 @@ def _trust_what_is_said(config: DictConfig, words: Iterable[str]) -> None:
 def _absolute(config: DictConfig) -> None:
     """Paths in a saved config hold from any folder."""
     for key in _PATHS:
-        value = OmegaConf.select(config, key, throw_on_resolution_failure=False, throw_on_missing=False)
-        if isinstance(value, str):
-            _set(config, key, _full(value))
+        _set(config, key, OmegaConf.select(config, key, throw_on_resolution_failure=False, throw_on_missing=False))
     for key in _PATH_MAPS:
         node = OmegaConf.select(config, key, throw_on_resolution_failure=False)
         if isinstance(node, DictConfig):
             for name, value in node.items():
-                if isinstance(value, str):
-                    _set(config, f"{key}.{name}", _full(value))
+                _set(config, f"{key}.{name}", value)
 
 
-def _set(config: DictConfig, key: str, value: str) -> None:
+def _set(config: DictConfig, key: str, value: Any) -> None:
+    """Make a path, or each of several, absolute where it is written."""
+    several = isinstance(value, ListConfig) and value and all(isinstance(one, str) for one in value)
+    if not (isinstance(value, str) or several):
+        return
     parent = OmegaConf.select(config, key.rpartition(".")[0]) if "." in key else config
-    name = key.rpartition(".")[2]
-    if not OmegaConf.is_interpolation(parent, name):
-        OmegaConf.update(config, key, value)
+    if not OmegaConf.is_interpolation(parent, key.rpartition(".")[2]):
+        OmegaConf.update(config, key, [_full(one) for one in value] if several else _full(value))
 
 
 def _full(path: str) -> str:

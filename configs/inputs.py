@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from omegaconf import DictConfig
+from omegaconf import DictConfig, ListConfig
 
 from ..components.nearby import nearest_path
 from .values import value_of
@@ -26,9 +26,9 @@ def missing_inputs(config: DictConfig) -> Iterator[tuple[str, str]]:
         test = value_of(config, "data.test")
         keys = [*_MANIFESTS, *(f"data.test.{name}" for name in (test if isinstance(test, DictConfig) else ()))]
         for key in keys:
-            if (path := _missing(config, key)) is not None:
+            for path in _missing(config, key):
                 yield key, f"{path}: no such manifest{_near(path)}"
-        if (path := _missing(config, "data.units")) is not None:
+        for path in _missing(config, "data.units"):
             yield "data.units", f"{path}: no such file; `voxzoo units extract` writes it{_near(path)}"
     init = value_of(config, "init")
     if (folder / "checkpoints" / "last.ckpt").exists():
@@ -46,11 +46,13 @@ def _near(path: str) -> str:
     return f"; did you mean {near}?" if near else ""
 
 
-def _missing(config: DictConfig, key: str) -> str | None:
-    path = value_of(config, key)
-    if not isinstance(path, str) or not path or "://" in path or _is_of_a_stage(config, path):
-        return None
-    return None if Path(path).exists() else path
+def _missing(config: DictConfig, key: str) -> Iterator[str]:
+    """Those of the paths of a key that are not there."""
+    value = value_of(config, key)
+    for path in value if isinstance(value, ListConfig) else [value]:
+        of_a_file = isinstance(path, str) and path and "://" not in path and not _is_of_a_stage(config, path)
+        if of_a_file and not Path(path).exists():
+            yield path
 
 
 def _is_of_a_stage(config: DictConfig, source: str) -> bool:

@@ -7,10 +7,12 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+import numpy as np
+
 from ..components.errors import UserError
 from ..components.roles import Frontend, Tokenizer
 from .feature_cache import CacheDtype
-from .manifest import Utterance, did_you_mean
+from .manifest import Utterance, did_you_mean, named, paths_of
 from .resume import say
 from .rows import Rows, open_rows
 from .skipped import OnError
@@ -24,8 +26,8 @@ class SpeechTranslationData(UtteranceData):
     """Batches for every task of the zoo, the same on 1 or W processes and after a restart.
 
     Args:
-        train, valid: manifests (`.jsonl` or `.tsv`).
-        test: split name -> manifest.
+        train, valid: a manifest (`.jsonl` or `.tsv`), or several that are one list of rows; ids are unique over all.
+        test: split name -> manifest or manifests.
         corpus: a built-in corpus in place of manifests; `prepare_data` makes it.
         frontend: waveform to features; needed by tasks that read speech.
         tokenizer: needed by tasks that read or write text; may be set after the texts were read to train it.
@@ -46,6 +48,8 @@ class SpeechTranslationData(UtteranceData):
         cache_dir: folder of the feature cache, and of the columns of large manifests; None computes features and reads
             manifests each time.
         cache_dtype: float16 halves the feature cache; features are rounded to it, also when they are fresh.
+        cache_gb: gigabytes (10^9 bytes) at which the feature cache grows no more; what it lacks is computed each time.
+            None: no limit.
         seed: of the order of batches and of the speeds.
         on_error: what a row does that cannot be read: `stop` ends the run with its name, `skip` leaves it out, names it
             once and counts it.
@@ -57,9 +61,9 @@ class SpeechTranslationData(UtteranceData):
     def __init__(
         self,
         *,
-        train: str | None = None,
-        valid: str | None = None,
-        test: dict[str, str | None] | None = None,
+        train: str | list[str] | None = None,
+        valid: str | list[str] | None = None,
+        test: dict[str, str | list[str] | None] | None = None,
         corpus: SpokenPhrases | None = None,
         frontend: Frontend | None = None,
         tokenizer: Tokenizer | None = None,
@@ -78,6 +82,7 @@ class SpeechTranslationData(UtteranceData):
         num_workers: int = 0,
         cache_dir: str | None = None,
         cache_dtype: CacheDtype = "float32",
+        cache_gb: float | None = 100.0,
         seed: int = 1,
         on_error: OnError = "stop",
     ) -> None:
@@ -105,14 +110,15 @@ class SpeechTranslationData(UtteranceData):
             num_workers=num_workers,
             cache_dir=cache_dir,
             cache_dtype=cache_dtype,
+            cache_gb=cache_gb,
             seed=seed,
             on_error=on_error,
         )
         self.corpus = corpus
-        self._paths: dict[str, str] = {}
+        self._paths: dict[str, str | list[str]] = {}
         if corpus is None:
-            named = {"train": train, "valid": valid, **(test or {})}
-            self._paths = {split: path for split, path in named.items() if path}
+            splits = {"train": train, "valid": valid, **(test or {})}
+            self._paths = {split: path if isinstance(path, str) else [*path] for split, path in splits.items() if path}
 
     def prepare_data(self) -> None:
         """Make the built-in corpus, if there is one."""
@@ -126,34 +132,37 @@ class SpeechTranslationData(UtteranceData):
         return None
 
     def source(self) -> str:
-        """The manifest of the training data, or the folder of the corpus."""
-        return str(self.corpus.folder) if self.corpus is not None else self._paths["train"]
+        """The manifest of the training data, the first of several, or the folder of the corpus."""
+        return str(self.corpus.folder) if self.corpus is not None else named(self._paths["train"])
 
     def splits(self) -> tuple[str, ...]:
         """Names that `rows`, `texts` and `loader` take; also `test`, for the first test set."""
         return self.corpus.splits if self.corpus is not None else tuple(self._paths)
 
-    def manifest(self, split: str) -> str:
-        """The file that a split is read from, also for `test`, the first test set. Raises UserError where there is
-        none."""
+    def manifest(self, split: str) -> str | list[str]:
+        """The file that a split is read from, or files, also for `test`, the first test set. Raises UserError where
+        there is none."""
         return self._manifest(self._resolve(split))
 
-    def _manifest(self, split: str) -> str:
+    def _manifest(self, split: str) -> str | list[str]:
         if self.corpus is not None:
             self.corpus.prepare()
             return str(self.corpus.manifests()[split])
         return self._paths[split]
 
     def read(self, split: str) -> Rows:
-        """The manifest of a split, as written. Raises UserError for a faulty manifest."""
+        """The manifests of a split, as written. Raises UserError for a faulty manifest."""
         path = self._manifest(split)
-        rows = open_rows(path, self.cache_dir, skip=self.on_error == "skip")
+        rows = open_rows(path, self.cache_dir, skip=self.on_error == "skip", most=self.most_rows)
         for name, reason in rows.faults:
             self.skipped.note(split, name, reason)
         if rows.extra:
             keys = ", ".join(f"{key!r} ({count}{did_you_mean(key)})" for key, count in rows.extra.most_common(_SHOWN))
-            say(f"{path}: ignored {len(rows.extra)} unknown key{'s' if len(rows.extra) > 1 else ''}: {keys}")
-        return _of_split(rows, split, path)
+            say(f"{named(path)}: ignored {len(rows.extra)} unknown key{'s' if len(rows.extra) > 1 else ''}: {keys}")
+        parts = [_of_split(part, split, one) for part, one in zip(rows.by_manifest(), paths_of(path), strict=True)]
+        if len(parts) == 1:
+            return parts[0]
+        return rows.take(np.concatenate([part.numbers(np.arange(len(part), dtype=np.int32)) for part in parts]))
 
     def statistics(self) -> dict[str, dict[str, Any]]:
         """Split -> utterances, hours, shortest and longest (seconds), words a side, languages, speakers."""

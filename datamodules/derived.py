@@ -6,7 +6,7 @@ import hashlib
 import os
 import time
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,55 +22,60 @@ Make = Callable[[Path | None], tuple[dict[str, Any], Mapping[str, np.ndarray | S
 """Folder for what is large, or None for memory -> what the arrays are about, and the arrays."""
 
 
-def arrays_of(source: Path, cache: str | Path | None, kind: str, version: int, make: Make) -> Arrays:
-    """What `make` makes of a file, at the first start and after each change of the file.
+def arrays_of(source: Path | Sequence[Path], cache: str | Path | None, kind: str, version: int, make: Make) -> Arrays:
+    """What `make` makes of a file, or of several together, at the first start and after each change of one.
 
     Args:
-        source: the file.
+        source: the file, or files in their order.
         cache: folder where arrays of large files are kept; None: nowhere.
         kind: of arrays, the end of their file's name.
         version: of `make`; others' arrays are made anew.
         make: may raise UserError; then nothing is kept.
     """
-    if cache is not None and source.is_file() and source.stat().st_size >= WORTH_KEEPING:
-        name = hashlib.sha256(os.path.realpath(source).encode("utf-8", "surrogateescape")).hexdigest()[:16]
+    sources = [source] if isinstance(source, Path) else list(source)
+    worth = all(one.is_file() for one in sources) and sum(one.stat().st_size for one in sources) >= WORTH_KEEPING
+    if cache is not None and worth:
+        paths = "\0".join(map(os.path.realpath, sources))
+        name = hashlib.sha256(paths.encode("utf-8", "surrogateescape")).hexdigest()[:16]
         folder = Path(cache) / "manifests"
         try:
             return kept(
-                folder / f"{source.stem[:40]}-{name}.{kind}",
-                lambda arrays: _is_of(arrays, source, version),
-                lambda: _made(source, folder, version, make),
+                folder / f"{sources[0].stem[:40]}-{name}.{kind}",
+                lambda arrays: _is_of(arrays, sources, version),
+                lambda: _made(sources, folder, version, make),
             )
         except OSError as error:
-            warnings.warn(f"{folder}: {error}; what {source} holds is kept in memory instead", stacklevel=3)
+            what = " and ".join(map(str, sources))
+            warnings.warn(f"{folder}: {error}; what {what} holds is kept in memory instead", stacklevel=3)
     about, arrays = make(None)
     return Arrays(about, {name: one.array() if isinstance(one, Spill) else one for name, one in arrays.items()})
 
 
 def _made(
-    source: Path, folder: Path, version: int, make: Make
+    sources: Sequence[Path], folder: Path, version: int, make: Make
 ) -> tuple[dict[str, Any], Mapping[str, np.ndarray | Spill]]:
-    state, now = _state(source), time.time_ns()
+    states, now = [_state(one) for one in sources], time.time_ns()
     about = {
         "version": version,
-        "source": str(source),
-        "state": state,
-        "settled": now - max(state[1:]) > _SETTLED,
-        "digest": _digest(source),
+        "sources": list(map(str, sources)),
+        "states": states,
+        "settled": now - max(time for _, *times in states for time in times) > _SETTLED,
+        "digests": [_digest(one) for one in sources],
     }
     more, arrays = make(folder)
     return {**about, **more}, arrays
 
 
-def _is_of(arrays: Arrays, source: Path, version: int) -> bool:
-    """Whether arrays were made of the file as it is."""
+def _is_of(arrays: Arrays, sources: Sequence[Path], version: int) -> bool:
+    """Whether arrays were made of the files as they are."""
     about = arrays.about
-    if about.get("version") != version:
+    if about.get("version") != version or len(about.get("states", ())) != len(sources):
         return False
-    state = _state(source)
-    if state == about["state"] and about["settled"]:
+    states = [_state(one) for one in sources]
+    if states == about["states"] and about["settled"]:
         return True
-    return state[0] == about["state"][0] and _digest(source) == about["digest"]
+    sizes = [[state[0] for state in found] for found in (states, about["states"])]
+    return sizes[0] == sizes[1] and [_digest(one) for one in sources] == about["digests"]
 
 
 def _state(source: Path) -> list[int]:

@@ -11,6 +11,9 @@ not depend on what was in the cache.
 
 Frames at the end that are all alike, such as what a front end pads to its window, are kept once.
 
+The caches of all front ends together stop growing at a limit. Nothing is removed to make room: another process may read
+it.
+
 Letters: T frames, F features, N samples.
 """
 
@@ -32,9 +35,11 @@ from typing import IO, BinaryIO, Literal
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils.data import get_worker_info
 
 from ..components.errors import UserError
 from .array_file import open_arrays, write_arrays
+from .resume import say
 from .segments import segment_of
 
 _log = logging.getLogger(__name__)
@@ -42,6 +47,7 @@ CacheDtype = Literal["float32", "float16"]
 _JOINED = "joined"
 _FRESH = 4096  # places that are Python objects, before they become rows of an array
 _SAID = 1 << 30  # bytes from which on joining is said, because it takes a while
+_STRIDE = 1 << 26  # bytes that a process writes before it looks again how much all have written
 _SCALE = 2.0**15  # of 16-bit samples
 _KEY = np.dtype("S12")
 _FIELDS = [("shard", "<u4"), ("offset", "<i8"), ("steps", "<u4"), ("width", "<u2"), ("kind", "u1")]
@@ -62,13 +68,17 @@ class FeatureCache:
         folder: where the caches of all front ends lie.
         fingerprint: of the front end; each has a folder of its own.
         dtype: float16 rounds features to it.
+        limit: bytes in all of `folder` at which it grows no more (each writing process may be 64 MB beyond); None: any.
     """
 
-    def __init__(self, folder: str | Path, fingerprint: str, dtype: CacheDtype = "float32") -> None:
+    def __init__(
+        self, folder: str | Path, fingerprint: str, dtype: CacheDtype = "float32", limit: int | None = None
+    ) -> None:
         if dtype not in ("float32", "float16"):
             raise UserError(f"data.cache_dtype={dtype!r}: expected float32 or float16")
         self.fingerprint = fingerprint if dtype == "float32" else f"{fingerprint}-{dtype}"
         self.dtype: CacheDtype = dtype
+        self.limit = limit
         self.folder = Path(folder) / hashlib.sha256(self.fingerprint.encode()).hexdigest()[:16]
         self._forget()
 
@@ -81,9 +91,11 @@ class FeatureCache:
         self._process = os.getpid()
         self._looked = -1.0
         self._broken = False
+        self._room = 0
+        self._stopped = False
 
     def __getstate__(self) -> dict[str, object]:
-        return {"fingerprint": self.fingerprint, "folder": self.folder, "dtype": self.dtype}
+        return {"fingerprint": self.fingerprint, "folder": self.folder, "dtype": self.dtype, "limit": self.limit}
 
     def __setstate__(self, state: dict[str, object]) -> None:
         self.__dict__.update(state)
@@ -144,6 +156,8 @@ class FeatureCache:
         values, kind = _packed(features.detach().contiguous().numpy().astype(np.float32, copy=False), self.dtype)
         kept = _distinct(values) if width else len(values)
         values = values[:kept]
+        if self._is_full(values.nbytes + 64):  # and the line of the index
+            return features
         try:
             shard, data, index = self._out or self._open()
             offset = data.tell()
@@ -158,6 +172,38 @@ class FeatureCache:
             return features
         self._places.add(key, (shard, offset, features.shape[0], width, kind, kept))
         return features
+
+    def size(self) -> int:
+        """Bytes that the caches of all front ends take."""
+        total = 0
+        for path in self.folder.parent.glob("*/*"):
+            with suppress(OSError):  # joined in the meantime
+                total += path.stat().st_size
+        return total
+
+    def line(self) -> str:
+        """How large it is, how large it may become, and where it lies."""
+        size, where = self.size(), self.folder.parent
+        if self.limit is None:
+            return f"feature cache: {size / 1e9:.2f} GB in {where}, which may grow without a limit (data.cache_gb)"
+        line = f"feature cache: {size / 1e9:.2f} GB of at most {self.limit / 1e9:g} (data.cache_gb) in {where}"
+        if size < self.limit and not self._stopped:
+            return line
+        return f"{line}: full; what it lacks is computed each time; raise the limit, or remove what no run reads"
+
+    def _is_full(self, more: int) -> bool:
+        """Whether so many bytes have no room."""
+        if self.limit is None:
+            return False
+        self._room -= more
+        if self._room < 0 and not self._stopped:
+            left = self.limit - self.size()
+            self._stopped = left < more
+            self._room = min(left, max(_STRIDE, more)) - more
+            worker = get_worker_info()
+            if self._stopped and (worker is None or worker.id == 0):
+                say(self.line())
+        return self._stopped
 
     def _open(self) -> tuple[int, BinaryIO, IO[str]]:
         self.folder.mkdir(parents=True, exist_ok=True)

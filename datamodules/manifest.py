@@ -3,7 +3,8 @@
 Keys: `id`, `src_lang`; `audio` or `src_text` or both; `duration` (seconds), `tgt_lang`, `tgt_text`, `tgt_audio`,
 `speaker`, `split`. `offset` (seconds) with `duration`, and `channel` (from 0), make `audio` a part of a longer
 recording. Audio paths are relative to the folder of the manifest. Monolingual manifests may say `lang` and `text` for
-`src_lang` and `src_text`.
+`src_lang` and `src_text`. In JSON lines `tgt_text` may be a list of references. Several manifests may be one list of
+rows.
 """
 
 from __future__ import annotations
@@ -12,8 +13,9 @@ import csv
 import difflib
 import math
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, fields
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -32,12 +34,13 @@ class Utterance:
         audio: path of the source speech, or a part of it (`segments`), or None for text.
         duration: seconds of `audio`, or None where the manifest does not say.
         src_lang, tgt_lang: codes as `components.languages` writes them; tgt_lang is "" where there is no target.
-        src_text, tgt_text: "" where there is none.
+        src_text, tgt_text: "" where there is none; of several references the first.
         tgt_audio: path of the target speech, or None.
         speaker: label, or None.
         split: where the row belongs in a manifest that holds several splits; "" where it does not say.
         task: one of s2tt asr t2tt s2st t2st. Set by the data module, not read from manifests.
         speed: factor of speed perturbation. Set by the data module, not read from manifests.
+        references: all target texts where there are several, else (). In a manifest, `tgt_text` is their list.
     """
 
     id: str
@@ -52,9 +55,10 @@ class Utterance:
     split: str = ""
     task: str = "s2tt"
     speed: float = 1.0
+    references: tuple[str, ...] = ()
 
 
-KEYS = tuple(item.name for item in fields(Utterance) if item.name not in ("task", "speed"))
+KEYS = tuple(item.name for item in fields(Utterance) if item.name not in ("task", "speed", "references"))
 PATHS = ("audio", "tgt_audio")
 """Keys whose values are relative to the folder of the manifest."""
 _PLAIN = frozenset(KEYS) - {"duration", "src_text", "tgt_text"}
@@ -79,15 +83,22 @@ def did_you_mean(key: str) -> str:
 
 @dataclass(frozen=True)
 class Fault:
-    """What is wrong with one line of a manifest; `row` is its id, "" where that cannot be said."""
+    """What is wrong with one line of a manifest; `row` is its id, "" where that cannot be said, and `file` its manifest
+    where there are several."""
 
     line: int
     key: str
     message: str
     row: str = ""
+    file: str = ""
 
     def __str__(self) -> str:
-        return f"line {self.line}, {self.key}: {self.message}" if self.key else f"line {self.line}: {self.message}"
+        return f"{self.place}, {self.key}: {self.message}" if self.key else f"{self.place}: {self.message}"
+
+    @property
+    def place(self) -> str:
+        """The line, and the file where there are several."""
+        return f"{self.file}, line {self.line}" if self.file else f"line {self.line}"
 
 
 @dataclass
@@ -96,15 +107,15 @@ class Scan:
 
     Attributes:
         utterances: the rows without fault.
-        lines: line number of each of them.
         faults: the rest.
         extra: key -> rows that have it, for keys that are not ours.
+        file: the manifest that is read now, where there are several.
     """
 
     utterances: list[Utterance] = field(default_factory=list)
-    lines: list[int] = field(default_factory=list)
     faults: list[Fault] = field(default_factory=list)
     extra: Counter[str] = field(default_factory=Counter)
+    file: str = ""
 
 
 class Manifest(list[Utterance]):
@@ -115,13 +126,48 @@ class Manifest(list[Utterance]):
         self.extra: Counter[str] = extra or Counter()
 
 
-def read_manifest(path: str | Path, *, max_faults: int = 20) -> Manifest:
-    """Read a `.jsonl` or `.tsv` manifest.
+Paths = str | Path | Sequence[str | Path]
+"""A manifest, or several that are one list of rows."""
+
+
+def paths_of(manifests: Paths) -> list[Path]:
+    """Each manifest."""
+    return [Path(manifests)] if isinstance(manifests, str | Path) else [Path(path) for path in manifests]
+
+
+def of_a_split(text: str) -> str | list[str]:
+    """What a command line says of a split: a manifest, or several as an override writes them, `[a.jsonl,b.jsonl]`.
 
     Raises:
-        UserError: the file is missing or empty, or any row is at fault; lists up to `max_faults` of them.
+        UserError: an empty place in the list.
     """
-    scan = scan_manifest(path)
+    if not (text.startswith("[") and text.endswith("]")) or Path(text).exists():
+        return text
+    paths = [path.strip() for path in text[1:-1].split(",")]
+    if not all(paths):
+        raise UserError(f"{text}: expected manifests between commas, such as [a.jsonl,b.jsonl]")
+    return paths
+
+
+def named(manifests: Paths) -> str:
+    """One manifest, or the first of several and how many more there are."""
+    paths = paths_of(manifests)
+    return f"{paths[0]} and {len(paths) - 1} more" if len(paths) > 1 else str(paths[0])
+
+
+def read_manifest(path: Paths, *, max_faults: int = 20, most: int | None = None) -> Manifest:
+    """Read a `.jsonl` or `.tsv` manifest, or several as one; ids are unique over all.
+
+    Args:
+        path: the manifest or manifests.
+        max_faults: how many are listed.
+        most: rows that are read, the first ones; None: all.
+
+    Raises:
+        UserError: a file is missing, there are no rows, or any row is at fault; lists up to `max_faults` of them.
+    """
+    scan = scan_manifest(path, most)
+    path = named(path)
     if scan.faults:
         shown = "\n".join(f"  {fault}" for fault in scan.faults[:max_faults])
         more = len(scan.faults) - max_faults
@@ -132,70 +178,71 @@ def read_manifest(path: str | Path, *, max_faults: int = 20) -> Manifest:
     return Manifest(scan.utterances, extra=scan.extra)
 
 
-def scan_manifest(path: str | Path) -> Scan:
-    """Read a manifest and keep going at faults. Raises UserError where the file cannot be read at all."""
-    path = Path(path)
-    if path.suffix not in _READERS:
-        raise UserError(f"{path}: expected a manifest that ends in {' or '.join(_READERS)}")
-    if not path.is_file():
-        raise UserError(f"{path}: no such manifest")
+def scan_manifest(manifests: Paths, most: int | None = None) -> Scan:
+    """Read a manifest, or several as one, or the first `most` rows, and keep going at faults. Raises UserError where a
+    file cannot be read at all."""
+    paths = paths_of(manifests)
+    for path in paths:
+        if path.suffix not in _READERS:
+            raise UserError(f"{path}: expected a manifest that ends in {' or '.join(_READERS)}")
+        if not path.is_file():
+            raise UserError(f"{path}: no such manifest")
     scan = Scan()
-    for line, values in _unique_rows(path, scan):
+    for number, values in islice(sound_rows(paths, scan), most):
         for key in PATHS:
             if key in values:
-                values[key] = str(path.parent / values[key])
+                values[key] = str(paths[number].parent / values[key])
         scan.utterances.append(Utterance(**values))
-        scan.lines.append(line)
     return scan
 
 
-def _unique_rows(path: Path, scan: Scan) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Line number and values of each row without fault, the first of each id; as `manifest_rows`."""
-    first: dict[str, int] = {}
-    for line, values, good in manifest_rows(path, scan):
-        if values.get("id") in first:
-            message = f"{values['id']!r} was used on line {first[values['id']]}; ids must be unique"
-            scan.faults.append(Fault(line, "id", message))
-        elif good:
-            first[values["id"]] = line
-            yield line, values
-
-
-def sound_rows(path: Path, scan: Scan) -> Iterator[dict[str, Any]]:
-    """The values of the rows of a manifest that are without fault, the first of each id.
+def sound_rows(paths: Sequence[Path], scan: Scan) -> Iterator[tuple[int, dict[str, Any]]]:
+    """The rows of some manifests that are without fault, the first of each id: the number of the manifest, and values.
 
     Args:
-        path, scan: as of `manifest_rows`.
+        paths, scan: as of `manifest_rows`.
     """
-    return (values for _, values in _unique_rows(path, scan))
+    first: dict[str, tuple[int, int]] = {}
+    for number, line, values, good in manifest_rows(paths, scan):
+        name = values.get("id")
+        if name in first:
+            file, at = first[name]
+            elsewhere = f" of {paths[file]}" if len(paths) > 1 else ""
+            message = f"{name!r} was used on line {at}{elsewhere}; ids must be unique"
+            scan.faults.append(Fault(line, "id", message, file=scan.file))
+        elif good:
+            first[values["id"]] = number, line
+            yield number, values
 
 
 def faulty_rows(scan: Scan) -> list[tuple[str, str]]:
     """(id, or else the line; what is wrong) of each faulty row."""
-    found: dict[int, list[Fault]] = {}
+    found: dict[str, list[Fault]] = {}
     for fault in scan.faults:
-        found.setdefault(fault.line, []).append(fault)
-    return [(some[0].row or f"line {line}", "; ".join(map(str, some))) for line, some in found.items()]
+        found.setdefault(fault.place, []).append(fault)
+    return [(some[0].row or place, "; ".join(map(str, some))) for place, some in found.items()]
 
 
-def manifest_rows(path: Path, scan: Scan) -> Iterator[tuple[int, dict[str, Any], bool]]:
-    """Line number and values of each row, and whether it is without fault; audio paths are as they are written, and
-    ids are not compared.
+def manifest_rows(paths: Sequence[Path], scan: Scan) -> Iterator[tuple[int, int, dict[str, Any], bool]]:
+    """Number of the manifest, line and values of each row, and whether it is without fault; audio paths are as they are
+    written, and ids are not compared.
 
     Args:
-        path: a `.jsonl` or `.tsv` file that exists.
+        paths: `.jsonl` or `.tsv` files that exist.
         scan: gets the faults and the unknown keys.
 
     Raises:
-        UserError: the file is no text.
+        UserError: a file is no text.
     """
-    for line, row in _READERS[path.suffix](path):
-        if isinstance(row, str):
-            scan.faults.append(Fault(line, "", row))
-            continue
-        before = len(scan.faults)
-        values = _check(line, row, scan)
-        yield line, values, len(scan.faults) == before
+    for number, path in enumerate(paths):
+        scan.file = str(path) if len(paths) > 1 else ""
+        for line, row in _READERS[path.suffix](path):
+            if isinstance(row, str):
+                scan.faults.append(Fault(line, "", row, file=scan.file))
+                continue
+            before = len(scan.faults)
+            values = _check(line, row, scan)
+            yield number, line, values, len(scan.faults) == before
 
 
 def write_manifest(path: str | Path, utterances: Iterable[Utterance]) -> None:
@@ -204,6 +251,8 @@ def write_manifest(path: str | Path, utterances: Iterable[Utterance]) -> None:
     rows = []
     for utterance in utterances:
         row = {key: value for key in KEYS if (value := getattr(utterance, key)) not in (None, "")}
+        if utterance.references:
+            row["tgt_text"] = list(utterance.references)
         for key in PATHS:
             if key in row and Path(row[key]).is_relative_to(path.parent):
                 row[key] = Path(row[key]).relative_to(path.parent).as_posix()
@@ -211,6 +260,9 @@ def write_manifest(path: str | Path, utterances: Iterable[Utterance]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w", encoding="utf-8", newline="") as out:
         if path.suffix == ".tsv":
+            several = next((row["id"] for row in rows if isinstance(row.get("tgt_text"), list)), None)
+            if several is not None:
+                raise UserError(f"{path}: {several} has several references, which .tsv cannot hold; write .jsonl")
             used = [key for key in KEYS if any(key in row for row in rows)]
             writer = csv.DictWriter(out, used, delimiter="\t", quoting=csv.QUOTE_NONE, quotechar=None, escapechar=None,
                                     lineterminator="\n", restval="")  # fmt: skip
@@ -289,6 +341,18 @@ def _part(key: str, value: Any, fault: Callable[[str, str], None]) -> float | in
     return int(number) if key == "channel" else number
 
 
+def _references(texts: list[Any], values: dict[str, Any], fault: Callable[[str, str], None]) -> None:
+    """The target texts of a row that has a list of them; empty ones hold the place of none, as in sacreBLEU."""
+    wrong = next((text for text in texts if text is not None and not isinstance(text, str)), None)
+    if wrong is not None:
+        fault("tgt_text", f"expected text or a list of texts, got {wrong!r} in the list")
+        return
+    found = tuple(stripped for text in texts if (stripped := (text or "").strip()))
+    values["tgt_text"] = found[0] if found else ""
+    if len(found) > 1:
+        values["references"] = found
+
+
 def _check(line: int, row: dict[str, Any], scan: Scan) -> dict[str, Any]:
     """The row's values in their types; faults and unknown keys go into `scan`."""
 
@@ -296,7 +360,7 @@ def _check(line: int, row: dict[str, Any], scan: Scan) -> dict[str, Any]:
     known = str(name) if isinstance(name, str | int) else ""
 
     def fault(key: str, message: str) -> None:
-        scan.faults.append(Fault(line, key, message, known))
+        scan.faults.append(Fault(line, key, message, known, scan.file))
 
     values: dict[str, Any] = {}
     part: dict[str, Any] = {}
@@ -326,6 +390,8 @@ def _check(line: int, row: dict[str, Any], scan: Scan) -> dict[str, Any]:
                 fault(key, f"{value!r}: expected seconds above 0")
         elif key == "id" and isinstance(value, int) and not isinstance(value, bool):
             values[key] = str(value)
+        elif key == "tgt_text" and isinstance(value, list):
+            _references(value, values, fault)
         elif not isinstance(value, str):
             fault(key, f"expected text, got {value!r}")
         else:
@@ -344,7 +410,7 @@ def _check(line: int, row: dict[str, Any], scan: Scan) -> dict[str, Any]:
     missing = [
         key
         for key in ("id", "src_lang")
-        if not values.get(key) and key not in {f.key for f in scan.faults[-9:] if f.line == line}
+        if not values.get(key) and key not in {f.key for f in scan.faults[-9:] if (f.line, f.file) == (line, scan.file)}
     ]
     if not values.get("audio") and not values.get("src_text"):
         missing.append("audio (or src_text)")

@@ -6,6 +6,7 @@ process that trains on it. They are made anew when the manifest changes. Letters
 
 from __future__ import annotations
 
+import json
 import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -21,21 +22,27 @@ from .derived import arrays_of
 from .manifest import (
     KEYS,
     PATHS,
+    Paths,
     Scan,
     Utterance,
     faulty_rows,
     manifest_rows,
+    paths_of,
     read_manifest,
     scan_manifest,
     sound_rows,
 )
 
-_VERSION = 2
+_VERSION = 3
 _BLOCK = 8192  # rows that are turned into columns at a time
 _TABLE = 1 << 16  # labels that are kept as text, once read
-_TEXTS = ("id", "audio", "src_text", "tgt_text", "tgt_audio")
+_REFERENCES = "references"
+"""Column of the lists of those rows that have several, as JSON."""
+_TEXTS = ("id", "audio", "src_text", "tgt_text", "tgt_audio", _REFERENCES)
 _LABELS = ("src_lang", "tgt_lang", "speaker", "split")
 _FOLDERS = tuple(f"{key}_folder" for key in PATHS)
+_MANIFEST = "manifest"
+"""Of several manifests the one that a row is of, `0:`, `1:` ..., which the folders of its paths begin with."""
 
 
 class Labels(Sequence[str]):
@@ -64,11 +71,11 @@ class Labels(Sequence[str]):
 
 
 class Rows(Sequence[Utterance]):
-    """The rows of a manifest, or some of them, in order.
+    """The rows of a manifest, or of several as one, or some of them, in order.
 
     Args:
         arrays: the columns.
-        folder: of the manifest.
+        folders: of each manifest.
         chosen: (n,) which rows; None: all.
 
     Attributes:
@@ -76,8 +83,8 @@ class Rows(Sequence[Utterance]):
         faults: (id or line, what is wrong) of the rows of the manifest that are left out.
     """
 
-    def __init__(self, arrays: Arrays, folder: Path, chosen: np.ndarray | None = None) -> None:
-        self.arrays, self._folder, self.chosen = arrays, folder, chosen
+    def __init__(self, arrays: Arrays, folders: Sequence[Path], chosen: np.ndarray | None = None) -> None:
+        self.arrays, self._folders, self.chosen = arrays, tuple(folders), chosen
         self.extra: Counter[str] = Counter(arrays.about["extra"])
         self.faults: list[tuple[str, str]] = [(name, what) for name, what in arrays.about.get("faults", ())]
         self._texts = {name: Texts(arrays[name], arrays[f"{name}.ends"]) for name in _TEXTS}
@@ -92,7 +99,7 @@ class Rows(Sequence[Utterance]):
         self._duration = arrays["duration"]
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return Rows, (self.arrays, self._folder, self.chosen)
+        return Rows, (self.arrays, self._folders, self.chosen)
 
     def __len__(self) -> int:
         return len(self._duration) if self.chosen is None else len(self.chosen)
@@ -117,7 +124,7 @@ class Rows(Sequence[Utterance]):
 
     def take(self, chosen: np.ndarray | None) -> Rows:
         """Some rows, by their (n,) numbers in the manifest."""
-        return Rows(self.arrays, self._folder, chosen)
+        return Rows(self.arrays, self._folders, chosen)
 
     def whole(self) -> Rows:
         """All rows of the manifest."""
@@ -130,6 +137,7 @@ class Rows(Sequence[Utterance]):
     def _utterance(self, place: int) -> Utterance:
         texts, labels = self._texts, self._labels
         duration = float(self._duration[place])
+        several = texts[_REFERENCES][place]
         return Utterance(
             id=texts["id"][place],
             audio=self._path("audio", place),
@@ -141,22 +149,36 @@ class Rows(Sequence[Utterance]):
             tgt_audio=self._path("tgt_audio", place),
             speaker=labels["speaker"][place] or None,
             split=labels["split"][place],
+            references=tuple(json.loads(several)) if several else (),
         )
 
     def _path(self, key: str, place: int) -> str | None:
         name = self._texts[key][place]
         if not name:
             return None
+        folder = self._labels[f"{key}_folder"][place]
         if name == "." or name.startswith("/"):  # the folder itself, or the root
-            return str(self._folder / name)
-        return self._labels[f"{key}_folder"][place] + name
+            return str(Path(folder) / name)
+        return folder + name
 
     def _absolute(self, folder: str) -> str:
-        """A folder as `Path` joins it with the manifest's, with the mark behind it."""
+        """A folder as `Path` joins it with that of its manifest, with the mark behind it."""
+        number = "0"
+        if len(self._folders) > 1:
+            number, _, folder = folder.partition(":")
         if folder.startswith("/"):
             return folder
-        before = str(self._folder)
+        before = str(self._folders[int(number)])
         return folder if before == "." else f"{before.rstrip('/')}/{folder}"
+
+    def by_manifest(self) -> list[Rows]:
+        """The rows of each manifest."""
+        ends = np.cumsum(self.arrays.about.get("counts", [len(self._duration)]))
+        if len(ends) == 1:
+            return [self]
+        places = np.arange(len(self._duration), dtype=np.int32) if self.chosen is None else self.chosen
+        number = np.searchsorted(ends, places, side="right")
+        return [self.take(places[number == manifest]) for manifest in range(len(ends))]
 
     # Columns of these rows
 
@@ -197,48 +219,58 @@ class Rows(Sequence[Utterance]):
 
     def of_split(self, split: str) -> Rows:
         """The rows that say they are of `split`."""
-        labels = self._labels["split"]
-        return self.take(np.flatnonzero(labels.codes == labels.code(split)).astype(np.int32))
+        return self.take(self.numbers(np.flatnonzero(self.labelled("split", [split])).astype(np.int32)))
 
     def _of_these(self, column: np.ndarray) -> np.ndarray:
         return column if self.chosen is None else column[self.chosen]
 
 
-def open_rows(path: str | Path, cache: str | Path | None = None, *, skip: bool = False) -> Rows:
-    """Read a manifest as columns, as `read_manifest` reads it as a list.
+def open_rows(path: Paths, cache: str | Path | None = None, *, skip: bool = False, most: int | None = None) -> Rows:
+    """Read a manifest, or several as one, as columns, as `read_manifest` reads it as a list.
 
     Args:
-        path: a `.jsonl` or `.tsv` manifest.
-        cache: folder where the columns of a large manifest are kept for all processes and later starts; None: nowhere.
+        path: a `.jsonl` or `.tsv` manifest, or several.
+        cache: folder where the columns of large manifests are kept for all processes and later starts; None: nowhere.
         skip: leave faulty rows out (`Rows.faults`) where there are others.
+        most: rows that are read, the first ones, and kept nowhere; None: all.
 
     Raises:
         UserError: as `read_manifest`.
     """
-    path = Path(path)
+    paths = paths_of(path)
     kind = "sound" if skip else "rows"
-    arrays = arrays_of(path, cache, kind, _VERSION, lambda folder: _columns(path, folder, skip))
-    return Rows(arrays, path.parent)
+    kept = cache if most is None else None
+    arrays = arrays_of(paths, kept, kind, _VERSION, lambda folder: _columns(paths, folder, skip, most))
+    return Rows(arrays, [one.parent for one in paths])
 
 
 def _columns(
-    path: Path, folder: Path | None, skip: bool = False
+    paths: Sequence[Path], folder: Path | None, skip: bool = False, most: int | None = None
 ) -> tuple[dict[str, Any], Mapping[str, np.ndarray | Spill]]:
-    """What a manifest holds, and its columns; large ones are collected in `folder`, if one is given. `skip`: without
-    its faulty rows.
+    """What manifests hold, or their first `most` rows, and their columns; large ones are collected in `folder`, if one
+    is given. `skip`: without their faulty rows.
 
     Raises:
         UserError: as `read_manifest`.
     """
-    if path.suffix not in (".jsonl", ".tsv") or not path.is_file():
-        scan_manifest(path)  # says what is wrong
-    scan = Scan()
+    if any(path.suffix not in (".jsonl", ".tsv") or not path.is_file() for path in paths):
+        scan_manifest(paths)  # says what is wrong
+    scan, counts = Scan(), [0] * len(paths)
+
+    def counted(rows: Iterator[tuple[int, dict[str, Any]]]) -> Iterator[dict[str, Any]]:
+        for number, values in islice(rows, most):
+            counts[number] += 1
+            if len(paths) > 1:
+                values[_MANIFEST] = f"{number}:"
+            yield values
+
+    about: dict[str, Any] = {"counts": counts}
     if skip:
-        arrays, _ = _gather(_blocks(sound_rows(path, scan)), folder)
+        arrays, _ = _gather(_blocks(counted(sound_rows(paths, scan))), folder)
         if not len(arrays["duration"]):  # pyright: ignore[reportArgumentType]
-            read_manifest(path)  # says what is wrong
-        return {"extra": dict(scan.extra), "faults": faulty_rows(scan)}, arrays
-    rows = (values for _, values, _ in manifest_rows(path, scan))
+            read_manifest(paths, most=most)  # says what is wrong
+        return {**about, "extra": dict(scan.extra), "faults": faulty_rows(scan)}, arrays
+    rows = counted((number, values) for number, _, values, _ in manifest_rows(paths, scan))
 
     def blocks() -> Iterator[list[dict[str, Any]]]:
         while not scan.faults and (block := list(islice(rows, _BLOCK))):
@@ -248,8 +280,8 @@ def _columns(
 
     arrays, unique = _gather(blocks(), folder)
     if scan.faults or not unique:
-        read_manifest(path)  # says what is wrong
-    return {"extra": dict(scan.extra)}, arrays
+        read_manifest(paths, most=most)  # says what is wrong
+    return {**about, "extra": dict(scan.extra)}, arrays
 
 
 def rows_of(utterances: Iterable[Utterance], name: str) -> Rows:
@@ -267,7 +299,7 @@ def rows_of(utterances: Iterable[Utterance], name: str) -> Rows:
     if not len(arrays["duration"]):  # pyright: ignore[reportArgumentType]
         raise UserError(f"{name}: there are no utterances")
     made = {key: one.array() if isinstance(one, Spill) else one for key, one in arrays.items()}
-    found = Rows(Arrays({"extra": {}}, made), Path())
+    found = Rows(Arrays({"extra": {}}, made), [Path()])
     if not unique:
         counts = Counter(found.texts("id"))
         twice = next((one for one, count in counts.items() if count > 1), None)
@@ -293,6 +325,9 @@ def _values(utterance: Utterance, name: str) -> dict[str, Any]:
     for key in ("src_text", "tgt_text"):
         if key in values:
             values[key] = values[key].strip()
+    if utterance.references:
+        values.setdefault("tgt_text", utterance.references[0])
+        values[_REFERENCES] = utterance.references
     missing = [key for key in ("id", "src_lang") if not values.get(key)]
     if not values.get("audio") and not values.get("src_text"):
         missing.append("audio (or src_text)")
@@ -318,11 +353,14 @@ def _gather(blocks: Iterable[list[dict[str, Any]]], folder: Path | None) -> tupl
         texts["id"].add(ids)
         for key in ("src_text", "tgt_text"):
             texts[key].add([values.get(key, "") for values in block])
+        several = [values.get(_REFERENCES) for values in block]
+        texts[_REFERENCES].add([json.dumps(found) if found else "" for found in several])
         for key in _LABELS:
             labels[key].add([values.get(key, "") for values in block])
         for key in PATHS:
             parts = [_parted(values.get(key, "")) for values in block]
-            labels[f"{key}_folder"].add([before for before, _ in parts])
+            of = [values.get(_MANIFEST, "") for values in block]
+            labels[f"{key}_folder"].add([number + before for number, (before, _) in zip(of, parts)])
             texts[key].add([name for _, name in parts])
     hashes = np.sort(np.concatenate(names))
     arrays: dict[str, np.ndarray | Spill] = {"duration": np.concatenate(durations)}
@@ -355,4 +393,4 @@ class _LabelColumn:
         return {"": np.concatenate(self._codes), ".table": written[""], ".table.ends": written[".ends"]}
 
 
-assert {"duration", *_TEXTS, *_LABELS} == set(KEYS)
+assert {"duration", *_TEXTS, *_LABELS} == {*KEYS, _REFERENCES}

@@ -246,7 +246,7 @@ def select(
 def as_task(row: Utterance, task: str) -> Utterance:
     """The row as one task sees it."""
     if task == "asr":
-        return replace(row, task=task, tgt_lang=row.src_lang, tgt_text=row.src_text, tgt_audio=None)
+        return replace(row, task=task, tgt_lang=row.src_lang, tgt_text=row.src_text, tgt_audio=None, references=())
     if task in FROM_SPEECH:
         return replace(row, task=task)
     return replace(row, task=task, audio=None, duration=None)

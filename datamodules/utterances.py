@@ -5,6 +5,7 @@ Letters: W world size.
 
 from __future__ import annotations
 
+import math
 import signal
 import zlib
 from abc import abstractmethod
@@ -96,6 +97,8 @@ class UtteranceData(DataModule):
         cache_dir: folder of the feature cache, and of the columns of large manifests; None computes features and reads
             manifests each time.
         cache_dtype: float16 halves the feature cache; features are rounded to it, also when they are fresh.
+        cache_gb: gigabytes (10^9 bytes) at which the feature cache grows no more; what it lacks is computed each time.
+            None: no limit.
         seed: of the order of batches and of the speeds.
         on_error: what a row does whose audio, text or units cannot be read while training or validating: `stop` ends
             the run with its name, `skip` leaves it out of its batch, names it once and counts it (`skipped`). Which
@@ -108,12 +111,15 @@ class UtteranceData(DataModule):
         dropped: split -> reason -> ids, of the loaders made so far.
         skipped: the rows that `on_error=skip` has left out.
         audio: reads what rows name as their audio; files, unless a class says otherwise. Picklable.
+        most_rows: rows of a split that are read, the first ones, without their audio's headers; None: all. For a look
+            at data that should not take long (`judge`).
 
     Raises:
         UserError: contradictory settings; later, data that cannot be used.
     """
 
     audio: AudioFiles = AudioFiles()
+    most_rows: int | None = None
 
     def __init__(
         self,
@@ -135,6 +141,7 @@ class UtteranceData(DataModule):
         num_workers: int = 0,
         cache_dir: str | None = None,
         cache_dtype: CacheDtype = "float32",
+        cache_gb: float | None = 100.0,
         seed: int = 1,
         on_error: OnError = "stop",
     ) -> None:
@@ -148,6 +155,8 @@ class UtteranceData(DataModule):
             raise UserError(f"data.speed_perturb={list(speed_perturb)}: expected factors from 0.5 to 2")
         if max_seconds is not None and max_seconds <= min_seconds:
             raise UserError(f"data.max_seconds={max_seconds}: expected more than min_seconds={min_seconds}")
+        if cache_gb is not None and not 0 <= cache_gb < math.inf:
+            raise UserError(f"data.cache_gb={cache_gb}: expected gigabytes from 0, or null for no limit")
         if batch_seconds is None and batch_tokens is None and batch_size is None:
             raise UserError("data needs a budget: set batch_seconds, batch_tokens or batch_size")
         self.frontend, self.tokenizer = frontend, tokenizer
@@ -161,6 +170,7 @@ class UtteranceData(DataModule):
         self.num_workers, self.seed = num_workers, seed
         self.cache_dir = cache_dir
         self.cache_dtype: CacheDtype = cache_dtype
+        self.cache_gb = cache_gb
         self.needs = _NEEDS
         self.longest_seconds = None
         self.dropped = {}
@@ -294,7 +304,9 @@ class UtteranceData(DataModule):
         needs = self.needs if needs is None else frozenset(needs)
         cache = None
         if self.cache_dir is not None and self.frontend is not None and "speech" in needs:
-            cache = FeatureCache(Path(self.cache_dir) / "features", self.frontend.fingerprint, self.cache_dtype)
+            limit = None if self.cache_gb is None else int(self.cache_gb * 1e9)
+            folder = Path(self.cache_dir) / "features"
+            cache = FeatureCache(folder, self.frontend.fingerprint, self.cache_dtype, limit)
             cache.join()
         return Collator(
             self.frontend,
@@ -326,13 +338,14 @@ class UtteranceData(DataModule):
         if sampler.oversized:
             over = items.ids(sampler.oversized)
             say(f"{split}: {_count(over)} alone exceed the budget of a batch; each is a batch of its own: {_few(over)}")
+        collate = self.collator(needs)
         loader = ResumableLoader(
             _Utterances(items, speeds, self.seed),
             sampler=sampler,
             position=(lambda: position(self.trainer)) if training and follows else None,
             skipped=partial(self.skipped.note, split) if self.on_error == "skip" and not keep_all else None,
             options={
-                "collate_fn": self.collator(needs),
+                "collate_fn": collate,
                 "num_workers": self.num_workers,
                 "persistent_workers": self.num_workers > 0,
                 "worker_init_fn": _outlive_signals,
@@ -340,6 +353,9 @@ class UtteranceData(DataModule):
             },
         )
         if training and follows:
+            cache = getattr(collate, "cache", None)  # a class of one's own may collate otherwise
+            if isinstance(cache, FeatureCache):
+                say(cache.line())
             loader.restored = lambda state: restore(self.trainer, state, sampler)
             loader.begun = lambda: follow_epoch(self.trainer, sampler)
         return loader
@@ -349,6 +365,12 @@ class UtteranceData(DataModule):
         as indices, and those that exceed a budget alone. Reads the manifest and headers of audio, no audio."""
         items, _, sampler = self._sampler("train", True, False, None, frozenset(needs), None, world_size)
         return items, sampler.plan(0), sampler.oversized
+
+    def judge(self, split: str, needs: Iterable[str]) -> dict[str, list[str]]:
+        """Reason -> ids of what training, or validation, would leave out of a split, by the rows and by the headers of
+        audio whose length no row says. Raises UserError for faulty rows, as training does."""
+        unbounded = dict.fromkeys(self.budget)
+        return self._choose(self._resolve(split), False, self.tasks, frozenset(needs), unbounded).dropped
 
     def utterances(self, split: str, *, tasks: Iterable[str], needs: Iterable[str]) -> Items:
         """What of a split can be served, also without a reference; `dropped` says the rest."""
@@ -389,10 +411,10 @@ class UtteranceData(DataModule):
         """
         return BatchSampler(**settings)
 
-    def _select(
+    def _choose(
         self, split: str, keep_all: bool, tasks: tuple[str, ...], needs: frozenset[str], budget: dict[str, Any]
     ) -> Selection:
-        """Utterances with their task, seconds and tokens, without those that cannot be used."""
+        """Utterances with their task, seconds and tokens, and why others are left out."""
         counted = budget["batch_tokens"] is not None or (self.max_tokens is not None and not keep_all)
         tokenizer = self.tokenizer
         if counted and tokenizer is None:
@@ -418,7 +440,14 @@ class UtteranceData(DataModule):
             measure=lambda key, places: self._measure_rows(rows, split, key, places),
         )
         self.dropped[split] = chosen.dropped
-        total = len(rows) * len(tasks)
+        return chosen
+
+    def _select(
+        self, split: str, keep_all: bool, tasks: tuple[str, ...], needs: frozenset[str], budget: dict[str, Any]
+    ) -> Selection:
+        """As `_choose`; says what is left out. Raises UserError where nothing is left."""
+        chosen = self._choose(split, keep_all, tasks, needs, budget)
+        total = len(self.rows(split)) * len(tasks)
         for reason, ids in chosen.dropped.items():
             if self.on_error == "skip" and reason.startswith(UNREADABLE):
                 for name in ids:
@@ -431,7 +460,10 @@ class UtteranceData(DataModule):
         return chosen
 
     def _measure_rows(self, rows: Rows, split: str, key: str, places: np.ndarray) -> tuple[np.ndarray, dict[int, str]]:
-        """As `measure_files`; a file that could be read is not read again."""
+        """As `measure_files`; a file that could be read is not read again. 0, of which nothing is known, where this is
+        a look at the first rows."""
+        if self.most_rows is not None:
+            return np.zeros(len(places)), {}
         known = self._measured.setdefault((split, key), np.full(len(rows), np.nan))
         new = places[np.isnan(known[places])]
         seconds, wrong = measure_files(rows, key, new, self.audio)

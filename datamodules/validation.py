@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from .audio import AudioError, level, read_audio
-from .manifest import Scan, Utterance, did_you_mean, scan_manifest
+from .manifest import Paths, Scan, Utterance, did_you_mean, scan_manifest
 
 TOLERANCE = 0.1
 """Seconds by which a manifest's duration may differ from the file's."""
@@ -50,16 +50,16 @@ class _File:
 
 
 def validate(
-    path: str,
+    path: Paths,
     *,
     min_seconds: float = 0.1,
     max_seconds: float = 30.0,
     progress: Callable[[int, int], Any] = lambda done, total: None,
 ) -> Report:
-    """Check the rows of a manifest and read all its audio.
+    """Check the rows of a manifest, or of several that are one split, and read all their audio.
 
     Args:
-        path: a `.jsonl` or `.tsv` manifest.
+        path: a `.jsonl` or `.tsv` manifest, or several.
         min_seconds, max_seconds: audio outside is reported, not refused.
         progress: called with files read and files in all.
 
@@ -85,15 +85,22 @@ def validate(
         found["empty manifest", True].append("no rows")
     findings = [Finding(kind, is_error, places) for (kind, is_error), places in found.items()]
     findings.sort(key=lambda finding: not finding.is_error)
-    return Report(path, len(scan.utterances), round(seconds, 3), findings)
+    return Report(_written(path), len(scan.utterances), round(seconds, 3), findings)
 
 
-def shared_texts(paths: Sequence[str]) -> list[tuple[str, str, int, str]]:
-    """Texts that two manifests share, a leak where one is a test: (first, second, rows of the second, one id)."""
+def _written(manifests: Paths) -> str:
+    """As an override has it."""
+    return str(manifests) if isinstance(manifests, str | os.PathLike) else f"[{','.join(map(str, manifests))}]"
+
+
+def shared_texts(paths: Sequence[Paths]) -> list[tuple[str, str, int, str]]:
+    """Texts that two splits share, a leak where one is a test: (first, second, rows of the second, one id)."""
     known: list[tuple[str, set[tuple[str, str]], list[Utterance]]] = []
     for path in paths:
         rows = scan_manifest(path).utterances
-        known.append((path, {(row.src_text, row.tgt_text) for row in rows if row.src_text or row.tgt_text}, rows))
+        known.append(
+            (_written(path), {(row.src_text, row.tgt_text) for row in rows if row.src_text or row.tgt_text}, rows)
+        )
     shared = []
     for place, (first, texts, _) in enumerate(known):
         for second, _, rows in known[place + 1 :]:

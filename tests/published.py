@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import sentencepiece
 import torch
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 from voxzoo.components import SentencePieceTokenizer
@@ -86,6 +87,34 @@ def publish_nllb(folder: Path, languages: tuple[str, ...] = ("deu_Latn", "eng_La
     )  # fmt: skip
     torch.manual_seed(0)
     transformers.M2M100ForConditionalGeneration(config).save_pretrained(folder)
+    return folder
+
+
+def publish_m2m_100(folder: Path, languages: str = "m2m100") -> Path:
+    """M2M-100 of 2020: ids in a vocab.json that knows fewer pieces than the SentencePiece model, in another order."""
+    import transformers
+
+    folder.mkdir(parents=True, exist_ok=True)
+    made = train_sentencepiece(TEXTS * 3, folder / "made.model", 70, 0)
+    pieces = sentencepiece.SentencePieceProcessor(model_file=str(made))
+    names = [pieces.IdToPiece(number) for number in range(3, pieces.GetPieceSize())]
+    kept = ["<s>", "<pad>", "</s>", "<unk>", *sorted(names, key=lambda name: (len(name) % 3, name))[:-6]]
+    _write(folder / "made.json", {name: number for number, name in enumerate(kept)})
+    tokenizer = transformers.M2M100Tokenizer(
+        str(folder / "made.json"), str(made), src_lang="en", tgt_lang="de", language_codes=languages
+    )
+    tokenizer.save_pretrained(folder)
+    made.unlink()
+    (folder / "made.json").unlink()
+    config = transformers.M2M100Config(
+        vocab_size=len(kept) + len(tokenizer.lang_code_to_id) + 8, d_model=12, encoder_layers=1, decoder_layers=1,
+        encoder_attention_heads=2, decoder_attention_heads=2, encoder_ffn_dim=20, decoder_ffn_dim=20,
+        encoder_layerdrop=0.0, decoder_layerdrop=0.0, max_position_embeddings=60, init_std=0.3,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    model = transformers.M2M100ForConditionalGeneration(config)
+    model.generation_config.update(num_beams=3, max_length=30)
+    model.save_pretrained(folder)
     return folder
 
 

@@ -7,10 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import UserError
+from ..tokenizer import M2M100Tokenizer
 from ..tokenizer.sentencepiece import SPECIALS
 from .family import Family, Nodes
 from .generation import generation_content, longest_of, search_node
 from .keymap import KeyMap
+from .m2m_100_tokenizer import export_vocabulary, is_of_2020, vocabulary_node
 from .settings import activation, expect, parts_of, read_json_if, refuse_unless, value
 from .tokenizers import export_tokenizer_files, tokenizer_node
 from .transformer import decoder_rules, embedding_rules, encoder_rules
@@ -52,7 +54,10 @@ class M2M100(Family):
                 "search": _search(settings, folder),
             },
         }
-        tokenizer = tokenizer_node(folder, settings)
+        if folder is not None and is_of_2020(folder):
+            tokenizer = vocabulary_node(folder, settings)
+        else:
+            tokenizer = tokenizer_node(folder, settings)
         if tokenizer:
             nodes["tokenizer"] = tokenizer
         return nodes
@@ -102,7 +107,10 @@ class M2M100(Family):
         return {"bos_token_id": bos, "eos_token_id": eos, "decoder_start_token_id": eos}
 
     def export_tokenizer(self, tokenizer: Any, nodes: Nodes, folder: Path) -> None:
-        export_tokenizer_files(tokenizer, folder)
+        if isinstance(tokenizer, M2M100Tokenizer):
+            export_vocabulary(tokenizer, folder)
+        else:
+            export_tokenizer_files(tokenizer, folder)
         content = {
             "bos_token_id": tokenizer.bos_id,
             "pad_token_id": tokenizer.pad_id,

@@ -1,7 +1,8 @@
 """Tokenizers: text to ids and back."""
 
+from .m2m_100 import M2M100Tokenizer
 from .sentencepiece import SentencePieceTokenizer
 from .vocabulary import train_sentencepiece
 from .whisper import WhisperTokenizer
 
-__all__ = ["SentencePieceTokenizer", "WhisperTokenizer", "train_sentencepiece"]
+__all__ = ["M2M100Tokenizer", "SentencePieceTokenizer", "WhisperTokenizer", "train_sentencepiece"]

@@ -64,7 +64,7 @@ class SentencePieces(Pieces):
 
     def __init__(self, data: bytes, layout: Layout, normaliser: Normaliser, where: str) -> None:
         bare = normaliser == "transformers"
-        self._model = _load(data + _BARE if bare else data, where)
+        self._model = load_sentencepiece(data + _BARE if bare else data, where)
         controls = (self._model.unk_id(), self._model.bos_id(), self._model.eos_id())
         if controls != (0, 1, 2):
             raise UserError(
@@ -171,7 +171,8 @@ def first_added(content: dict[str, Any]) -> int:
     return min([number for number in added if number > NUM_CONTROLS] + [size])
 
 
-def _load(data: bytes, where: str) -> sentencepiece.SentencePieceProcessor:
+def load_sentencepiece(data: bytes, where: str) -> sentencepiece.SentencePieceProcessor:
+    """A SentencePiece model of the bytes of its file. Raises UserError where they are none."""
     model = sentencepiece.SentencePieceProcessor()
     try:
         model.LoadFromSerializedProto(data)

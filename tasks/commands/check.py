@@ -9,12 +9,15 @@ from collections.abc import Iterator
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
+from ...components.errors import few, printable
+
 if TYPE_CHECKING:  # torch loads only for a check, not for --help
     from omegaconf import DictConfig
     from rich.console import Console
 
     from ...configs.contract import Checked
     from ..planning.figures import Plan
+    from ..planning.leaving_out import LeftOut
     from ..planning.shapes import Row
 
 HELP = "check a config, build it without weights, show what flows through its parts, and plan its memory"
@@ -71,17 +74,21 @@ def run(args: argparse.Namespace) -> dict:
     for line in notes:
         print(line, file=sys.stderr)
 
+    from ..planning.leaving_out import left_out_of
     from ..planning.plan import plan_run  # a wrong choice does not wait for torch
-    from ..planning.shapes import trace
+    from ..planning.shapes import fake_task, trace
     from ..processes.console import quiet_libraries
 
     quiet_libraries()
     tables: dict[str, list[Row]] = {}
     remarks: dict[str, list[str]] = {}
+    left_out: dict[str, dict[str, LeftOut]] = {}
     for name, stage in configs.items():
         said = origins(args.overrides, stage=name if stages else args.stage, config_dirs=args.config_dir)
         require_valid(stage, said, inputs=True)
-        tables[name] = trace(stage)
+        task = fake_task(stage)
+        tables[name] = trace(stage, task=task)
+        left_out[name] = left_out_of(stage, task)
         kind: Any = class_of(stage.task, stage)
         remarks[name] = kind.remarks({row.part: row.parameters for row in tables[name]}, stage)
     if not args.json and args.print_config:
@@ -90,8 +97,8 @@ def run(args: argparse.Namespace) -> dict:
     for name, rows in tables.items():
         if not args.json:
             _show(name, configs[name].task._target_.rpartition(".")[2], rows)
-            for line in remarks[name]:
-                _console().print(f"  {line}", highlight=False)
+            for line in [*remarks[name], *_left_out_lines(left_out[name])]:
+                _console().print(f"  {printable(line)}", highlight=False, markup=False)
         if args.plan or args.memory is not None:
             plans[name] = plan_run(configs[name], args.memory)
             if not args.json:
@@ -108,6 +115,7 @@ def run(args: argparse.Namespace) -> dict:
                 "parameters": sum(row.parameters for row in rows),
                 "trainable": sum(row.trainable for row in rows),
                 **({"remarks": remarks[name]} if remarks[name] else {}),
+                **({"left_out": _left_out(left_out[name])} if left_out[name] else {}),
                 **({"plan": _as_dict(plans[name])} if name in plans else {}),
             }
             for name, rows in tables.items()
@@ -128,6 +136,27 @@ def _check_parts(configs: dict[str, DictConfig], silent: bool) -> dict[str, Chec
             if not silent:
                 print(*one.lines(), sep="\n")
     return found
+
+
+def _left_out_lines(found: dict[str, LeftOut]) -> Iterator[str]:
+    """What training would leave out of each split, one line a reason."""
+    for split, judged in found.items():
+        rows = f"{judged.rows:,} rows" if judged.is_all else f"the first {judged.rows:,} rows"
+        for reason, ids in judged.reasons.items():
+            yield f"data.{split}: {len(ids):,} of {rows} would be left out: {reason}: {few(ids)}"
+        if not judged.reasons:
+            yield f"data.{split}: none of {rows} would be left out"
+
+
+def _left_out(found: dict[str, LeftOut]) -> dict[str, Any]:
+    return {
+        split: {
+            "rows": judged.rows,
+            "all_rows": judged.is_all,
+            "reasons": {reason: {"count": len(ids), "first": ids[:5]} for reason, ids in judged.reasons.items()},
+        }
+        for split, judged in found.items()
+    }
 
 
 def _as_dict(plan: Plan | None) -> dict[str, Any] | None:

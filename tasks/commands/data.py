@@ -23,7 +23,12 @@ def configure(parser: argparse.ArgumentParser) -> None:
     verbs = parser.add_subparsers(dest="data_verb", metavar="validate|prepare", required=True)
 
     check = verbs.add_parser("validate", help="read every row and every file; exit status 1 where training would fail")
-    check.add_argument("manifests", nargs="+", metavar="MANIFEST", help="a manifest (JSONL or TSV)")
+    check.add_argument(
+        "manifests",
+        nargs="+",
+        metavar="MANIFEST",
+        help="a manifest (JSONL or TSV), or several of one split as data.train takes them: '[a.jsonl,b.jsonl]'",
+    )
     check.add_argument("--min-seconds", type=float, default=0.1, help="report shorter audio (default 0.1)")
     check.add_argument("--max-seconds", type=float, default=30.0, help="report longer audio (default 30)")
     check.add_argument(
@@ -46,19 +51,21 @@ def _validate(args: argparse.Namespace) -> dict[str, Any]:
     from rich.markup import escape
     from rich.progress import Progress
 
+    from ...datamodules.manifest import of_a_split
     from ...datamodules.validation import shared_texts, validate  # torch loads only for the work, not for --help
 
     asked = None
     if args.run:
+        from ..planning.leaving_out import left_out_by
         from ..runs.run import load_run
-        from ..serving.leaving_out import left_out_by
 
         run = load_run(args.run)
         asked = partial(left_out_by, run)
     reports = []
-    for path in args.manifests:
+    splits = [of_a_split(text) for text in args.manifests]
+    for path, text in zip(splits, args.manifests):
         with Progress(transient=True, console=Console(stderr=True)) as bar:
-            task = bar.add_task(f"reading the audio of {escape(path)}", total=None)
+            task = bar.add_task(f"reading the audio of {escape(text)}", total=None)
             reports.append(
                 validate(
                     path,
@@ -70,7 +77,7 @@ def _validate(args: argparse.Namespace) -> dict[str, Any]:
         if asked is not None:
             reports[-1].findings.extend(asked(path))
         _print_report(reports[-1], args.show)
-    shared = shared_texts(args.manifests) if len(args.manifests) > 1 else []
+    shared = shared_texts(splits) if len(splits) > 1 else []
     for first, second, count, name in shared:
         print(f"{count} rows of {second} have the texts of a row of {first}, such as {name}")
     errors = sum(report.num_errors for report in reports)

@@ -19,7 +19,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--manifest",
         metavar="FILE",
-        help="another corpus than the run's: a .jsonl or .tsv manifest; give --task with it",
+        help="another corpus than the run's: a .jsonl or .tsv manifest, or '[a.jsonl,b.jsonl]'; give --task with it",
     )
     parser.add_argument("--limit", type=int, metavar="N", help="the first N utterances alone")
     parser.add_argument(
@@ -91,12 +91,13 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> dict:
+    from ...datamodules.manifest import of_a_split
     from ..serving.evaluation import evaluate_run
 
     answer = evaluate_run(
         args.run,
         args.split,
-        manifest=args.manifest,
+        manifest=None if args.manifest is None else of_a_split(args.manifest),
         out=args.out,
         device=args.device,
         precision=args.precision,

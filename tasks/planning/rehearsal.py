@@ -53,7 +53,7 @@ class Rehearsal:
         self.setting = Setting(config)
         self.allowed = allow_list(config)
         self.frontend = build(config.frontend, allowed=self.allowed)
-        self.tokenizer = _tokenizer(config, self.allowed)
+        self.tokenizer = tokenizer_of(config, self.allowed)
         self.task: Task = assemble(config, self.allowed, weights="fake", tokenizer=self.tokenizer)
         self.steps = not hasattr(self.task, "run_once")
         if not self.steps:
@@ -94,10 +94,7 @@ class Rehearsal:
         unprepared = data.unprepared()
         if unprepared is not None:
             return self._assume(length, unprepared)
-        if data.units_path is None or not Path(data.units_path).is_file():
-            needs -= {"units"}  # a stage that has not run makes them; they have the length of the speech
-        paths = getattr(data, "prepared_paths", {})
-        needs -= {name for name in PREPARED[1:] if name not in paths or not Path(paths[name]).is_file()}
+        needs -= unmade(data)
         data.longest_seconds = self.task.longest_seconds
         try:
             items, batches, oversized = data.plan(needs, self.setting.devices)
@@ -406,6 +403,12 @@ def _ids(count: int, size: int) -> list[int]:
     return [4 + place % max(size - 8, 1) for place in range(count)]
 
 
+def unmade(data: Any) -> set[str]:
+    """Fields whose files are not there yet: a stage that has not run makes them; they have the length of the speech."""
+    paths = {"units": data.units_path, **getattr(data, "prepared_paths", {})}
+    return {name for name in PREPARED if not paths.get(name) or not Path(paths[name]).is_file()}
+
+
 class GuessedTokenizer(FakeTokenizer):
     """Counts tokens by letters, where the vocabulary is not trained yet."""
 
@@ -417,7 +420,7 @@ class GuessedTokenizer(FakeTokenizer):
         return torch.ones(self.vocab_size, _PIECE, dtype=torch.int64, device="cpu")
 
 
-def _tokenizer(config: DictConfig, allowed: tuple[str, ...]) -> Tokenizer | None:
+def tokenizer_of(config: DictConfig, allowed: tuple[str, ...]) -> Tokenizer | None:
     """The tokenizer where its file is there, or one that guesses."""
     if "tokenizer" not in config.task:
         return None

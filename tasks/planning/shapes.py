@@ -63,12 +63,22 @@ class Row:
         return "frozen" if not self.trainable else f"{self.trainable:,} trainable"
 
 
-def trace(config: DictConfig, serving: bool = True) -> list[Row]:
+def fake_task(config: DictConfig) -> Task:
+    """The task of a config on the meta device, with a stand-in for its tokenizer. Raises UserError as `trace`."""
+    tokenizer = None
+    if "tokenizer" in config.task:
+        tokenizer = FakeTokenizer(int(config.tokenizer.vocab_size), config.tokenizer.languages)
+    task = assemble(config, allow_list(config), weights="fake", tokenizer=tokenizer)
+    return set_up(task, config, blocks={}).train()
+
+
+def trace(config: DictConfig, serving: bool = True, task: Task | None = None) -> list[Row]:
     """Build the task of a config on the meta device and push a fake batch through it.
 
     Args:
         config: composed.
         serving: also through what is for serving alone, such as the vocoder of a second pass.
+        task: what `fake_task` made of the config, where that is there.
 
     Returns:
         One row per part, in the order of the data flow, then what belongs to the task itself (such as a CTC head).
@@ -77,10 +87,7 @@ def trace(config: DictConfig, serving: bool = True) -> list[Row]:
         UserError: parts that do not fit; names the part, what it got and what it expects.
     """
     allowed = allow_list(config)
-    tokenizer = None
-    if "tokenizer" in config.task:
-        tokenizer = FakeTokenizer(int(config.tokenizer.vocab_size), config.tokenizer.languages)
-    task = set_up(assemble(config, allowed, weights="fake", tokenizer=tokenizer), config, blocks={}).train()
+    task = fake_task(config) if task is None else task
     rows = {role: _row(role, part) for role, part in task.parts().items()}
     if not hasattr(task, "run_once"):
         for role, part in task.parts().items():

@@ -95,11 +95,6 @@ def _no_tokenizer(model: PublishedModel) -> str:
             kind = str(content.get("tokenizer_class") or "")
         except (ValueError, AttributeError):
             kind = ""
-    if kind.startswith("M2M100Tokenizer"):
-        return (
-            f"this {model.model_type} model has tokenizer_class {kind}: it is M2M-100 of 2020, whose ids stand in a "
-            "vocab.json of its own, which no tokenizer here reads; of this layout voxzoo reads NLLB-200"
-        )
     found = ", ".join([*([f"tokenizer_class {kind}"] if kind else []), *names]) or "nothing"
     return (
         f"this {model.model_type} model came without a tokenizer that voxzoo reads; beside config.json: {found}. Give "

@@ -49,11 +49,11 @@ class Run:
     checkpoint: Path
     allowed: tuple[str, ...]
 
-    def datamodule(self, manifest: str | None = None, split: str = "test") -> Any:
+    def datamodule(self, manifest: str | list[str] | None = None, split: str = "test") -> Any:
         """The DataModule of the run's config, with the run's tokenizer and what the task can read.
 
         Args:
-            manifest: in place of the config's data: a manifest that holds `split`.
+            manifest: in place of the config's data: a manifest, or several, that hold `split`.
         """
         node: Any = self.config.data.copy()
         if node.get("cache_dir") is not None:

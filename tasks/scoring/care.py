@@ -14,7 +14,7 @@ from typing import Any
 from ...components.errors import UserError
 from ...components.languages import is_same, is_spaceless, language_name
 from ...components.lines import open_text, raw_lines
-from .counted import Counted, Metric
+from .counted import Counted, Metric, References
 from .significance import RESAMPLES, SEED, bootstrap, interval
 from .text import Chrf
 
@@ -22,7 +22,9 @@ LEAST = 10
 """Utterances of a group whose score is compared with others'."""
 
 
-def across_speakers(hypotheses: Sequence[str], references: Sequence[str], contents: Sequence[str]) -> dict[str, Any]:
+def across_speakers(
+    hypotheses: Sequence[str], references: Sequence[References], contents: Sequence[str]
+) -> dict[str, Any]:
     """How far quality depends on who says the same thing (SeamlessM4T, Barrault et al. 2023, robustness to speakers).
 
     Utterances of one content (transcript) form a group, each scored by its own chrF2. `chrf_ms` is the mean over groups
@@ -53,7 +55,7 @@ def across_speakers(hypotheses: Sequence[str], references: Sequence[str], conten
 
 
 def gap_between_groups(
-    metric: Metric, hypotheses: Sequence[str], references: Sequence[str], labels: Sequence[str],
+    metric: Metric, hypotheses: Sequence[str], references: Sequence[References], labels: Sequence[str],
     resamples: int = RESAMPLES, seed: int = SEED,
 ) -> dict[str, Any]:  # fmt: skip
     """The score of each group of a field, and how far the best and the worst lie apart.

@@ -6,13 +6,32 @@ Letters: N sentences, S sentences of a slice of them, K statistics, R resamples.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
 import numpy as np
 
 from . import ngrams
+
+References = str | Sequence[str]
+"""Of a sentence: the reference, or several; how many may differ from sentence to sentence."""
+
+
+def first_of(references: References) -> str:
+    """The reference, or the first of several."""
+    return references if isinstance(references, str) else references[0]
+
+
+def each_of(references: References, change: Callable[[str], str]) -> References:
+    """The reference, or each of several, changed."""
+    return change(references) if isinstance(references, str) else [change(text) for text in references]
+
+
+def how_many(references: Iterable[References]) -> int | None:
+    """References of each sentence; None where sentences have unequal numbers."""
+    counts = {1 if isinstance(found, str) else len(found) for found in references}
+    return counts.pop() if len(counts) == 1 else None
 
 
 class Summed(ABC):
@@ -48,20 +67,46 @@ class Summed(ABC):
 class Metric(Summed):
     """One that counts sentence pairs."""
 
-    def statistics(self, hypotheses: Sequence[str], references: Sequence[str]) -> np.ndarray:
-        """N sentence pairs -> (N, K) int64, counted slice by slice, so that only the counts are held for all.
+    def statistics(self, hypotheses: Sequence[str], references: Sequence[References]) -> np.ndarray:
+        """N sentences with their references -> (N, K) int64 (float64 where a mean over references counts, as in TER),
+        counted slice by slice, so that only the counts are held for all.
 
         Raises:
             ValueError: numbers of hypotheses and references differ, or there are none.
         """
         _check(hypotheses, references)
-        sizes = np.fromiter((len(h) + len(r) for h, r in zip(hypotheses, references, strict=True)), np.int64)
-        parts = [self.count(hypotheses[part], references[part]) for part in ngrams.slices(sizes)]
-        return np.concatenate(parts)
+        first = [first_of(found) for found in references]
+        sizes = np.fromiter((len(h) + len(r) for h, r in zip(hypotheses, first, strict=True)), np.int64)
+        counts = np.concatenate([self.count(hypotheses[part], first[part]) for part in ngrams.slices(sizes)])
+        several = {
+            place: self.count_several(hypotheses[place], found)
+            for place, found in enumerate(references)
+            if not isinstance(found, str) and len(found) > 1
+        }
+        if any(isinstance(number, float) for found in several.values() for number in found):
+            counts = counts.astype(np.float64)
+        for place, found in several.items():
+            counts[place] = found
+        return counts
 
     @abstractmethod
     def count(self, hypotheses: Sequence[str], references: Sequence[str]) -> np.ndarray:
         """S sentence pairs -> (S, K) int64."""
+
+    @abstractmethod
+    def count_several(self, hypothesis: str, references: Sequence[str]) -> Sequence[float]:
+        """K statistics of a sentence that has several references."""
+
+    @property
+    def signature(self) -> str:
+        return self.signature_on(1)
+
+    def signature_with(self, **tests: int) -> str:
+        return self.signature_on(1, **tests)
+
+    @abstractmethod
+    def signature_on(self, num_references: int | None, **tests: int) -> str:
+        """The signature of a score on so many references of each sentence (`how_many`), as `signature_with`."""
 
 
 class Mean(Summed):
@@ -98,7 +143,7 @@ class Counted:
     """N sentence pairs as a metric counts them, and the score.
 
     Attributes:
-        statistics: (N, K) int64.
+        statistics: (N, K) int64, or float64 where `Metric.statistics` says so.
     """
 
     metric: Summed
@@ -106,7 +151,7 @@ class Counted:
     score: float
 
     @classmethod
-    def of(cls, metric: Metric, hypotheses: Sequence[str], references: Sequence[str]) -> Counted:
+    def of(cls, metric: Metric, hypotheses: Sequence[str], references: Sequence[References]) -> Counted:
         """Raises ValueError where the numbers of hypotheses and references differ, or there are none."""
         return cls.sum(metric, metric.statistics(hypotheses, references))
 
@@ -120,7 +165,7 @@ class Counted:
         return Counted.sum(self.metric, self.statistics[places])
 
 
-def _check(hypotheses: Sequence[str], references: Sequence[str]) -> None:
+def _check(hypotheses: Sequence[str], references: Sequence[References]) -> None:
     if isinstance(hypotheses, str) or isinstance(references, str):
         raise ValueError("scores take lists of sentences, one per utterance; got one string")
     if len(hypotheses) != len(references):
@@ -129,3 +174,6 @@ def _check(hypotheses: Sequence[str], references: Sequence[str]) -> None:
         )
     if not references:
         raise ValueError("no sentences to score: the corpus is empty")
+    empty = next((place for place, found in enumerate(references) if not isinstance(found, str) and not found), None)
+    if empty is not None:
+        raise ValueError(f"sentence {empty + 1} has no reference: give an empty text, or leave the sentence out")

@@ -9,7 +9,7 @@ from statistics import fmean
 from typing import Any
 
 from .care import WordList, across_speakers, added_toxicity, gap_between_groups, list_of
-from .counted import Counted, Mean, Metric
+from .counted import Counted, Mean, Metric, References, each_of, first_of, how_many
 from .normalise import normalise
 from .normalise import signature as normaliser_signature
 from .significance import bootstrap, comparison, interval
@@ -21,7 +21,8 @@ class Scored:
     """One utterance of a split with what became of it; a line of the hypotheses file.
 
     Attributes:
-        reference: target text of the manifest, "" where there is none.
+        reference: target text of the manifest, the first of several, "" where there is none.
+        references: all of several, else None.
         hypothesis: text of the first pass, None where the task has no text.
         source_audio: file of the input speech.
         audio: file of the output speech; duration in seconds.
@@ -53,10 +54,15 @@ class Scored:
     quality: dict[str, float] | None = None
     src_text: str = ""
     toxic: list[str] | None = None
+    references: list[str] | None = None
 
     @property
     def direction(self) -> str:
         return f"{self.src_lang}-{self.tgt_lang}"
+
+    def said(self) -> References:
+        """The reference, or all of several."""
+        return self.references or self.reference
 
     def line(self) -> dict[str, Any]:
         """Fields that have a value."""
@@ -86,7 +92,9 @@ def score_rows(
 ) -> dict[str, Any]:
     """Scores of the rows of one task.
 
-    A split with several directions is scored for each, and the scores of the task are means over directions.
+    A split with several directions is scored for each, and the scores of the task are means over directions. Where a
+    row has several references, BLEU and chrF count as sacreBLEU does with all of them, error rates with the first; the
+    signature says which.
 
     Args:
         rows: of one task.
@@ -145,12 +153,12 @@ class _Text:
     metric: Metric
     rows: list[Scored]
     hypotheses: list[str]
-    references: list[str]
+    references: list[References]
     prefix: str = ""
 
     @property
     def signature(self) -> str:
-        return self.prefix + self.metric.signature
+        return self.prefix + self.metric.signature_on(how_many(self.references))
 
 
 def _texts(rows: Sequence[Scored], recogniser: str | None) -> dict[str, _Text]:
@@ -160,10 +168,10 @@ def _texts(rows: Sequence[Scored], recogniser: str | None) -> dict[str, _Text]:
     known = [row for row in rows if row.reference.strip()]
     found: dict[str, _Text] = {}
     said = [row for row in known if row.hypothesis is not None]
-    texts, references = [row.hypothesis or "" for row in said], [row.reference for row in said]
+    texts, references = [row.hypothesis or "" for row in said], [row.said() for row in said]
     if said and rows[0].task == "asr":
-        ours, theirs = ([normalise(text, lang) for text in side] for side in (texts, references))
-        found[rate.name] = _Text(rate, said, ours, theirs, cleaned)
+        ours, first = ([normalise(text, lang) for text in side] for side in (texts, map(first_of, references)))
+        found[rate.name] = _Text(rate, said, ours, [*first], cleaned)
     elif said:
         found["bleu"] = _Text(Bleu(lang), said, texts, references)
         found["chrf"] = _Text(Chrf(), said, texts, references)
@@ -173,7 +181,7 @@ def _texts(rows: Sequence[Scored], recogniser: str | None) -> dict[str, _Text]:
     for name, heard_as in _HEARD.items():
         if there := [row for row in known if getattr(row, heard_as) is not None]:
             ours = [normalise(getattr(row, heard_as), lang) for row in there]
-            theirs = [normalise(row.reference, lang) for row in there]
+            theirs = [each_of(row.said(), lambda text: normalise(text, lang)) for row in there]
             found[name] = _Text(metric, there, ours, theirs, judged)
             if name == "asr_bleu":
                 found["asr_wer"] = _Text(rate, there, ours, theirs, judged)

@@ -14,9 +14,12 @@ from typing import Any
 
 from ...components.errors import UserError, few
 from ...components.lines import open_text, parse_json, raw_lines
+from .counted import References
 
 HYPOTHESIS = ("hypothesis", "translation", "text")
 REFERENCE = ("reference", "tgt_text", "text")
+SEVERAL = "references"
+"""Key of all references of a row, where it has several."""
 IDS = ("id", "utt_id")
 
 
@@ -56,6 +59,32 @@ class Rows:
             asked = repr(field) if field else " or ".join(map(repr, usual))
             raise UserError(f"{self.path}: no field {asked}; the rows have {keys}. Name the one with the text")
         return [self._text(place, found[0]) for place in range(len(self.rows))]
+
+    def references(self, field: str | None, usual: Sequence[str]) -> list[References]:
+        """As `texts`, of rows that may have a list of references in the place of a text, or in `references`, as what
+        `voxzoo evaluate` wrote. Empty ones hold the place of none."""
+        several = {
+            place: found
+            for place, row in enumerate(self.rows)
+            for key in ([field] if field else [SEVERAL, *usual])
+            if isinstance(found := row.get(key), list)
+        }
+        if not several:
+            return [*self.texts(field, usual)]
+        found: list[References] = []
+        for place, row in enumerate(self.rows):
+            if place not in several:
+                alone = Rows(self.path, [row], None if self.ids is None else self.ids[:1], [self.lines[place]])
+                found += alone.texts(field, usual)
+                continue
+            parts = [
+                Rows(self.path, [{**row, SEVERAL: text}], [""], [self.lines[place]])
+                for text in several[place]
+                if text is not None
+            ]
+            texts = [text for part in parts for text in part.texts(SEVERAL, ()) if text]
+            found.append(texts if len(texts) > 1 else "".join(texts))
+        return found
 
     def _text(self, place: int, key: str) -> str:
         value = self.rows[place].get(key)

@@ -9,7 +9,7 @@ from typing import Any
 
 from ...components.errors import UserError, few
 from ...components.languages import is_spaceless, language_name
-from .counted import Counted, Metric
+from .counted import Counted, Metric, References, each_of, first_of, how_many
 from .normalise import normalise
 from .normalise import signature as rules_of
 from .outputs import HYPOTHESIS, REFERENCE, Rows, matched, read_rows
@@ -63,7 +63,7 @@ class Corpus:
 
     Attributes:
         ids: N names; numbers of lines where all files are plain text.
-        references: N texts.
+        references: N texts, or lists of them where there are several.
         systems: name (the path that was given) -> N texts.
         lang: of the references.
         notes: what was left out, and why.
@@ -71,7 +71,7 @@ class Corpus:
     """
 
     ids: list[str]
-    references: list[str]
+    references: list[References]
     systems: dict[str, list[str]]
     lang: str
     notes: list[str]
@@ -112,7 +112,7 @@ def read_corpus(
     ids = known.ids or [str(line) for line in known.lines]
     labels = {name: _labels(name, known, files, places, manifest) for name in by}
     notes: list[str] = []
-    if known.ids is not None and (silent := [place for place, text in enumerate(references) if not text.strip()]):
+    if known.ids is not None and (silent := [p for p, text in enumerate(references) if not first_of(text).strip()]):
         # As in `voxzoo evaluate`. Plain text is scored as it stands, like sacrebleu's command line.
         kept = [place for place, text in enumerate(references) if text.strip()]
         if not kept:
@@ -129,16 +129,16 @@ def read_corpus(
 
 def _references(
     known: Rows, files: Sequence[Rows], places: dict[str, list[int]], given: bool, field: str | None
-) -> list[str]:
+) -> list[References]:
     if given:
-        return known.texts(field, REFERENCE)
+        return known.references(field, REFERENCE)
     usual = (field,) if field else REFERENCE[:2]
     having = [file for file in files if file.ids is not None and any(key in row for row in file.rows for key in usual)]
     if not having:
         raise UserError(f"{known.path}: has no references: give them by --reference FILE")
-    found: list[str] = []
+    found: list[References] = []
     for file in having:
-        texts = file.texts(field, usual)
+        texts = file.references(field, usual)
         texts = [texts[place] for place in places[file.path]]
         found = found or texts
         other = [place for place, (one, two) in enumerate(zip(found, texts, strict=True)) if one != two]
@@ -222,7 +222,8 @@ def score_systems(
     """
     if base is not None and base not in corpus.systems:
         raise UserError(f"--base {base}: no such system; there are {', '.join(corpus.systems)}")
-    references = [normaliser(text) for text in corpus.references]
+    references = [each_of(text, normaliser) for text in corpus.references]
+    number = how_many(references)
     cleaned = {name: [normaliser(text) for text in texts] for name, texts in corpus.systems.items()}
     tables = {
         key: {name: Counted.of(metric, texts, references) for name, texts in cleaned.items()}
@@ -234,9 +235,9 @@ def score_systems(
         drawn = {"bs": resamples, "seed": seed} if resamples else {}
         exchanged = base is not None and trials > 0 and len(rows) > 1
         answer["metrics"][key] = {
-            "signature": normaliser.prefix + metric.signature_with(**drawn),
+            "signature": normaliser.prefix + metric.signature_on(number, **drawn),
             "signature_randomisation": (
-                normaliser.prefix + metric.signature_with(ar=trials, seed=seed) if exchanged else None
+                normaliser.prefix + metric.signature_on(number, ar=trials, seed=seed) if exchanged else None
             ),
             "higher_is_better": metric.higher_is_better,
             "systems": rows,

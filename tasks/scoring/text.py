@@ -23,7 +23,7 @@ from sacrebleu.metrics.ter import TER
 
 from ...components.languages import is_spaceless
 from . import ngrams
-from .counted import Counted, Metric
+from .counted import Counted, Metric, References, how_many
 from .significance import RESAMPLES, SEED, bootstrap, interval
 
 _Counter = TypeVar("_Counter", BLEU, CHRF, TER)
@@ -35,18 +35,21 @@ class _SacreBLEU(Metric, Generic[_Counter]):
     metric: _Counter
     precision = np.float32
 
-    @property
-    def signature(self) -> str:
-        return self.signature_with()
-
-    def signature_with(self, **tests: int) -> str:
+    def signature_on(self, num_references: int | None, **tests: int) -> str:
         """The signature that sacrebleu prints where `bs` resamples or `ar` trials were drawn with `seed`."""
-        # sacrebleu knows the number of references only after it has seen some; ours is always one per sentence.
-        self.metric.num_refs = 1
+        # sacrebleu knows the number of references only after it has seen some; -1 is its word for `var`.
+        self.metric.num_refs = -1 if num_references is None else num_references
         signature = self.metric.get_signature()
         for key, value in tests.items():
             signature.update(key, value)
         return str(signature)
+
+    def count_several(self, hypothesis: str, references: Sequence[str]) -> Sequence[float]:
+        # For BLEU n-grams of any reference and the length of the nearest one, for chrF those of the reference with the
+        # best score of the sentence, for TER the fewest edits and the mean length.
+        prepared = self.metric._preprocess_segment
+        about = self.metric._extract_reference_info([prepared(text) for text in references])
+        return self.metric._compute_segment_statistics(prepared(hypothesis), about)
 
     def score(self, total: np.ndarray) -> float:
         return float(self.metric._compute_score_from_stats(total.tolist()).score)
@@ -158,7 +161,8 @@ class ErrorRate(Metric):
     """Word or character error rate in percent: (substitutions + deletions + insertions) / reference length, by jiwer.
 
     The rate of a corpus is the sum of errors over the sum of lengths. A sentence without reference words counts its
-    hypothesis words as insertions. Characters are counted without spaces where `is_spaceless`.
+    hypothesis words as insertions. Characters are counted without spaces where `is_spaceless`. Of several references
+    the first counts, and the signature says so.
 
     Args:
         unit: `word` for WER, `char` for CER.
@@ -172,10 +176,14 @@ class ErrorRate(Metric):
         self.name = "wer" if unit == "word" else "cer"
         self._squeeze = unit == "char" and is_spaceless(lang)
 
-    @property
-    def signature(self) -> str:
+    def signature_on(self, num_references: int | None, **tests: int) -> str:
         spaces = "|spaces:no" if self._squeeze else ""
-        return f"{self.name}|unit:{self.unit}{spaces}|jiwer:{version('jiwer')}"
+        first = "" if num_references == 1 else "|refs:first"
+        own = f"{self.name}|unit:{self.unit}{spaces}{first}|jiwer:{version('jiwer')}"
+        return "|".join([own, *(f"{key}:{value}" for key, value in tests.items())])
+
+    def count_several(self, hypothesis: str, references: Sequence[str]) -> Sequence[float]:
+        return self.count([hypothesis], references[:1])[0].tolist()
 
     def count(self, hypotheses: Sequence[str], references: Sequence[str]) -> np.ndarray:
         rows = np.zeros((len(references), 2), dtype=np.int64)
@@ -212,11 +220,11 @@ def error_rate_for(lang: str) -> ErrorRate:
 def evaluate_corpus(
     metric: Metric,
     hypotheses: Sequence[str],
-    references: Sequence[str],
+    references: Sequence[References],
     resamples: int = RESAMPLES,
     seed: int = SEED,
 ) -> dict[str, Any]:
-    """Score N sentence pairs.
+    """Score N sentences, each with a reference or several.
 
     Returns:
         Plain dict: `score`, `low` and `high` (95 % percentile bootstrap over sentences; it does not cover training
@@ -233,5 +241,5 @@ def evaluate_corpus(
         "low": low,
         "high": high,
         "num_sentences": len(references),
-        "signature": metric.signature,
+        "signature": metric.signature_on(how_many(references)),
     }

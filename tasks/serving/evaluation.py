@@ -41,7 +41,7 @@ def evaluate_run(
     path: str | Path,
     split: str = "test",
     *,
-    manifest: str | None = None,
+    manifest: str | list[str] | None = None,
     out: str | Path | None = None,
     device: str = "auto",
     precision: str | None = None,
@@ -223,11 +223,11 @@ def labels_of(data: Any, split: str, by: Sequence[str], path: str | None = None)
     path = path or (data.manifest(split) if hasattr(data, "manifest") else None)
     if path is None:
         raise UserError(f"--by {','.join(by)}: this data has no manifest to read it from; name a file by --labels")
-    table = read_rows(path)
-    found = {name: {row["id"]: str(row[name]) for row in table.rows if row.get(name) not in (None, "")} for name in by}
+    rows = [row for one in ([path] if isinstance(path, str) else path) for row in read_rows(one).rows]
+    found = {name: {row["id"]: str(row[name]) for row in rows if row.get(name) not in (None, "")} for name in by}
     for name, values in found.items():
         if not values:
-            keys = few(list(dict.fromkeys(key for row in table.rows for key in row)), 12)
+            keys = few(list(dict.fromkeys(key for row in rows for key in row)), 12)
             raise UserError(f"--by {name}: no row of {path} has this field; there are {keys}")
     return found
 
@@ -424,6 +424,7 @@ class _Evaluation:
                 src_lang=row.src_lang,
                 tgt_lang=row.tgt_lang,
                 reference=row.tgt_text,
+                references=[*row.references] or None,
                 hypothesis=prediction.text,
                 score=prediction.score,
                 source_audio=row.audio,

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from voxzoo.components import SentencePieceTokenizer
+from voxzoo.components.errors import UserError
 from voxzoo.components.languages import is_spaceless, language, language_name, match
 from voxzoo.components.tokenizer import train_sentencepiece
 from voxzoo.datamodules.manifest import read_manifest
@@ -77,6 +79,27 @@ def test_scorer_normaliser_tokenizer_and_recogniser_agree(codes: list[str]):
     heard = {WHISPER_LANGUAGES.get(match(code, WHISPER_LANGUAGES) or "") for code in codes}
     assert len(heard) == 1
     assert heard != {None} or codes[0] == "qu"  # Whisper has no Quechua
+    for model in ("base", "tiny.en"):
+        prompts = {told_to_recogniser(model, code) for code in codes}
+        assert len(prompts) == 1, prompts
+        knows = heard != {None} if model == "base" else "eng" in codes
+        told = [f"<|{code}|>" for code in heard] + ["<|transcribe|>"] if model == "base" else []
+        assert prompts == ({("<|startoftranscript|>", *told, "<|notimestamps|>")} if knows else {None})
+
+
+def told_to_recogniser(model: str, lang: str) -> tuple[str, ...] | None:
+    """The tokens with which the recogniser of ASR-BLEU begins, of an object without weights; None where it refuses."""
+    from voxzoo.tasks.scoring.recogniser import Recogniser
+
+    recogniser = Recogniser.__new__(Recogniser)
+    recogniser.model = model  # pyright: ignore[reportAttributeAccessIssue]
+    recogniser._whisper = SimpleNamespace(is_multilingual=model == "base")
+    recogniser._tokenizer = SimpleNamespace(token_to_id=str)
+    try:
+        recogniser.check_language(lang)
+    except UserError:
+        return None
+    return tuple(map(str, recogniser._prompt(lang)))
 
 
 def test_what_is_built_takes_every_spelling(tmp_path: Path):

@@ -536,3 +536,16 @@ def test_texts_that_the_model_has_no_positions_for_are_left_out(folder):
     assert 0 < len(long) < len(rows)
     assert module.dropped["train"] == {"more than 18 tokens, the most that the model has positions for": long}
     assert sum(len(batch.ids) for batch in batches) == len(rows) - len(long)
+
+
+def test_training_says_what_the_feature_cache_takes(folder, tmp_path, caplog):
+    data = make(folder, cache_dir=str(tmp_path), cache_gb=0.001)
+    for _ in range(2):
+        for _ in data.train_dataloader():
+            pass
+    lines = [record.message for record in caplog.records if record.message.startswith("feature cache")]
+    assert lines[0] == f"feature cache: 0.00 GB of at most 0.001 (data.cache_gb) in {tmp_path / 'features'}"
+    assert len(lines) == 2
+    for wrong in (-1.0, float("inf"), float("nan")):
+        with pytest.raises(UserError, match=r"data\.cache_gb=.*: expected gigabytes from 0"):
+            make(folder, cache_gb=wrong)

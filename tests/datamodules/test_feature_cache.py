@@ -281,3 +281,49 @@ def test_half_precision_is_the_same_fresh_and_cached(tmp_path):
     assert 2 * next(half.folder.glob("*.bin")).stat().st_size == next(exact.folder.glob("*.bin")).stat().st_size
     with pytest.raises(UserError, match="float32 or float16"):
         FeatureCache(tmp_path, "f", "float8")  # pyright: ignore[reportArgumentType]
+
+
+def test_it_grows_up_to_a_limit_and_says_so(tmp_path, caplog, monkeypatch):
+    monkeypatch.setattr(feature_cache, "_STRIDE", 4000)
+    other = FeatureCache(tmp_path, "of another front end", limit=40_000)
+    other.put(key(999), torch.randn(500, 4))
+    cache = FeatureCache(tmp_path, "f", limit=40_000)
+    assert cache.line() == f"feature cache: 0.00 GB of at most 4e-05 (data.cache_gb) in {tmp_path}"
+    for number in range(1000):
+        assert torch.equal(cache.put(key(number), features(number)), features(number))
+    assert 36_000 < cache.size() < 41_000
+    assert FeatureCache(tmp_path, "of another front end").get(key(999)) is not None
+    (said,) = [record.message for record in caplog.records]
+    assert said.startswith("feature cache: 0.00 GB of at most 4e-05 (data.cache_gb)")
+    assert ": full; what it lacks is computed each time" in said
+    kept = [number for number in range(1000) if FeatureCache(tmp_path, "f").get(key(number)) is not None]
+    assert kept == [*range(len(kept))]
+    assert len(kept) > 50
+    check(cache, kept)
+    again = pickle.loads(pickle.dumps(cache))
+    again.put(key(5000), features(1))
+    assert FeatureCache(tmp_path, "f").get(key(5000)) is None
+    assert ": full;" in again.line()
+    unlimited = FeatureCache(tmp_path, "f").line()
+    assert unlimited.endswith(f"GB in {tmp_path}, which may grow without a limit (data.cache_gb)")
+    wider = FeatureCache(tmp_path, "f", limit=80_000)
+    wider.put(key(5000), features(1))
+    check(FeatureCache(tmp_path, "f"), kept)
+    assert torch.equal(FeatureCache(tmp_path, "f").get(key(5000)), features(1))
+
+
+def test_several_writers_stay_near_the_limit(tmp_path, monkeypatch):
+    monkeypatch.setattr(feature_cache, "_STRIDE", 2000)
+
+    def write(first):
+        cache = FeatureCache(tmp_path, "f", limit=30_000)
+        for number in range(first, first + 600):
+            cache.put(key(number), features(number))
+
+    processes = [FORK.Process(target=write, args=(1000 * place,)) for place in range(3)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+    # The lines of the indices count too, but behind what they were written for.
+    assert 24_000 < FeatureCache(tmp_path, "f").size() < 30_000 + 3 * 3000

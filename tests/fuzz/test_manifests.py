@@ -45,6 +45,7 @@ OF = {
     **dict.fromkeys(("src_lang", "tgt_lang", "lang"), LANGS),
     **dict.fromkeys(("audio", "tgt_audio", "audio_filepath"), PATHS),
     **dict.fromkeys(("duration", "offset", "channel", "start", "end"), NUMBERS),
+    "tgt_text": st.one_of(TEXTS, st.lists(st.one_of(TEXTS, st.none(), VALUES), max_size=3)),
 }
 
 

@@ -98,14 +98,3 @@ def test_a_checkpoint_of_a_trainer_with_the_tokenizer_of_its_base(
     assert "model there; it holds notes.txt" in capsys.readouterr().err
     assert main(["import", str(base), str(tmp_path / "b"), "--tokenizer", str(base)]) == 1
     assert "has a tokenizer already" in capsys.readouterr().err
-
-
-def test_m2m_100_of_2020_is_named_as_what_it_is(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
-    folder = publish_nllb(tmp_path / "m2m")
-    config = json.loads((folder / "tokenizer_config.json").read_text())
-    (folder / "tokenizer_config.json").write_text(json.dumps({**config, "tokenizer_class": "M2M100Tokenizer"}))
-    (folder / "vocab.json").write_text("{}")
-    assert main(["import", str(folder), str(tmp_path / "run")]) == 1
-    said = capsys.readouterr().err
-    assert "has tokenizer_class M2M100Tokenizer: it is M2M-100 of 2020, whose ids stand in a vocab.json" in said
-    assert "--tokenizer" not in said

@@ -13,6 +13,7 @@ import soundfile
 import torch
 from sacrebleu.metrics.bleu import BLEU
 from sacrebleu.metrics.chrf import CHRF
+from sacrebleu.metrics.ter import TER
 from voxzoo.components.errors import UserError
 from voxzoo.tasks.scoring import ngrams, significance
 from voxzoo.tasks.scoring.counted import Counted, Metric
@@ -24,6 +25,7 @@ from voxzoo.tasks.scoring.text import (
     Bleu,
     Chrf,
     ErrorRate,
+    Ter,
     error_rate_for,
     evaluate_corpus,
 )
@@ -77,6 +79,65 @@ def test_point_estimate_and_signature_are_those_of_sacrebleu(ours, theirs):
     assert found["score"] == expected.score
     assert found["signature"] == str(theirs.get_signature())
     assert found["num_sentences"] == 60
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs"),
+    [
+        (Bleu(), BLEU()),
+        (Bleu(lowercase=True), BLEU(lowercase=True)),
+        (Bleu("jpn"), BLEU(tokenize="char")),
+        (Chrf(), CHRF()),
+        (Chrf(word_order=2), CHRF(word_order=2)),
+        (Ter(), TER()),
+    ],
+)
+@pytest.mark.parametrize("counts", [(2,), (1, 3, 2)], ids=["two each", "from one to three"])
+def test_several_references_count_as_sacrebleu_counts_them(ours, theirs, counts):
+    hypotheses, first = corpus()
+    others = [corpus(noise=noise, seed=0)[0] for noise in (0.1, 0.7)]
+    several = [list(group)[: counts[place % len(counts)]] for place, group in enumerate(zip(first, *others))]
+    several[5] = [several[5][0], ""][: len(several[5])]
+    padded = [[row[place] if place < len(row) else None for row in several] for place in range(max(counts))]
+    expected = theirs.corpus_score(hypotheses, padded)
+    found = evaluate_corpus(ours, hypotheses, several)
+    assert found["score"] == pytest.approx(expected.score, abs=1e-9)
+    assert found["score"] != pytest.approx(evaluate_corpus(ours, hypotheses, first)["score"], abs=1e-3)
+    assert found["low"] < found["score"] < found["high"]
+    assert found["signature"] == str(theirs.get_signature())
+    assert ("nrefs:var" if len(counts) > 1 else "nrefs:2") in found["signature"]
+    alone = evaluate_corpus(ours, hypotheses, [[text] for text in first])
+    assert alone == evaluate_corpus(ours, hypotheses, first)
+
+
+def test_error_rates_take_the_first_of_several_references_and_say_so():
+    found = evaluate_corpus(ErrorRate(), ["one two", "three"], [["one too", "one two"], "three"])
+    assert found["score"] == pytest.approx(100 / 3)
+    assert found["signature"].startswith("wer|unit:word|refs:first|jiwer:")
+    with pytest.raises(ValueError, match="sentence 2 has no reference"):
+        evaluate_corpus(ErrorRate(), ["one", "two"], ["one", []])
+
+
+def test_a_split_with_several_references_is_scored_on_all_of_them():
+    def row(name: str, hypothesis: str, *references: str, **more) -> Scored:
+        several = list(references) if len(references) > 1 else None
+        return Scored(name, "s2st", "spa", "eng", references[0], hypothesis, references=several, duration=1.0, **more)
+
+    later = "the train leaves at ten"
+    same = "seven chairs in france today"
+    rows = [
+        row("a", later, "the bus goes at ten", later, heard="The train leaves at 10"),
+        row("b", same, same, heard=same),
+    ]
+    found = score_rows(rows, "whisper:fake")
+    for name in ("bleu", "chrf", "asr_bleu"):
+        assert found[name] == pytest.approx(100)
+    assert found["asr_wer"] > 0
+    assert "nrefs:var" in found["signatures"]["bleu"]
+    assert "nrefs:var" in found["signatures"]["asr_bleu"]
+    assert "refs:first" in found["signatures"]["asr_wer"]
+    assert rows[0].line()["references"] == ["the bus goes at ten", "the train leaves at ten"]
+    assert "references" not in rows[1].line()
 
 
 @pytest.mark.parametrize("lang", ["cmn", "jpn", "tha", "lao", "mya", "yue", "zho", "zho_Hans", "cmn_Hant", "jpn_Jpan"])

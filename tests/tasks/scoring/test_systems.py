@@ -16,6 +16,8 @@ from pathlib import Path
 
 import pytest
 from sacrebleu.metrics.bleu import BLEU
+from sacrebleu.metrics.chrf import CHRF
+from sacrebleu.metrics.ter import TER
 from voxzoo.components.errors import UserError
 from voxzoo.tasks.commands import cli
 from voxzoo.tasks.commands.cli import main
@@ -343,3 +345,36 @@ def test_scoring_needs_no_torch(folder):
         "sys.exit(failed or 'torch' in sys.modules or 'lightning' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False, stdout=subprocess.DEVNULL).returncode == 0
+
+
+@pytest.mark.parametrize("normalise", [lambda text: text, Normaliser("iwslt")])
+def test_several_references_count_as_sacrebleu_counts_them(folder, normalise):
+    """In a manifest, and in what `evaluate` wrote; rows may have unequal numbers of them."""
+    ours, first, second = sentences(1, 0.3), sentences(0, 0.0), sentences(3, 0.2)
+    several = [[one, two] if place % 3 else [one] for place, (one, two) in enumerate(zip(first, second, strict=True))]
+    manifest = [{"id": f"u{n}", "tgt_text": [*texts, ""] if n % 2 else texts} for n, texts in enumerate(several)]
+    manifest[0]["tgt_text"] = several[0][0]
+    (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in manifest))
+    written = [
+        {"id": f"u{n}", "hypothesis": text, "reference": refs[0], **({"references": refs} if len(refs) > 1 else {})}
+        for n, (text, refs) in enumerate(zip(ours, several, strict=True))
+    ]
+    (folder / "run.hypotheses.jsonl").write_text("".join(json.dumps(row) + "\n" for row in written))
+    words = ["--metrics", "bleu,chrf2,ter,wer", "--normalise", "none" if normalise("A") == "A" else "iwslt"]
+    there = score("a.jsonl", "--reference", "rows.jsonl", *words)["metrics"]
+    found = score("run.hypotheses.jsonl", *words)["metrics"]
+    columns = [[normalise(texts[place]) if place < len(texts) else None for texts in several] for place in range(2)]
+    cleaned = [normalise(text) for text in ours]
+    folds = normalise("A") == "a"
+    peers = {"bleu": BLEU(lowercase=folds), "chrf2": CHRF(lowercase=folds), "ter": TER()}
+    for key, peer in peers.items():
+        want = peer.corpus_score(cleaned, columns).score
+        for answer, name in ((there, "a.jsonl"), (found, "run.hypotheses.jsonl")):
+            assert answer[key]["systems"][name]["score"] == pytest.approx(want, abs=1e-9)
+            assert "nrefs:var" in answer[key]["signature"]
+    assert "refs:first" in found["wer"]["signature"]
+    assert found["wer"]["systems"]["run.hypotheses.jsonl"]["score"] == there["wer"]["systems"]["a.jsonl"]["score"]
+    manifest[5]["tgt_text"] = ["x", 5]
+    (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in manifest))
+    with pytest.raises(UserError, match=r"rows\.jsonl, line 6, .*expected text, got 5"):
+        read_corpus(["a.jsonl"], "rows.jsonl")

@@ -114,6 +114,18 @@ def answers(**wrong: str) -> dict[str, str]:
     return table | {f"asr/u{n}": f"uno {n}" for n in range(5)} | {k.replace("__", "/"): v for k, v in wrong.items()}
 
 
+def test_all_references_of_a_row_count(data, tmp_path):
+    lines = [json.loads(line) for line in (tmp_path / "test.jsonl").read_text().splitlines()]
+    lines[1]["tgt_text"] = ["spanish is spoken by 200 in chile", lines[1]["tgt_text"]]
+    (tmp_path / "test.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    found = evaluate(Parrot(answers(), frozenset({"s2tt"})), data, "test", tmp_path / "out")
+    assert found["bleu"] == pytest.approx(100)
+    assert "nrefs:var" in found["signatures"]["bleu"]
+    second = json.loads((tmp_path / "out/test.hypotheses.jsonl").read_text().splitlines()[1])
+    assert second["references"] == lines[1]["tgt_text"]
+    assert second["reference"] == lines[1]["tgt_text"][0]
+
+
 def test_text_scores_files_and_order(data, tmp_path):
     model = Parrot(answers(s2tt__u1="two hundred people speak spanish in peru"), frozenset({"s2tt"}))
     found = evaluate(model, data, "test", tmp_path / "out", batch_size=2, beam=3)
