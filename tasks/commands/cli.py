@@ -24,6 +24,7 @@ VERBS = (
     "check",
     "evaluate",
     "score",
+    "ablate",
     "translate",
     "parts",
     "data",

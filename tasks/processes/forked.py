@@ -11,6 +11,7 @@ import atexit
 import importlib.util
 import io
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -107,12 +108,17 @@ def _native_threads() -> int:
 
 
 class Forked:
-    """What `subprocess.Popen` is for a fresh process, as far as it is needed here."""
+    """What `subprocess.Popen` is for a fresh process, as far as it is needed here.
+
+    Attributes:
+        usage: of processors and memory, once it has ended, as `resource.getrusage` says it.
+    """
 
     def __init__(
         self, words: Sequence[str], environment: Mapping[str, str], *, alone: bool, piped: bool, gpu: bool
     ) -> None:
         self.returncode: int | None = None
+        self.usage: resource.struct_rusage | None = None
         reader, writer = os.pipe() if piped else (-1, os.dup(1))
         for stream in (sys.stdout, sys.stderr):
             stream.flush()
@@ -140,8 +146,9 @@ class Forked:
     def _ask(self, options: int) -> int | None:
         if self.returncode is None:
             with suppress(ChildProcessError):  # another thread was told of its end
-                pid, status = os.waitpid(self.pid, options)
+                pid, status, usage = os.wait4(self.pid, options)
                 if pid:
+                    self.usage = usage
                     self.returncode = os.waitstatus_to_exitcode(status)
         return self.returncode
 

@@ -188,6 +188,51 @@ def _texts(rows: Sequence[Scored], recogniser: str | None) -> dict[str, _Text]:
     return found
 
 
+@dataclass(frozen=True)
+class Measured:
+    """A score of rows, as it can be resampled and compared.
+
+    Attributes:
+        ids: of the rows that it counts, in their order.
+    """
+
+    ids: list[str]
+    counted: Counted
+    signature: str
+
+
+def measure(
+    rows: Sequence[Scored], recogniser: str | None = None, quality: Mapping[str, str] | None = None
+) -> dict[str, Measured]:
+    """Score -> what it says of the rows of one task and direction; `rows`, `recogniser`, `quality` as for `score_rows`."""
+    return {**_of_texts(_texts(rows, recogniser)), **_of_numbers(rows, quality or {})}
+
+
+def _of_texts(texts: Mapping[str, _Text]) -> dict[str, Measured]:
+    return {
+        name: Measured(
+            [row.id for row in text.rows], Counted.of(text.metric, text.hypotheses, text.references), text.signature
+        )
+        for name, text in texts.items()
+    }
+
+
+def _of_numbers(rows: Sequence[Scored], quality: Mapping[str, str]) -> dict[str, Measured]:
+    """Means over rows: how long their speech is, and how it sounds."""
+    found: dict[str, Measured] = {}
+
+    def put(mean: Mean, values: Mapping[str, float]) -> None:
+        if values:
+            found[mean.name] = Measured(list(values), mean.counted(list(values.values())), mean.signature)
+
+    spoken = [row for row in rows if row.duration is not None and row.reference_duration]
+    put(Mean("duration_ratio"), {row.id: row.duration / row.reference_duration for row in spoken})  # pyright: ignore[reportOptionalOperand]
+    for name, signature in quality.items():
+        heard = [row for row in rows if row.quality and name in row.quality]
+        put(Mean(name, signature), {row.id: row.quality[name] for row in heard if row.quality})
+    return found
+
+
 def _score_direction(
     rows: Sequence[Scored], recogniser: str | None, quality: Mapping[str, str], care: Care
 ) -> dict[str, Any]:
@@ -195,23 +240,15 @@ def _score_direction(
     signatures: dict[str, str] = {}
     tables: dict[str, Counted] = {}
     texts = _texts(rows, recogniser)
-    for name, text in texts.items():
-        tables[name] = Counted.of(text.metric, text.hypotheses, text.references)
-        answer[name], signatures[name] = tables[name].score, text.signature
-
+    for name, one in {**_of_texts(texts), **_of_numbers(rows, quality)}.items():
+        tables[name], answer[name] = one.counted, one.counted.score
+        if one.signature:
+            signatures[name] = one.signature
     spoken = [row for row in rows if row.duration is not None]
     if spoken:
         answer["silent"] = sum(bool(row.silent) for row in spoken)
         answer["clipped"] = sum(bool(row.clipped) for row in spoken)
-        ratios = [r.duration / r.reference_duration for r in spoken if r.duration is not None and r.reference_duration]
-        if ratios:
-            tables["duration_ratio"] = Mean("duration_ratio").counted(ratios)
-            answer["duration_ratio"] = tables["duration_ratio"].score
-    measured = {
-        name: (Mean(name, signature), [row.quality[name] for row in rows if row.quality and name in row.quality])
-        for name, signature in quality.items()
-    }
-    for name, (mean, values) in (measured | _toxicity(rows, care)).items():
+    for name, (mean, values) in _toxicity(rows, care).items():
         if values:
             tables[name] = mean.counted(values)
             answer[name], signatures[name] = tables[name].score, mean.signature

@@ -11,6 +11,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from ...components.errors import UserError
+from ...components.roles import ROLES
 from ...configs.compose import to_yaml
 from ...configs.optimisation import takes_length
 from ...configs.targets import allow_list, locate, present_path
@@ -110,8 +111,15 @@ def _of_any_length(config: Any) -> bool:
         return False
 
 
+def what_counts(config: DictConfig) -> list[str]:
+    """What of a composed config decides what is learned, as lines of YAML: not where a run lies, how it is executed and
+    shown, nor the parts that its task does not have."""
+    return _settled(OmegaConf.create(to_yaml(config)))
+
+
 def _settled(config: Any, free: Sequence[str] = ()) -> list[str]:
     """What may not change in a run, as lines of YAML."""
+    _leave_out_unused(config)
     stages = [stage.set for stage in (config.get("stages") or {}).values() if stage and stage.get("set")]
     for settings, keys in ((config, (*_FREE, *free)), *((settings, _FREE) for settings in stages)):
         for key in keys:
@@ -124,6 +132,18 @@ def _settled(config: Any, free: Sequence[str] = ()) -> list[str]:
     for key in _PLACE:
         content.pop(key, None)
     return present_path(OmegaConf.to_yaml(content, sort_keys=True)).splitlines()
+
+
+def _leave_out_unused(config: Any) -> None:
+    """Take out the roles that a task does not have, and what the data have for them. One of stages may have any."""
+    task = config.get("task")
+    if config.get("stages") or not isinstance(task, DictConfig):
+        return
+    for role in ROLES:
+        if role != "data" and role not in task:
+            config.pop(role, None)
+            if isinstance(config.get("data"), DictConfig):
+                config.data.pop(role, None)
 
 
 def _anywhere(value: Any, folder: str) -> Any:

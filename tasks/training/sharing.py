@@ -35,7 +35,12 @@ def environment_of_stage(beside: int) -> dict[str, str]:
 
 def import_as_a_stage(config: DictConfig) -> None:
     """Call it before torch is imported in the process that stages are forked from: it then has the threads of one."""
-    for name, value in environment_of_stage(stages_at_a_time(config)).items():
+    import_beside(stages_at_a_time(config))
+
+
+def import_beside(jobs: int) -> None:
+    """The same for a process from which up to `jobs` trainings at a time are forked."""
+    for name, value in environment_of_stage(jobs).items():
         if os.environ.get(name) != value:
             _set_here.add(name)
             os.environ[name] = value

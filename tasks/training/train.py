@@ -75,15 +75,27 @@ def train(overrides: Sequence[str], *, stage: str | None = None, config_dirs: Se
     if names:
         stages = {name: _compose(overrides, name, config_dirs) for name in names}
         try:
-            for name, one in stages.items():  # every stage's faults before the first stage runs
-                _require_sound(one, origins(overrides, stage=name, config_dirs=config_dirs))
-                _sound.add(to_yaml(one))
+            for name in stages:  # every stage's faults before the first stage runs
+                checked(overrides, stage=name, config_dirs=config_dirs)
             return train_stages(config, stages, overrides, config_dirs)
         finally:
             _sound.clear()
     if to_yaml(config) not in _sound:
         _require_sound(config, origins(overrides, stage=stage, config_dirs=config_dirs))
     return _train_one(config)
+
+
+def checked(overrides: Sequence[str], *, stage: str | None = None, config_dirs: Sequence[str] = ()) -> DictConfig:
+    """Compose a config and refuse what `voxzoo check` refuses. A process that is forked from this one to train it does
+    not look again.
+
+    Raises:
+        UserError: its faults.
+    """
+    config = _compose(overrides, stage, config_dirs)
+    _require_sound(config, origins(overrides, stage=stage, config_dirs=config_dirs))
+    _sound.add(to_yaml(config))
+    return config
 
 
 _sound: set[str] = set()  # configs found sound by the process that this one was forked from to train a stage
@@ -358,6 +370,8 @@ def _fit(config: DictConfig, task: Task, data: Any, folder: Path) -> dict[str, A
         "task": type(task).__name__,
         "steps": trainer.global_step,
         "trainable": counts[0],
+        "parameters": counts[1],
+        "audio_seconds": round(speed.heard, 1),
         "metrics": metrics,
         "throughput": speed.figures,
         **({} if left_out is None else {"skipped_rows": left_out}),

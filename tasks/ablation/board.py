@@ -1,0 +1,188 @@
+"""Trainings and scorings of an ablation, as many at a time as there is room for: what is done is left alone."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from ...components.errors import UserError
+from ..processes.child import Child, pass_on, stopped_together
+from ..processes.console import say
+from ..processes.signals import child
+from ..runs.folder import is_done, pid_lock
+from ..training.sharing import environment_of_stage
+from .costs import note_cost
+from .keys import key_of
+from .points import Point
+from .prepared import Prepared, Training, lay_out, prepare
+
+
+@dataclass(frozen=True)
+class Scoring:
+    """How each point is scored: as `voxzoo evaluate` does.
+
+    Attributes:
+        split: None: not at all, the table has what training measured.
+        words: further options of `evaluate`.
+    """
+
+    split: str | None = "test"
+    words: tuple[str, ...] = ()
+
+    @property
+    def key(self) -> str:
+        return key_of(self.split or "", *self.words)
+
+    def folder(self, point: Prepared) -> Path:
+        """Where the scores of a point lie."""
+        assert point.folder is not None
+        return point.folder / "scores" / self.key
+
+
+@dataclass
+class Outcome:
+    """What came of the points.
+
+    Attributes:
+        points: in their order; the `error` of those that failed says why.
+        trainings: key -> training, of all points.
+        trained: keys of those that were trained now.
+    """
+
+    folder: Path
+    points: list[Prepared]
+    trainings: dict[str, Training]
+    scoring: Scoring
+    trained: list[str] = field(default_factory=list)
+
+    @property
+    def wanted(self) -> int:
+        """How many trainings the points would take if they shared none."""
+        return sum(len(point.keys) for point in self.points)
+
+
+def run_points(
+    points: Sequence[Point],
+    root: Path,
+    name: str,
+    scoring: Scoring,
+    *,
+    jobs: int = 1,
+    config_dirs: Sequence[str] = (),
+    start: Callable[[str, Sequence[str], Mapping[str, str]], Child] = Child,
+) -> Outcome:
+    """Train and score points, as many at a time as `jobs` says. Finished ones are left alone; one that fails ends no
+    other.
+
+    Args:
+        points: see `points_of`.
+        root, name: the folder of the ablation is root/name.
+        start: begins a process of the command, given a name, words and an environment.
+
+    Raises:
+        UserError: the folder is in use, or no point is sound.
+    """
+    folder = root / name
+    prepared, trainings = prepare(points, root, name, config_dirs)
+    if all(point.error for point in prepared):
+        raise UserError(f"none of {len(prepared)} points can be trained; {prepared[0].point.name}: {prepared[0].error}")
+    outcome = Outcome(folder, prepared, trainings, scoring)
+    with pid_lock(folder):
+        for point in prepared:
+            if point.error is None:
+                lay_out(point, trainings, config_dirs)
+        _Board(outcome, jobs, config_dirs, start).run()
+    return outcome
+
+
+class _Board:
+    """What waits, what runs, and what has come of it."""
+
+    def __init__(
+        self,
+        outcome: Outcome,
+        jobs: int,
+        config_dirs: Sequence[str],
+        start: Callable[[str, Sequence[str], Mapping[str, str]], Child],
+    ) -> None:
+        self._outcome, self._jobs, self._config_dirs, self._start = outcome, jobs, config_dirs, start
+        self._done: set[str] = set()
+        self._failed: dict[str, str] = {}  # key -> why
+        self._waiting: dict[str, tuple[str, tuple[str, ...], frozenset[str], Path]] = {}
+        self._running: dict[str, Child] = {}
+        self._folders: dict[str, Path] = {}
+        self._total = 0
+
+    def run(self) -> None:
+        self._fill()
+        with stopped_together(self._running):
+            while self._waiting or self._running:
+                self._begin()
+                self._end()
+                pass_on(list(self._running.values()), 0.05)
+        for point in self._outcome.points:
+            keys = [*point.keys.values(), _scores_of(point)]
+            point.error = point.error or next((self._failed[key] for key in keys if key in self._failed), None)
+
+    def _fill(self) -> None:
+        users: dict[str, str] = {}
+        points = [point for point in self._outcome.points if point.error is None]
+        for point in points:
+            for key in point.keys.values():
+                users.setdefault(key, point.point.name)
+        for key, training in self._outcome.trainings.items():
+            if key not in users:
+                continue
+            if is_done(training.folder):
+                self._done.add(key)
+                continue
+            name = f"{users[key]}: {training.stage}" if training.stage else users[key]
+            self._waiting[key] = (name, ("train", *self._dirs(), *training.words), training.needs, training.folder)
+        for point in points:
+            scores, scoring = _scores_of(point), self._outcome.scoring
+            if scoring.split is None or scores in self._waiting or scores in self._done:
+                continue
+            folder = scoring.folder(point)
+            if (folder / f"{scoring.split}.json").exists():
+                self._done.add(scores)
+                continue
+            words = ("evaluate", str(point.folder), "--split", scoring.split, "--out", str(folder), *scoring.words)
+            self._waiting[scores] = (f"{point.point.name}: scores", words, frozenset(point.keys.values()), folder)
+        self._total = len(self._waiting)
+
+    def _dirs(self) -> list[str]:
+        return [word for folder in self._config_dirs for word in ("--config-dir", folder)]
+
+    def _begin(self) -> None:
+        for key, (name, words, needs, folder) in list(self._waiting.items()):
+            failed = next((other for other in needs if other in self._failed), None)
+            if failed is not None:
+                self._failed[key] = self._failed[failed]
+                del self._waiting[key]
+            elif needs <= self._done and len(self._running) < self._jobs:
+                del self._waiting[key]
+                environment = {**environment_of_stage(self._jobs), **child("stop"), "PYTHONUNBUFFERED": "1"}
+                self._running[key] = self._start(name, words, environment)
+                self._folders[key] = folder
+                place = self._total - len(self._waiting)
+                say(f"[{name}] begins: {place} of {self._total}")
+
+    def _end(self) -> None:
+        for key in [key for key, one in self._running.items() if one.ended]:
+            one = self._running.pop(key)
+            seconds = time.monotonic() - one.started
+            note_cost(self._folders[key], seconds, one.process)
+            if one.code:
+                self._failed[key] = one.why
+                say(f"[{one.name}] failed after {seconds:.0f} s: {self._failed[key]}")
+            else:
+                self._done.add(key)
+                if key in self._outcome.trainings:
+                    self._outcome.trained.append(key)
+                say(f"[{one.name}] done in {seconds:.0f} s")
+
+
+def _scores_of(point: Prepared) -> str:
+    return f"scores of {point.folder}"

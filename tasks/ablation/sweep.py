@@ -1,0 +1,217 @@
+"""An ablation from words to a table: the engine of `voxzoo ablate`, one call from Python."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from ...components.errors import UserError
+from ...configs.compose import compose
+from ..checkpoints.files import write_atomically
+from ..processes.console import quiet_libraries
+from ..runs.folder import is_done
+from ..serving.translator import require_positive
+from .board import Outcome, Scoring, run_points
+from .costs import cost_of
+from .points import points_of
+from .prepared import Prepared, Training, prepare
+from .results import Run, compare, read_run
+from .table import as_csv, as_latex, as_markdown, cells, cost_cells, explanation
+
+
+def ablate(
+    words: Sequence[str],
+    *,
+    points: str | None = None,
+    one_at_a_time: bool = False,
+    jobs: int = 1,
+    dry_run: bool = False,
+    base: str | None = None,
+    split: str = "test",
+    config_dirs: Sequence[str] = (),
+    **scoring: Any,
+) -> dict[str, Any]:
+    """Train and score the points of a sweep and compare them: what `voxzoo ablate` does and answers.
+
+    Args:
+        words: overrides, of which some have several values (`points_of`). `name` and `root` place the ablation: its
+            folder is root/name, and the same call goes on with what is there.
+        points: a YAML of named points.
+        one_at_a_time: change one key of the base at a time.
+        jobs: trainings at a time, which share the cores.
+        dry_run: say what would be trained, and train nothing.
+        base: the row that the others are compared with; None: the first.
+        split: to score; `none`: what training measured is compared.
+        config_dirs: further folders of YAML groups.
+        scoring: further options of `voxzoo evaluate`: limit, task, beam, recogniser, quality.
+
+    Raises:
+        UserError: words that are none, no sound point, a folder in use.
+    """
+    require_positive(jobs=jobs, limit=scoring.get("limit"), beam=scoring.get("beam"))
+    quiet_libraries()
+    root, name, rest = place_of(words, config_dirs)
+    found = points_of(rest, named=points, around=one_at_a_time, config_dirs=config_dirs)
+    rows = list(dict.fromkeys(point.system for point in found))
+    if base is not None and base not in rows:
+        raise UserError(f"--base {base}: no such row; there are: {'; '.join(rows)}")
+    options = [word for key, value in scoring.items() if value is not None for word in (f"--{key}", str(value))]
+    how = Scoring(None if split == "none" else split, tuple(options))
+    if dry_run:
+        return plan_of(*prepare(found, root, name, config_dirs), root / name)
+    outcome = run_points(found, root, name, how, jobs=jobs, config_dirs=config_dirs)
+    runs = runs_of(outcome)
+    results = compare(runs, base or rows[0])
+    costs = {system: mean_costs(own) for system, own in runs.items()}
+    write_table(outcome.folder, results, costs)
+    failed = [point for point in outcome.points if point.error is not None]
+    return {
+        "status": "failed" if failed else "ok",
+        "ablation": str(outcome.folder),
+        "points": len(found),
+        "trainings": len({key for point in outcome.points for key in point.keys.values()}),
+        "trainings_without_sharing": outcome.wanted,
+        "trained_now": len(outcome.trained),
+        "results": results,
+        "costs": costs,
+        **({"error": f"{len(failed)} of {len(found)} points failed: see the table"} if failed else {}),
+    }
+
+
+def runs_of(outcome: Outcome) -> dict[str, list[Run]]:
+    """System -> its runs, those that failed too."""
+    runs: dict[str, list[Run]] = {}
+    for point in outcome.points:
+        run = Run(point.point.system, point.point.seed, point.folder, error=point.error)
+        if point.error is None:
+            run = _read(point, outcome)
+        runs.setdefault(point.point.system, []).append(run)
+    return runs
+
+
+def _read(point: Prepared, outcome: Outcome) -> Run:
+    trainings = [outcome.trainings[key].folder for key in point.keys.values()]
+    split, scores = outcome.scoring.split or "", outcome.scoring.folder(point)
+    assert point.folder is not None
+    run = read_run(point.point.system, point.folder, split, scores, trainings, point.point.seed)
+    costs = [cost_of(folder) for folder in trainings]
+    run.costs = {name: sum(one[name] for one in costs if name in one) for name in ("seconds", "cpu_seconds")}
+    run.costs["peak_mb"] = max((one["peak_mb"] for one in costs if "peak_mb" in one), default=0)
+    if "seconds" in (scoring := cost_of(scores)):
+        run.costs["scoring_seconds"] = scoring["seconds"]
+    return run
+
+
+def place_of(words: Sequence[str], config_dirs: Sequence[str] = ()) -> tuple[Path, str, list[str]]:
+    """Root and name of the ablation that words describe, and the words without them."""
+    rest = [word for word in words if word.partition("=")[0].lstrip("+") not in ("name", "root")]
+    said = [word for word in words if word not in rest]
+    config = compose([*said, *_experiment(rest)], config_dirs=config_dirs, fit=False)
+    name = str(config.name)
+    if not any(word.lstrip("+").startswith("name=") for word in said):
+        name = f"{name}-ablation"
+    return Path(str(config.root)), name, rest
+
+
+def _experiment(words: Iterable[str]) -> list[str]:
+    return [word for word in words if word.startswith("experiment=") and "," not in word and "*" not in word]
+
+
+def mean_costs(runs: Sequence[Run]) -> dict[str, float]:
+    """What a run of a system took, on average over seeds."""
+    names = dict.fromkeys(name for run in runs for name, value in run.costs.items() if value)
+    found = {name: [run.costs[name] for run in runs if run.costs.get(name)] for name in names}
+    return {name: max(values) if name == "peak_mb" else sum(values) / len(values) for name, values in found.items()}
+
+
+def write_table(folder: Path, results: Mapping[str, Any], costs: Mapping[str, Mapping[str, float]]) -> None:
+    """Write table.csv, .md, .tex and .json, and costs.csv: what was measured of time and memory stands in the latter
+    alone."""
+    head, rows = cells(results)
+    below = explanation(results)
+    files = {
+        "table.csv": as_csv(head, rows),
+        "table.md": as_markdown(head, rows, below),
+        "table.tex": as_latex(head, rows, below),
+        "table.json": json.dumps(results, ensure_ascii=False, indent=1) + "\n",
+        "costs.csv": as_csv(*cost_cells(costs)),
+    }
+    for name, text in files.items():
+        content = text.encode(errors="backslashreplace")
+        write_atomically(folder / name, lambda file, content=content: file.write(content))
+
+
+def show(answer: Mapping[str, Any]) -> None:
+    """Print what `ablate` answered."""
+    console = Console(width=None if Console().is_terminal else 160)
+    if "plan" in answer:
+        _show_plan(answer, console)
+        return
+    results = answer["results"]
+    _print(console, *cells(results))
+    for line in explanation(results):
+        console.print(f"  {line}", markup=False, highlight=False, soft_wrap=True)
+    _print(console, *cost_cells(answer["costs"]))
+    console.print(
+        f"{answer['points']} points, {answer['trainings']} trainings, {answer['trained_now']} of them now "
+        f"({answer['trainings_without_sharing']} without what they share)",
+        highlight=False,
+    )
+    console.print(
+        f"written: {answer['ablation']}/table.csv, .md, .tex, .json, costs.csv", markup=False, highlight=False
+    )
+
+
+def _print(console: Console, head: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+    table = Table(box=box.SIMPLE_HEAD)
+    for place, name in enumerate(head):
+        table.add_column(name, justify="right" if place else "left", overflow="fold")
+    for row in rows:
+        table.add_row(*row)
+    console.print(table, markup=False)
+
+
+def plan_of(points: Sequence[Prepared], trainings: Mapping[str, Training], folder: Path) -> dict[str, Any]:
+    """What an ablation would train: each training with the points that need it."""
+    plan: list[dict[str, Any]] = []
+    for key, training in trainings.items():
+        users = [point.point.name for point in points if key in point.keys.values()]
+        if users:
+            state = "done" if is_done(training.folder) else "new"
+            plan.append(
+                {"key": key, "stage": training.stage, "points": users, "state": state, "words": [*training.words]}
+            )
+    return {
+        "status": "ok",
+        "ablation": str(folder),
+        "points": [
+            {"name": one.point.name, "folder": str(one.folder), "words": [*one.point.words], "error": one.error}
+            for one in points
+        ],
+        "plan": plan,
+        "trainings_without_sharing": sum(len(point.keys) for point in points),
+    }
+
+
+def _show_plan(answer: Mapping[str, Any], console: Console) -> None:
+    table = Table(box=box.SIMPLE_HEAD)
+    for name in ("training", "state", "for"):
+        table.add_column(name, overflow="fold")
+    for one in answer["plan"]:
+        table.add_row(f"{one['stage'] or 'run'}-{one['key']}", one["state"], "; ".join(one["points"]))
+    console.print(table, markup=False)
+    for point in answer["points"]:
+        if point["error"]:
+            console.print(f"cannot be trained: {point['name']}: {point['error']}", markup=False, highlight=False)
+    new = sum(one["state"] == "new" for one in answer["plan"])
+    console.print(
+        f"{len(answer['points'])} points: {len(answer['plan'])} trainings, {new} of them new; "
+        f"{answer['trainings_without_sharing']} without what they share",
+        highlight=False,
+    )
