@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from ..processes.console import say
 from ..processes.signals import child
 from ..runs.folder import is_done, pid_lock
 from ..training.sharing import environment_of_stage
+from .cluster import Cluster, Job
 from .costs import note_cost
 from .keys import key_of
 from .points import Point
@@ -71,7 +73,7 @@ def run_points(
     *,
     jobs: int = 1,
     config_dirs: Sequence[str] = (),
-    start: Callable[[str, Sequence[str], Mapping[str, str]], Child] = Child,
+    cluster: Cluster | None = None,
 ) -> Outcome:
     """Train and score points, as many at a time as `jobs` says. Finished ones are left alone; one that fails ends no
     other.
@@ -79,7 +81,7 @@ def run_points(
     Args:
         points: see `points_of`.
         root, name: the folder of the ablation is root/name.
-        start: begins a process of the command, given a name, words and an environment.
+        cluster: where trainings and scorings are jobs; None: processes of this machine.
 
     Raises:
         UserError: the folder is in use, or no point is sound.
@@ -93,7 +95,7 @@ def run_points(
         for point in prepared:
             if point.error is None:
                 lay_out(point, trainings, config_dirs)
-        _Board(outcome, jobs, config_dirs, start).run()
+        _Board(outcome, jobs, config_dirs, cluster).run()
     return outcome
 
 
@@ -105,13 +107,13 @@ class _Board:
         outcome: Outcome,
         jobs: int,
         config_dirs: Sequence[str],
-        start: Callable[[str, Sequence[str], Mapping[str, str]], Child],
+        cluster: Cluster | None,
     ) -> None:
-        self._outcome, self._jobs, self._config_dirs, self._start = outcome, jobs, config_dirs, start
+        self._outcome, self._jobs, self._config_dirs, self._cluster = outcome, jobs, config_dirs, cluster
         self._done: set[str] = set()
         self._failed: dict[str, str] = {}  # key -> why
         self._waiting: dict[str, tuple[str, tuple[str, ...], frozenset[str], Path]] = {}
-        self._running: dict[str, Child] = {}
+        self._running: dict[str, Child | Job] = {}
         self._folders: dict[str, Path] = {}
         self._total = 0
 
@@ -120,8 +122,9 @@ class _Board:
         with stopped_together(self._running):
             while self._waiting or self._running:
                 self._begin()
+                pass_on([one for one in self._running.values() if isinstance(one, Child)], 0.05)
                 self._end()
-                pass_on(list(self._running.values()), 0.05)
+                self._give_up()
         for point in self._outcome.points:
             keys = [*point.keys.values(), _scores_of(point)]
             point.error = point.error or next((self._failed[key] for key in keys if key in self._failed), None)
@@ -155,19 +158,34 @@ class _Board:
     def _dirs(self) -> list[str]:
         return [word for folder in self._config_dirs for word in ("--config-dir", folder)]
 
+    def _start(self, name: str, words: Sequence[str]) -> Child | Job:
+        if self._cluster is not None:
+            return self._cluster(name, words)
+        environment = {**environment_of_stage(self._jobs), **child("stop"), "PYTHONUNBUFFERED": "1"}
+        return Child(name, words, environment)
+
+    def _together(self) -> AbstractContextManager[None]:
+        """What is started inside is one array of a cluster."""
+        return nullcontext() if self._cluster is None else self._cluster.together()
+
     def _begin(self) -> None:
-        for key, (name, words, needs, folder) in list(self._waiting.items()):
+        ready = [key for key, (*_, needs, _) in self._waiting.items() if needs <= self._done]
+        if self._cluster is None:
+            ready = ready[: self._jobs - len(self._running)]
+        if ready:
+            with self._together():
+                for key in ready:
+                    name, words, _, self._folders[key] = self._waiting.pop(key)
+                    self._running[key] = self._start(name, words)
+                    say(f"[{name}] begins: {self._total - len(self._waiting)} of {self._total}")
+
+    def _give_up(self) -> None:
+        """What needs something that failed has failed too."""
+        for key, (*_, needs, _) in list(self._waiting.items()):
             failed = next((other for other in needs if other in self._failed), None)
             if failed is not None:
                 self._failed[key] = self._failed[failed]
                 del self._waiting[key]
-            elif needs <= self._done and len(self._running) < self._jobs:
-                del self._waiting[key]
-                environment = {**environment_of_stage(self._jobs), **child("stop"), "PYTHONUNBUFFERED": "1"}
-                self._running[key] = self._start(name, words, environment)
-                self._folders[key] = folder
-                place = self._total - len(self._waiting)
-                say(f"[{name}] begins: {place} of {self._total}")
 
     def _end(self) -> None:
         for key in [key for key, one in self._running.items() if one.ended]:

@@ -15,12 +15,13 @@ from ...components.errors import UserError
 from ...configs.compose import compose
 from ..checkpoints.files import write_atomically
 from ..processes.console import quiet_libraries
-from ..runs.folder import is_done
 from ..serving.translator import require_positive
 from .board import Outcome, Scoring, run_points
+from .cluster import Cluster, settings_of
 from .costs import cost_of
+from .forecast import plan_of, show_plan
 from .points import points_of
-from .prepared import Prepared, Training, prepare
+from .prepared import Prepared, prepare
 from .results import Run, compare, read_run
 from .table import as_csv, as_latex, as_markdown, cells, cost_cells, explanation
 
@@ -32,6 +33,8 @@ def ablate(
     one_at_a_time: bool = False,
     jobs: int = 1,
     dry_run: bool = False,
+    cluster: str | None = None,
+    cluster_options: Sequence[str] = (),
     base: str | None = None,
     split: str = "test",
     config_dirs: Sequence[str] = (),
@@ -46,6 +49,8 @@ def ablate(
         one_at_a_time: change one key of the base at a time.
         jobs: trainings at a time, which share the cores.
         dry_run: say what would be trained, and train nothing.
+        cluster: `slurm`: trainings are jobs of arrays, up to `jobs` at a time; None: processes of this machine.
+        cluster_options: KEY=VALUE of submitit's AutoExecutor.
         base: the row that the others are compared with; None: the first.
         split: to score; `none`: what training measured is compared.
         config_dirs: further folders of YAML groups.
@@ -64,8 +69,12 @@ def ablate(
     options = [word for key, value in scoring.items() if value is not None for word in (f"--{key}", str(value))]
     how = Scoring(None if split == "none" else split, tuple(options))
     if dry_run:
-        return plan_of(*prepare(found, root, name, config_dirs), root / name)
-    outcome = run_points(found, root, name, how, jobs=jobs, config_dirs=config_dirs)
+        return plan_of(*prepare(found, root, name, config_dirs), root / name, config_dirs)
+    settings = settings_of(cluster_options)
+    if settings and cluster is None:
+        raise UserError("--cluster-option is for --cluster")
+    place = Cluster(root / name / "jobs", settings, cluster, jobs) if cluster is not None else None
+    outcome = run_points(found, root, name, how, jobs=jobs, config_dirs=config_dirs, cluster=place)
     runs = runs_of(outcome)
     results = compare(runs, base or rows[0])
     costs = {system: mean_costs(own) for system, own in runs.items()}
@@ -151,7 +160,7 @@ def show(answer: Mapping[str, Any]) -> None:
     """Print what `ablate` answered."""
     console = Console(width=None if Console().is_terminal else 160)
     if "plan" in answer:
-        _show_plan(answer, console)
+        show_plan(answer, console)
         return
     results = answer["results"]
     _print(console, *cells(results))
@@ -175,43 +184,3 @@ def _print(console: Console, head: Sequence[str], rows: Iterable[Sequence[str]])
     for row in rows:
         table.add_row(*row)
     console.print(table, markup=False)
-
-
-def plan_of(points: Sequence[Prepared], trainings: Mapping[str, Training], folder: Path) -> dict[str, Any]:
-    """What an ablation would train: each training with the points that need it."""
-    plan: list[dict[str, Any]] = []
-    for key, training in trainings.items():
-        users = [point.point.name for point in points if key in point.keys.values()]
-        if users:
-            state = "done" if is_done(training.folder) else "new"
-            plan.append(
-                {"key": key, "stage": training.stage, "points": users, "state": state, "words": [*training.words]}
-            )
-    return {
-        "status": "ok",
-        "ablation": str(folder),
-        "points": [
-            {"name": one.point.name, "folder": str(one.folder), "words": [*one.point.words], "error": one.error}
-            for one in points
-        ],
-        "plan": plan,
-        "trainings_without_sharing": sum(len(point.keys) for point in points),
-    }
-
-
-def _show_plan(answer: Mapping[str, Any], console: Console) -> None:
-    table = Table(box=box.SIMPLE_HEAD)
-    for name in ("training", "state", "for"):
-        table.add_column(name, overflow="fold")
-    for one in answer["plan"]:
-        table.add_row(f"{one['stage'] or 'run'}-{one['key']}", one["state"], "; ".join(one["points"]))
-    console.print(table, markup=False)
-    for point in answer["points"]:
-        if point["error"]:
-            console.print(f"cannot be trained: {point['name']}: {point['error']}", markup=False, highlight=False)
-    new = sum(one["state"] == "new" for one in answer["plan"])
-    console.print(
-        f"{len(answer['points'])} points: {len(answer['plan'])} trainings, {new} of them new; "
-        f"{answer['trainings_without_sharing']} without what they share",
-        highlight=False,
-    )

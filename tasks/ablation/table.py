@@ -111,7 +111,7 @@ def explanation(results: Mapping[str, Any]) -> list[str]:
             least, most = min(found), max(found)
             span = f"{least:.2f}" if f"{least:.2f}" == f"{most:.2f}" else f"{least:.2f} to {most:.2f}"
             lines.append(
-                f"{_LABELS.get(name, name)}: {many} utterances; four of five such tables find a true difference of {span}."
+                f"{_LABELS.get(name, name)}: {many} utterances; a true difference of {span} is found 4 times out of 5."
             )
     for name in shown_scores(results):
         if results["scores"][name]["signature"]:

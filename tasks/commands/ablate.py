@@ -28,6 +28,19 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--jobs", type=int, default=1, metavar="N", help="trainings at a time, which share the cores (1)"
     )
     parser.add_argument("--dry-run", action="store_true", help="show the points and what they share, and train nothing")
+    parser.add_argument(
+        "--cluster",
+        choices=("slurm", "local"),
+        help="trainings are jobs: of Slurm, an array for those that can begin together, through submitit; or of this "
+        "machine, as a trial of that",
+    )
+    parser.add_argument(
+        "--cluster-option",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="of submitit's AutoExecutor: slurm_partition=gpu, timeout_min=240, gpus_per_node=1 ...",
+    )
     parser.add_argument("--base", metavar="ROW", help="the row that the others are compared with (default: the first)")
     parser.add_argument("--split", default="test", help="the split to score, or none (default test)")
     parser.add_argument("--limit", type=int, metavar="N", help="the first N utterances alone")
@@ -54,6 +67,8 @@ def run(args: argparse.Namespace) -> dict:
         one_at_a_time=args.one_at_a_time,
         jobs=args.jobs,
         dry_run=args.dry_run,
+        cluster=args.cluster,
+        cluster_options=args.cluster_option,
         base=args.base,
         split=args.split,
         limit=args.limit,

@@ -74,6 +74,11 @@ def start(
     )
 
 
+def call(words: Sequence[str]) -> int:
+    """Run `voxzoo WORDS` in a fresh process that speaks where this one does; its exit code."""
+    return subprocess.call(_command(words))
+
+
 def _command(words: Sequence[str]) -> list[str]:
     # -P: a random.py of the folder that the user stands in is not what a module of that name means.
     return [sys.executable, "-P", "-m", _COMMAND, *words]
