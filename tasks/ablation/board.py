@@ -162,7 +162,7 @@ class _Board:
         if self._cluster is not None:
             return self._cluster(name, words)
         environment = {**environment_of_stage(self._jobs), **child("stop"), "PYTHONUNBUFFERED": "1"}
-        return Child(name, words, environment)
+        return Child(name, words, environment, shown=words[0] == "train")
 
     def _together(self) -> AbstractContextManager[None]:
         """What is started inside is one array of a cluster."""

@@ -15,6 +15,8 @@ from ...components.errors import UserError
 from ...configs.compose import compose
 from ..checkpoints.files import write_atomically
 from ..processes.console import quiet_libraries
+from ..processes.forked import has_imported
+from ..processes.signals import watch_parent
 from ..serving.translator import require_positive
 from .board import Outcome, Scoring, run_points
 from .cluster import Cluster, settings_of
@@ -60,6 +62,8 @@ def ablate(
         UserError: words that are none, no sound point, a folder in use.
     """
     require_positive(jobs=jobs, limit=scoring.get("limit"), beam=scoring.get("beam"))
+    has_imported()
+    watch_parent()
     quiet_libraries()
     root, name, rest = place_of(words, config_dirs)
     found = points_of(rest, named=points, around=one_at_a_time, config_dirs=config_dirs)

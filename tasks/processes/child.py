@@ -26,6 +26,7 @@ class Child:
         name: begins each of its lines.
         words: of the call.
         environment: all of it.
+        shown: whether its lines are passed on; its reason is known in any case.
 
     Attributes:
         reason: the error that it has printed, else its last line.
@@ -33,8 +34,9 @@ class Child:
         started: when, in seconds of `time.monotonic`.
     """
 
-    def __init__(self, name: str, words: Sequence[str], environment: Mapping[str, str]) -> None:
+    def __init__(self, name: str, words: Sequence[str], environment: Mapping[str, str], *, shown: bool = True) -> None:
         self.name = name
+        self._shown = shown
         self.started = time.monotonic()
         self.reason = ""
         self.speaks = True
@@ -60,7 +62,8 @@ class Child:
             if line.strip():
                 self._note(line.rstrip())
                 with suppress(OSError):  # nobody listens any more: it goes on
-                    print(f"[{self.name}] {line.rstrip()}", file=sys.stderr, flush=True)
+                    if self._shown:
+                        print(f"[{self.name}] {line.rstrip()}", file=sys.stderr, flush=True)
 
     def _note(self, line: str) -> None:
         if line.startswith(self._error):

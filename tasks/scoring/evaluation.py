@@ -204,7 +204,7 @@ class Measured:
 def measure(
     rows: Sequence[Scored], recogniser: str | None = None, quality: Mapping[str, str] | None = None
 ) -> dict[str, Measured]:
-    """Score -> what it says of the rows of one task and direction; `rows`, `recogniser`, `quality` as for `score_rows`."""
+    """Score -> what it says of the rows of one task and direction; the arguments are those of `score_rows`."""
     return {**_of_texts(_texts(rows, recogniser)), **_of_numbers(rows, quality or {})}
 
 

@@ -74,14 +74,14 @@ def test_a_point_that_fails_is_a_row_with_its_reason(swept: Path):
     systems = found["results"]["systems"]
     assert list(systems) == ["lr=0.001", "lr=0.01", "lr=1e+30"]
     assert [bool(one["failed"]) for one in systems.values()] == [False, False, True]
-    assert "gradient" in systems["lr=1e+30"]["failed"]["lr=1e+30"]
+    assert "NaN" in systems["lr=1e+30"]["failed"]["lr=1e+30"]
     scores = found["results"]["scores"]["bleu"]
     assert list(scores["systems"]) == ["lr=0.001", "lr=0.01"]
     assert scores["num_utterances"] == 6
     assert "p_randomisation_holm" in scores["systems"]["lr=0.01"]
     facts = systems["lr=0.001"]["facts"]
     assert facts["steps"] == 2
-    assert facts["parameters"] == facts["trainable"] > 1000
+    assert facts["parameters"] >= facts["trainable"] > 1000
     assert facts["audio_hours"] > 0
     for name in TABLES:
         assert "failed" in (swept / "lr" / name).read_text()

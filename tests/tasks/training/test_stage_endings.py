@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from voxzoo.configs.compose import compose
+from voxzoo.tasks.processes import child
 from voxzoo.tasks.training import stages
 
 
@@ -29,7 +30,7 @@ def test_a_stage_that_was_killed_does_not_quote_its_progress(
         shell = ["sh", "-c", f"echo step 4/9; {script}"]
         return subprocess.Popen(shell, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, bufsize=0)
 
-    monkeypatch.setattr(stages, "start", started)
+    monkeypatch.setattr(child, "start", started)
     words = [f"root={tmp_path}", "+stages.only.choose.task=speech_to_text"]
     with pytest.raises(stages.StageFailed) as error:
         stages.train_stages(compose(words), {"only": compose(words, stage="only")}, words, [])
