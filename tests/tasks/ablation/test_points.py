@@ -94,7 +94,13 @@ def test_what_is_no_sweep_is_said(given, said):
 
 @pytest.mark.parametrize(
     ("text", "said"),
-    [("", "is empty"), ("{}", "is empty"), ('a: ["x=1,2"]', "one value"), ("a: [1]", "expected a list"), ("- a", "points.yaml")],
+    [
+        ("", "is empty"),
+        ("{}", "is empty"),
+        ('a: ["x=1,2"]', "one value"),
+        ("a: [1]", "expected a list"),
+        ("- a", "points.yaml"),
+    ],
 )
 def test_a_file_that_names_no_points_is_said(text, said, tmp_path):
     file = tmp_path / "points.yaml"

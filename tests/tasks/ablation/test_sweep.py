@@ -1,4 +1,4 @@
-"""Sweeps of tiny models: what is trained once, what is trained again, and what a kill, an error and a new name change."""
+"""Sweeps of tiny models: what is trained once, what again, and what a kill, an error and a new name change."""
 
 from __future__ import annotations
 
