@@ -434,7 +434,8 @@ class Codec(Part):
         self, speech: Padded, num_codebooks: int | None = None, sample_rate: int | None = None
     ) -> Reconstruction:
         """Samples with gradient beside what they should be, both at the codec's own rate; its own losses, such as a
-        commitment, and in `update` what its codebooks learn of these rows. Arguments as in `encode`.
+        commitment, and in `update` what its codebooks learn of these rows: `counts` (K, V), how many frames chose each
+        entry, among it. Arguments as in `encode`; with `num_codebooks=0` nothing is quantised, and no book learns.
 
         Raises:
             NotImplementedError: without `learns`.

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
+from lightning.fabric.utilities.rank_zero import rank_zero_warn
 from torch import Tensor
 
 from ..components.errors import UserError
@@ -16,13 +17,15 @@ from ..components.losses.reconstruction import MelLoss, waveform_loss
 from ..components.roles import Codec, Discriminator, Frontend
 from ..components.search import SearchOptions
 from ..components.types import Batch, Loss, Padded, Prediction, Reconstruction, Statistic
+from .codebook_use import CodebookUse
 from .task import _add, counted
 from .two_networks import TwoNetworks, held_still
 
 _BALANCED = {"l1": 0.1, "mel": 2.0, "adversarial": 4.0, "feature_matching": 4.0}
 _COMMITMENT = 0.25
 _RATE = 16000  # of the samples in a batch
-_POINTS = 20000  # of the first step that the codebooks begin from, at most
+_POINTS = 20000  # of one step that the codebooks begin from, at most
+_ADVICE = "lower optim.lr, or raise task.free_steps or task.loss_weights.commitment"
 
 
 class TrainCodec(TwoNetworks):
@@ -31,8 +34,9 @@ class TrainCodec(TwoNetworks):
     A step updates the discriminator, then the codec against the updated one. Its samples learn from the balanced
     gradients of `l1`, `mel` (log-mels of several windows), `adversarial` and `feature_matching` (hinges; without a
     discriminator the first two alone); its encoder also from `commitment`. The codebooks follow by moving averages:
-    they begin with k-means on the first step, and entries that are not used start anew. Each step uses the first K of
-    the codebooks, K drawn from `codebooks`.
+    they begin with k-means on the utterances of one step, and entries that are not used start anew. Each step uses the
+    first K of the codebooks, K drawn from `codebooks`. How many entries are in use is logged for each of them, and a
+    line says where one collapsed.
 
     What a step learns does not depend on how its batch was cut up: crops follow from the utterance and the step, and
     gradients, sums of the codebooks and norms of the balancer are added up over accumulated batches and processes
@@ -45,6 +49,8 @@ class TrainCodec(TwoNetworks):
         discriminator_lr: learning rate of the discriminator; null: that of `optim`.
         loss_weights: weights of the balanced losses and of `commitment`, in place of 0.1, 2, 4, 4 and 0.25.
         codebooks: how many codebooks a step may use; empty: 1, 2, 4 ... up to all.
+        free_steps: steps at the beginning that quantise nothing: the codebooks begin behind them, on latents that mean
+            something and move slowly, where those of a network at random are nearly one point.
         crop_seconds: of each utterance in training; shorter ones are taken whole.
         sides: target: learn of the target speech alone; both: of the source's too.
         num_codebooks: of what `predict` makes; null: all.
@@ -65,6 +71,7 @@ class TrainCodec(TwoNetworks):
         discriminator_lr: float | None = None,
         loss_weights: Mapping[str, float] | None = None,
         codebooks: Sequence[int] = (),
+        free_steps: int = 0,
         crop_seconds: float = 1.0,
         sides: str = "target",
         num_codebooks: int | None = None,
@@ -85,6 +92,8 @@ class TrainCodec(TwoNetworks):
         if wrong:
             raise UserError(f"task.codebooks={list(self.codebooks)}: the codec has 1 to {codec.num_codebooks}")
         self.crop_seconds, self.sides, self.num_codebooks = crop_seconds, sides, num_codebooks
+        self.free_steps = free_steps
+        self.use = CodebookUse(codec.num_codebooks, codec.codebook_size)
         if sides == "both":
             self.needs = frozenset({"target_speech", "speech"})  # pyright: ignore[reportIncompatibleVariableOverride]
         kept = _BALANCED if discriminator is not None else {"l1": 0, "mel": 0}
@@ -102,21 +111,25 @@ class TrainCodec(TwoNetworks):
 
     def _crops(self, batch: Batch, step: int) -> Padded:
         """(R, N) 16 kHz crops of the batch's utterances: where they begin follows from their ids and the step."""
-        assert batch.target_speech is not None
-        sides = {"t": batch.target_speech}
-        if self.sides == "both" and batch.speech is not None:
-            if batch.speech.data.dim() != 2:
-                raise UserError("task.sides=both reads the source as samples: set frontend=raw, or task.sides=target")
-            sides["s"] = batch.speech
         size = int(self.crop_seconds * _RATE)
         rows = []
-        for side, speech in sides.items():
+        for side, speech in self._sides(batch).items():
             for name, row in zip(batch.ids, speech.unpad(), strict=True):
                 seed = zlib.crc32(f"{self.config.get('seed', 1)} {step} {side} {name}".encode())
                 most = max(len(row) - size, 0)
                 start = int(torch.randint(most + 1, (1,), generator=torch.Generator().manual_seed(seed)))
                 rows.append(row[start : start + size])
         return Padded.from_list(rows)
+
+    def _sides(self, batch: Batch) -> dict[str, Padded]:
+        """(B, N) 16 kHz speech to learn of: t, the target's, and s, the source's."""
+        assert batch.target_speech is not None
+        sides = {"t": batch.target_speech}
+        if self.sides == "both" and batch.speech is not None:
+            if batch.speech.data.dim() != 2:
+                raise UserError("task.sides=both reads the source as samples: set frontend=raw, or task.sides=target")
+            sides["s"] = batch.speech
+        return sides
 
     def _reconstruct(self, speech: Padded, num_codebooks: int | None) -> Reconstruction:
         """With the channels of stereo as rows of their own."""
@@ -167,7 +180,10 @@ class TrainCodec(TwoNetworks):
         generator = torch.Generator().manual_seed(_seed(self.config, step))
         count = self.codebooks[int(torch.randint(len(self.codebooks), (1,), generator=generator))]
         if not self.codec.begun:
-            self.codec.begin(self._first_points(crops, real), _seed(self.config, 0))
+            if step < self.free_steps:
+                count = 0
+            else:
+                self.codec.begin(self._first_points([held for held, _ in self._held], real), _seed(self.config, 0))
         self._skips = (self.skipped_steps, self._skipped_in_a_row)
         alone = len(crops) == 1  # the usual step: what is made for one half serves the other
         with self._unsynchronised():
@@ -190,6 +206,8 @@ class TrainCodec(TwoNetworks):
             self._step(self.codec, 0)
         if bool(torch.isfinite(torch.as_tensor(self._grad_norm))):
             self.codec.advance(update, _seed(self.config, step))
+        if "counts" in update:
+            self.use.add(update["counts"])
         self._step_schedules()
 
     def _learn(
@@ -239,9 +257,14 @@ class TrainCodec(TwoNetworks):
         parts = total.split([value.numel() for value in values])
         return [part.view_as(value) for part, value in zip(parts, values, strict=True)]
 
-    def _first_points(self, crops: list[Padded], real: list[bool]) -> Tensor:
-        """(P, D) latents of the first step, of all batches and processes, in an order that does not depend on them."""
-        latents = [torch.cat(self.codec.latents(speech, _RATE).unpad()) for speech in crops]
+    def _first_points(self, batches: list[Batch], real: list[bool]) -> Tensor:
+        """(P, D) latents of the whole utterances of a step, of all batches and processes, in an order that does not
+        depend on them. Crops alone would be too few: what a book leaves of points that it was fitted to is less than
+        what it leaves of others, and the books behind it would begin too small."""
+        whole = [
+            Padded.from_list([row for speech in self._sides(one).values() for row in speech.unpad()]) for one in batches
+        ]
+        latents = [torch.cat(self.codec.latents(speech, _RATE).unpad()) for speech in whole]
         found = torch.cat([one[: len(one) * counts] for one, counts in zip(latents, real, strict=True)])
         if self.trainer.world_size > 1:
             sizes: Any = self.all_gather(torch.tensor(len(found), device=self.device))
@@ -254,6 +277,27 @@ class TrainCodec(TwoNetworks):
             return found
         generator = torch.Generator().manual_seed(_seed(self.config, 0))
         return found[torch.randperm(len(found), generator=generator)[:_POINTS].sort().values.to(found.device)]
+
+    def _drain_window(self) -> dict[str, float]:
+        line = self.use.judge()
+        if line is not None:
+            rank_zero_warn(f"step {self.trainer.global_step}: {line}: {_ADVICE}")
+        metrics = super()._drain_window()
+        metrics |= {f"train/{name}": value for name, value in self.use.metrics.items()}
+        return metrics
+
+    def on_train_end(self) -> None:
+        super().on_train_end()
+        if not self.codec.begun:
+            rank_zero_warn(
+                f"the codebooks never began: task.free_steps={self.free_steps} are not fewer than the "
+                f"{self.trainer.global_step} steps of the run, and its codec has entries at random"
+            )
+
+    @property
+    def progress_line(self) -> str:
+        """What the progress line says beside losses."""
+        return self.use.line
 
     def _weighted_mean(self, means: Mapping[str, float]) -> float:
         own = {name: mean for name, mean in means.items() if name in ("l1", "mel", "commitment")}

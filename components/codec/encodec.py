@@ -268,7 +268,7 @@ class EnCodec(Codec):
         """As in `Codec`: gradients pass the quantiser as if it were not there (section 3.2). `commitment` draws latents
         to the entries that they chose, a mean over books and D. Runs in float32. Speech is not cut into chunks: give
         crops of at most one."""
-        count = self._count(num_codebooks)
+        count = 0 if num_codebooks == 0 else self._count(num_codebooks)
         rows = self._rows(speech, sample_rate)
         samples: list[Tensor | None] = [None] * len(rows)
         losses, updates = [], []
@@ -289,7 +289,7 @@ class EnCodec(Codec):
         each = (count, self.codebook_size)
         empty = {"counts": each, "sums": (*each, self.dim), "errors": each}
         update = {
-            name: sum((one[name] for one in updates), torch.zeros(shape, device=speech.device))
+            name: sum((one[name] for one in updates if one), torch.zeros(shape, device=speech.device))
             for name, shape in empty.items()
         }
         commitment = Loss(total, frames.sum().to(speech.device).float())
@@ -303,6 +303,9 @@ class EnCodec(Codec):
             encoder, decoder = _in_float32(encoder), _in_float32(decoder)
         latents = encoder((rows / scale).to(next(encoder.parameters()).dtype))
         points = latents.transpose(1, 2).flatten(0, 1).float()  # (R x T, D)
+        if not count:
+            made = decoder(latents)[..., : rows.shape[-1]].float() * scale
+            return made, 0 * points.sum(), {}
         codes = self.quantizer.encode(points, count)
         residual, quantised, commitment = points, torch.zeros_like(points), points.new_zeros(())
         learned = []

@@ -49,6 +49,13 @@ def _chosen(points: Tensor, entries: Tensor) -> Tensor:
     return (-distances).max(1).indices
 
 
+def perplexity(counts: Tensor) -> Tensor:
+    """(..., V) how often each entry is chosen -> (...) how many entries in equal use would be as hard to predict; 1
+    where nothing was counted."""
+    shares = counts.double() / counts.double().sum(-1, keepdim=True).clamp(min=1)
+    return torch.special.entr(shares).sum(-1).exp()
+
+
 class ResidualQuantizer(nn.Module):
     """Each codebook quantises what those before it left (Zeghidour et al. 2021, arXiv 2107.03312, section III-C)."""
 
@@ -120,7 +127,9 @@ class ResidualQuantizer(nn.Module):
         """Move the first K codebooks towards the points of a step (van den Oord et al. 2017, arXiv 1711.00937, A.1).
 
         An entry to which less than `dead_share` of an average one falls starts anew beside an entry that is used, drawn
-        by the squared error of its points: where there are too few entries.
+        by the squared error of its points: where there are too few entries. It takes half of that entry's points or so
+        (Linde, Buzo and Gray 1980, "An algorithm for vector quantizer design": splitting), and where it takes none it
+        is given up again after ln(2) / (1 - decay) steps.
 
         Args:
             update: of `learned_from`, a row for each of the K codebooks: (K, V), (K, V, D), (K, V).
@@ -144,8 +153,14 @@ class ResidualQuantizer(nn.Module):
                 continue
             beside = torch.multinomial(errors.double().cpu(), len(dead), replacement=True, generator=generator)
             beside = beside.to(dead.device)
-            spread = (errors[beside] / counts[beside].clamp(min=1) / book.embed.shape[1]).sqrt()
-            noise = torch.randn(len(dead), book.embed.shape[1], generator=generator).to(book.embed)
+            width = book.embed.shape[1]
+            spread = (errors[beside] / counts[beside].clamp(min=1) / width).sqrt()
+            # As far from the mean of the points as they lie from it along one line. As far as they lie from it in all
+            # `width` directions, it would be the nearest to none of them: the mean is nearer to each.
+            noise = torch.randn(len(dead), width, generator=generator).to(book.embed) / width**0.5
             book.embed[dead] = sums[beside] / counts[beside].clamp(min=1)[:, None] + spread[:, None] * noise
-            book.cluster_size[dead] = average  # long enough to be found
-            book.embed_avg[dead] = book.embed[dead] * average
+            size = (
+                min(2 * dead_share, 1.0) * average
+            )  # long enough to be found, and light: it follows the points that find it
+            book.cluster_size[dead] = size
+            book.embed_avg[dead] = book.embed[dead] * size

@@ -17,6 +17,13 @@ from torch.nn.utils.parametrizations import weight_norm
 Norm = Literal["weight", "time_group"]
 PadMode = Literal["reflect", "constant", "replicate"]
 
+_ELU = 1.25
+"""By how much an ELU narrows standard normal numbers: the layer behind it widens them again."""
+_HALF = 0.5**0.5
+"""For each of two things that are added."""
+_LOUDNESS = 0.1
+"""Of speech, root mean square: latents begin near 1, and what is decoded near this."""
+
 
 @dataclass(frozen=True)
 class SEANetSettings:
@@ -56,10 +63,18 @@ class Conv(nn.Module):
     """
 
     def __init__(
-        self, settings: SEANetSettings, inputs: int, outputs: int, kernel: int, stride: int = 1, dilation: int = 1
+        self,
+        settings: SEANetSettings,
+        inputs: int,
+        outputs: int,
+        kernel: int,
+        stride: int = 1,
+        dilation: int = 1,
+        gain: float = _ELU,
     ) -> None:
         super().__init__()
         conv = nn.Conv1d(inputs, outputs, kernel, stride, dilation=dilation)
+        _scale(conv, inputs * kernel, gain)
         self.conv = weight_norm(conv) if settings.norm == "weight" else conv
         self.norm = nn.GroupNorm(1, outputs) if settings.norm == "time_group" else None
         self.causal, self.pad_mode, self.outputs = settings.causal, settings.pad_mode, outputs
@@ -101,6 +116,7 @@ class TransposedConv(nn.Module):
     def __init__(self, settings: SEANetSettings, inputs: int, outputs: int, stride: int) -> None:
         super().__init__()
         conv = nn.ConvTranspose1d(inputs, outputs, 2 * stride, stride)
+        _scale(conv, inputs * 2, _ELU)  # two steps meet in each sample
         self.conv = weight_norm(conv) if settings.norm == "weight" else conv
         self.norm = nn.GroupNorm(1, outputs) if settings.norm == "time_group" else None
         self.outputs, self.stride = outputs, stride
@@ -152,10 +168,10 @@ class ResidualUnit(nn.Module):
                 nn.ELU(),  # not in place: the shortcut reads what it reads
                 Conv(settings, dim, hidden, settings.residual_kernel_size, dilation=dilation),
                 nn.ELU(inplace=True),
-                Conv(settings, hidden, dim, 1),
+                Conv(settings, hidden, dim, 1, gain=_ELU * _HALF),
             ]
         )
-        self.shortcut = Conv(settings, dim, dim, 1) if settings.conv_shortcut else nn.Identity()
+        self.shortcut = Conv(settings, dim, dim, 1, gain=_HALF) if settings.conv_shortcut else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
         out = x
@@ -180,7 +196,7 @@ class SEANetEncoder(nn.Module):
     def __init__(self, settings: SEANetSettings) -> None:
         super().__init__()
         width = settings.num_filters
-        layers: list[nn.Module] = [Conv(settings, settings.channels, width, settings.kernel_size)]
+        layers: list[nn.Module] = [Conv(settings, settings.channels, width, settings.kernel_size, gain=1 / _LOUDNESS)]
         for ratio in reversed(settings.ratios):
             layers += _residual_units(settings, width)
             layers += [nn.ELU(inplace=True), Conv(settings, width, 2 * width, 2 * ratio, ratio)]
@@ -201,13 +217,16 @@ class SEANetDecoder(nn.Module):
     def __init__(self, settings: SEANetSettings) -> None:
         super().__init__()
         width = settings.num_filters << len(settings.ratios)
-        layers: list[nn.Module] = [Conv(settings, settings.dim, width, settings.kernel_size)]
+        layers: list[nn.Module] = [Conv(settings, settings.dim, width, settings.kernel_size, gain=1.0)]
         layers += [Recurrence(width, settings.num_lstm_layers)]
         for ratio in settings.ratios:
             layers += [nn.ELU(inplace=True), TransposedConv(settings, width, width // 2, ratio)]
             width //= 2
             layers += _residual_units(settings, width)
-        layers += [nn.ELU(inplace=True), Conv(settings, width, settings.channels, settings.last_kernel_size)]
+        layers += [
+            nn.ELU(inplace=True),
+            Conv(settings, width, settings.channels, settings.last_kernel_size, gain=_ELU * _LOUDNESS),
+        ]
         self.layers = nn.ModuleList(layers)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -246,6 +265,18 @@ def _residual_units(settings: SEANetSettings, width: int) -> list[nn.Module]:
         ResidualUnit(settings, width, settings.dilation_growth**number)
         for number in range(settings.num_residual_layers)
     ]
+
+
+def _scale(conv: nn.Conv1d | nn.ConvTranspose1d, met: int, gain: float) -> None:
+    """Weights at random that keep the scale of what passes: `met` numbers meet in each that comes out.
+
+    PyTorch's own narrow it in each layer, a transposed convolution of stride s to 0.8 / sqrt(s): behind all layers the
+    biases are left, and nothing of the speech (latents of a hundredth of their mean, which learning rates above the
+    published one do not bring back).
+    """
+    nn.init.normal_(conv.weight, std=gain / met**0.5)
+    if conv.bias is not None:
+        nn.init.zeros_(conv.bias)
 
 
 def _pad(x: Tensor, left: int, right: int, mode: PadMode) -> Tensor:

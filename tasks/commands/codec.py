@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import argparse
 
+from ..serving.choices import QUALITIES, RECOGNISERS
+
 HELP = "the rate-distortion table of a trained or imported codec"
-EXAMPLE = "voxzoo codec runs/train_codec test.tsv --codebooks 1 2 4 8 --limit 50"
+EXAMPLE = "voxzoo codec runs/train_codec --split test_unseen --recogniser base --limit 50"
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("run", metavar="RUN", help="a run folder or checkpoint with a codec")
-    parser.add_argument("manifest", help="a manifest (TSV or JSONL)")
+    parser.add_argument("manifest", nargs="?", help="a manifest (TSV or JSONL); without: the run's own data")
+    parser.add_argument("--split", default="test", help="name of the split in the run's data (default test)")
     parser.add_argument(
         "--codebooks", type=int, nargs="+", default=[], metavar="K", help="how many (default: 1 2 4 ... up to all)"
     )
@@ -19,7 +22,17 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--limit", type=int, help="only the first so many utterances")
     parser.add_argument(
-        "--recogniser", metavar="NAME", help="also word error rates by this recogniser, such as tiny (extra `eval`)"
+        "--recogniser",
+        choices=RECOGNISERS,
+        default="none",
+        help="also word error rates by this Whisper model: base, or tiny.en (default: none)",
+    )
+    parser.add_argument(
+        "--quality",
+        choices=QUALITIES,
+        default="all",
+        help="how near the voice stays to the recording's: all (default) measures it where resemblyzer is installed; "
+        "none",
     )
     parser.add_argument("--device", default="auto", help="cpu, cuda, cuda:1 ... (default: a GPU where there is one)")
 
@@ -31,22 +44,33 @@ def run(args: argparse.Namespace) -> dict:
 
     found = rates(
         args.run,
-        read_manifest(args.manifest),
+        None if args.manifest is None else read_manifest(args.manifest),
+        split=args.split,
         codebooks=args.codebooks,
         column=args.column,
         limit=args.limit,
-        recogniser=args.recogniser,
+        recogniser=None if args.recogniser == "none" else args.recogniser,
+        quality=args.quality,
         device=args.device,
         progress=Bar("coding", "rows"),
     )
     if not args.json:
-        print("codebooks   kbps    mel" + ("    WER" if args.recogniser else ""))
-        for row in found["rows"]:
-            wer = f"{row['wer']:7.2f}" if "wer" in row else ""
-            print(f"{row['codebooks']:9d} {row['kbps']:6.2f} {row['mel']:6.3f}{wer}")
-        if "wer_of_recordings" in found:
-            print(f"recordings                {found['wer_of_recordings']:7.2f}  ({found['recogniser']})")
-        print("entries in use: " + ", ".join(f"{share:.0%}" for share in found["use"]))
-        for line in found["notes"]:
-            print(f"note: {line}")
+        _print(found)
     return {"status": "ok", **found}
+
+
+def _print(found: dict) -> None:
+    columns = {"codebooks": "codebooks", "kbps": "kbps", "mel": "mel", "wer": "WER", "speaker_similarity": "voice"}
+    there = [name for name in columns if name in found["rows"][0]]
+    form = {"codebooks": "9d", "kbps": "6.2f", "mel": "6.3f", "wer": "6.2f", "speaker_similarity": "6.3f"}
+    print(" ".join(f"{columns[name]:>{form[name].split('.')[0].rstrip('d')}}" for name in there))
+    for row in found["rows"]:
+        print(" ".join(f"{row[name]:{form[name]}}" for name in there))
+    if "wer_of_recordings" in found:
+        print(f"WER of the recordings {found['wer_of_recordings']:.2f} ({found['recogniser']})")
+    if "speaker_similarity_control" in found:
+        print(f"voice: cosine to the recording's; of another speaker's {found['speaker_similarity_control']:.3f}")
+    print("entries in use: " + ", ".join(f"{share:.0%}" for share in found["use"]))
+    print(f"perplexity of {found['codebook_size']}: " + ", ".join(f"{one:.0f}" for one in found["perplexity"]))
+    for line in found["notes"]:
+        print(f"note: {line}")

@@ -76,7 +76,8 @@ class RunProgress(ProgressBar):
     def _text(self, module: LightningModule) -> str:
         latest: dict[str, float] = getattr(module, "latest", {})
         short = {"train/loss": "loss", "train/accuracy": "acc", "train/audio_seconds_per_second": "audio s/s"}
-        return "  ".join(f"{name} {latest[key]:.3g}" for key, name in short.items() if key in latest) or "training"
+        texts = [f"{name} {latest[key]:.3g}" for key, name in short.items() if key in latest]
+        return "  ".join([*texts, getattr(module, "progress_line", "")]).strip() or "training"
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if self._bar is not None:

@@ -16,12 +16,13 @@ from lightning import Trainer
 from torch.utils.data import DataLoader
 from voxzoo.components import EnCodec, MSSTFTDiscriminator
 from voxzoo.components.errors import UserError
-from voxzoo.components.layers.residual_quantizer import ResidualQuantizer
+from voxzoo.components.layers.residual_quantizer import ResidualQuantizer, perplexity
 from voxzoo.components.losses.balancer import Balancer
 from voxzoo.components.losses.reconstruction import MelLoss, waveform_loss
 from voxzoo.components.types import Batch, Padded
 from voxzoo.configs import build, check, compose
 from voxzoo.tasks import load_run
+from voxzoo.tasks.codebook_use import CodebookUse
 from voxzoo.tasks.train_codec import TrainCodec
 from voxzoo.tasks.training.schedules import constant
 from voxzoo.tasks.training.train import build_for_training, prepare_data
@@ -187,6 +188,100 @@ def test_an_entry_that_is_not_used_starts_anew_where_there_are_too_few():
     assert float(off.mean()) < 0.5
 
 
+def test_an_entry_that_starts_anew_finds_points_in_many_dimensions():
+    """Where one entry has all points, those that start beside it must be nearer to some of them than it is."""
+    generator = torch.Generator().manual_seed(0)
+    points = torch.randn(1000, 64, generator=generator)
+    quantizer = ResidualQuantizer(1, 32, 64)
+    book: Any = quantizer.books[0]
+    book.embed[1:] = 900.0
+    book.embed[0] = points.mean(0)
+    book.embed_avg.copy_(book.embed)
+    book.cluster_size.fill_(1000 / 32)
+    for step in range(40):
+        codes = quantizer.encode(points, 1)[:, 0]
+        update = {name: value[None] for name, value in quantizer.learned_from(points, codes, 0).items()}
+        quantizer.advance(update, 0.9, 0.1, step)
+    counts = torch.bincount(quantizer.encode(points, 1)[:, 0], minlength=32)
+    assert float(perplexity(counts)) > 16
+
+
+@pytest.mark.parametrize("ratios", [(8, 5, 4, 2), (5, 4, 4, 4), (8, 8, 5)])
+def test_speech_passes_a_codec_at_random(ratios: tuple[int, ...]):
+    """What changes from frame to frame is not small beside what all frames share, and decoded samples are as loud as
+    speech: else codebooks begin in one point, and learning starts with finding the speech."""
+    torch.manual_seed(0)
+    codec = EnCodec(16000, num_codebooks=2, codebook_size=16, dim=32, num_filters=8, ratios=ratios, num_lstm_layers=1)
+    with torch.no_grad():
+        latents = codec.encoder(0.1 * torch.randn(4, 1, 16000))
+        samples = codec.decoder(latents)
+    moves, stays = float(latents.std((0, 2)).square().mean().sqrt()), float(latents.mean((0, 2)).square().mean().sqrt())
+    assert 0.3 < moves < 3
+    assert stays < moves
+    assert 0.03 < float(samples.std()) < 0.3
+
+
+def test_perplexity_is_how_many_entries_are_in_equal_use():
+    counts = torch.tensor([[4.0, 4, 4, 4], [9, 0, 0, 0], [5, 5, 0, 0], [0, 0, 0, 0]])
+    assert perplexity(counts).tolist() == pytest.approx([4, 1, 2, 1])
+
+
+def test_a_book_that_collapses_is_said_once_until_it_recovers():
+    use = CodebookUse(2, 16)
+    use.add(torch.full((1, 16), 3.0))
+    assert use.judge() is None
+    assert use.metrics == {}, "48 points of 16 entries are too few to judge by"
+    use.add(torch.full((1, 16), 30.0))
+    assert use.judge() is None
+    assert use.metrics == {"codes_in_use/1": 1.0, "perplexity/1": pytest.approx(16)}
+    assert use.line == "codes 100 %  perplexity 16"
+    fallen = torch.zeros(2, 16)
+    fallen[:, 3] = 500
+    use.add(fallen)
+    assert use.judge() == ("codebook 1, 2 collapsed: 1, 1 of 16 entries in use, perplexity 1.0, 1.0 (above 5 is sound)")
+    use.add(fallen)
+    assert use.judge() is None
+    use.add(torch.full((2, 16), 30.0))
+    assert use.judge() is None
+    use.add(fallen[:1])
+    assert str(use.judge()).startswith("codebook 1 collapsed: 1 of 16")
+
+
+def test_a_collapse_in_training_is_said_with_advice(make, monkeypatch: pytest.MonkeyPatch):
+    """Planted: all frames choose one entry, and nothing starts anew."""
+    task, batches = make("codec.dead_share=0")
+
+    def alike(points, count):
+        return torch.zeros(len(points), count, dtype=torch.int64)
+
+    monkeypatch.setattr(task.codec.quantizer, "encode", alike)
+    with pytest.warns(
+        UserWarning, match=r"step 4: codebook 1, .*collapsed: 1.* of 16 entries in use.*: lower optim.lr, or"
+    ):
+        fit(task, batches, max_steps=4, log_every_n_steps=4)
+    assert task.latest["train/codes_in_use/1"] == pytest.approx(1 / 16)
+    assert task.latest["train/perplexity/1"] == pytest.approx(1)
+    assert task.progress_line.startswith("codes 6 ")
+
+
+def test_steps_without_codebooks_come_first_where_they_are_wanted(make):
+    task, batches = make("task.free_steps=2", "discriminator=none")
+    with pytest.warns(UserWarning, match="never began: task.free_steps=2 are not fewer than the 2 steps"):
+        fit(task, batches, max_steps=2)
+    assert not task.codec.begun
+    assert not any(bool(book.inited) for book in task.codec.quantizer.books)
+    task, batches = make("task.free_steps=2", "discriminator=none")
+    fit(task, batches, max_steps=3)
+    assert task.codec.begun
+    speech = task._crops(batches[0], 0)
+    free = task.codec.reconstruct(speech, 0)
+    assert float(free.losses["commitment"].total) == 0
+    whole = task.codec.reconstruct(speech, 4)
+    assert free.samples.data.shape == whole.samples.data.shape
+    assert not torch.allclose(free.samples.data, whole.samples.data)
+    assert free.update["counts"].shape == (0, 16)
+
+
 def test_beginning_is_k_means_of_what_the_books_before_left():
     torch.manual_seed(0)
     points = torch.randn(600, 4)
@@ -328,6 +423,11 @@ def test_the_table_of_rates_and_distortions(tiny: list[str], make, tmp_path: Pat
     assert all(row["mel"] > 0 for row in found["rows"])
     assert len(found["use"]) == 4
     assert all(0 < share <= 1 for share in found["use"])
+    assert all(1 <= number <= 16 for number in found["perplexity"])
+    assert main(["codec", str(tmp_path / "last.ckpt"), "--split", "valid", "--quality", "none", "--json"]) == 0
+    own = json.loads(capfd.readouterr().out)
+    assert own["utterances"] == found["utterances"], "without a manifest: the data of the run"
+    assert [row["mel"] for row in own["rows"]] == [row["mel"] for row in found["rows"]]
     assert main(["codec", str(tmp_path / "last.ckpt"), str(manifest), "--codebooks", "2", "--limit", "1"]) == 0
     assert "entries in use" in capfd.readouterr().out
     assert main(["codec", str(tmp_path / "last.ckpt"), str(manifest), "--codebooks", "5"]) == 1
