@@ -103,8 +103,9 @@ class ResidualQuantizer(nn.Module):
             entries, _ = kmeans(enough, size, seed + number, iterations=_ITERATIONS, restarts=1)
             chosen = nearest(residual, entries)[0]
             counts = residual.new_zeros(size).index_add_(0, chosen, torch.ones_like(residual[:, 0]))
-            # Each entry starts as if it had been used as it is now: at least as an average one that is not given up.
-            counts = counts.clamp(min=len(residual) / size)
+            # Each entry starts as if it had been used as it is now, an average one once, and no other less: light, so
+            # that those that the first steps leave out start anew soon.
+            counts = (counts * (size / len(residual))).clamp(min=1)
             book.embed.copy_(entries)
             book.cluster_size.copy_(counts)
             book.embed_avg.copy_(entries * counts[:, None])
