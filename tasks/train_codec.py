@@ -25,7 +25,7 @@ _BALANCED = {"l1": 0.1, "mel": 2.0, "adversarial": 4.0, "feature_matching": 4.0}
 _COMMITMENT = 0.25
 _RATE = 16000  # of the samples in a batch
 _POINTS = 20000  # of one step that the codebooks begin from, at most
-_ADVICE = "lower optim.lr, or raise task.free_steps or task.loss_weights.commitment"
+_ADVICE = "lower optim.lr, or codec.decay (books follow faster), or raise codec.dead_share or task.free_steps"
 
 
 class TrainCodec(TwoNetworks):

@@ -249,19 +249,35 @@ def test_a_book_that_collapses_is_said_once_until_it_recovers():
 
 def test_a_collapse_in_training_is_said_with_advice(make, monkeypatch: pytest.MonkeyPatch):
     """Planted: all frames choose one entry, and nothing starts anew."""
-    task, batches = make("codec.dead_share=0")
+    task, batches = make("codec.dead_share=0", "task.codebooks=[4]")
 
     def alike(points, count):
         return torch.zeros(len(points), count, dtype=torch.int64)
 
     monkeypatch.setattr(task.codec.quantizer, "encode", alike)
     with pytest.warns(
-        UserWarning, match=r"step 4: codebook 1, .*collapsed: 1.* of 16 entries in use.*: lower optim.lr, or"
+        UserWarning,
+        match=r"step 4: codebook 1, 2, 3, 4 collapsed: 1, 1, 1, 1 of 16 entries in use.*: lower optim.lr, or",
     ):
         fit(task, batches, max_steps=4, log_every_n_steps=4)
     assert task.latest["train/codes_in_use/1"] == pytest.approx(1 / 16)
     assert task.latest["train/perplexity/1"] == pytest.approx(1)
     assert task.progress_line.startswith("codes 6 ")
+
+
+def test_a_tiny_codec_keeps_its_books_in_use(make):
+    """At a rate at which the codes of a codec with PyTorch's own initial weights collapse."""
+    task, batches = make("discriminator=none", "codec.decay=0.9", "codec.dead_share=0.2", "task.codebooks=[4]")
+    task.attach_optimizer(partial(torch.optim.AdamW, lr=5e-3), constant)
+    trainer = Trainer(
+        accelerator="cpu", logger=False, enable_progress_bar=False, enable_model_summary=False, max_steps=60,
+        enable_checkpointing=False, max_epochs=-1, log_every_n_steps=20, gradient_clip_val=1.0,
+    )  # fmt: skip
+    trainer.fit(task, DataLoader(batches, batch_size=None))  # pyright: ignore[reportArgumentType]
+    shares = [task.latest[f"train/codes_in_use/{book}"] for book in (1, 2, 3, 4)]
+    spreads = [task.latest[f"train/perplexity/{book}"] for book in (1, 2, 3, 4)]
+    assert min(shares) > 0.8, shares
+    assert min(spreads) > 0.5 * 16, spreads
 
 
 def test_steps_without_codebooks_come_first_where_they_are_wanted(make):
