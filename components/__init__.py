@@ -1,4 +1,4 @@
-"""The zoo: roles (`components/roles.py`) and the parts that fill them, importable by name from here.
+"""The zoo: roles (`components/roles/`) and the parts that fill them, importable by name from here.
 
 Parts are imported on first use, so that `import voxzoo.components` stays light.
 """

@@ -168,65 +168,21 @@ def select(
     lengths = _lengths(rows, units) if "units" in needs else np.empty(0, np.int64)
     others = {name: _lengths(rows, found) for name, found in (prepared or {}).items()}
     for column, task in enumerate(tasks):
-        found, length = why[:, column], seconds[:, column]
-        spoken = task in FROM_SPEECH
-        reads_speech = spoken and "speech" in needs
-        target = "src_text" if task == "asr" else "tgt_text"
-
-        def drop(which: np.ndarray, reason: str, found: np.ndarray = found) -> None:
-            found[which & (found == 0)] = reasons.setdefault(reason, len(reasons))
-
-        if reads_speech:
-            drop(~rows.has("audio"), "no audio")
-        if not spoken:
-            drop(~rows.has("src_text"), "no source text")
-        if "target" in needs and limits is not None:
-            drop(~rows.has(target), "no target text")
+        view = _View(rows, task, needs, why[:, column], seconds[:, column], reasons)
+        view.drop_without_what_is_read(with_target=limits is not None)
         if knows is not None:
-            asked = [("src_lang" if task == "asr" else "tgt_lang")] if "target" in needs else []
-            for key in (*asked, *(() if spoken else ("src_lang",))):
-                for lang in sorted(rows.labels(key) - {""}):
-                    if not knows(lang):
-                        drop(rows.labelled(key, [lang]), f"no token for the language {lang!r} in the tokenizer")
-        if "target_speech" in needs:
-            drop(~rows.has("tgt_audio") if task != "asr" else np.ones(len(rows), bool), "no target audio")
-        if "units" in needs:
-            drop(lengths < 0, "no units")
-        for name, sizes in others.items():
-            drop(sizes < 0, f"no {name.replace('_', ' ')}")
-            drop(sizes == 0, f"empty {name.replace('_', ' ')}")
-        if reads_speech or "target_speech" in needs:
-            if reads_speech:
-                length[:] = rows.durations()
-                unsaid = np.isnan(length)
-                length[unsaid] = 0
-                places = np.flatnonzero((found == 0) & unsaid)
-            else:
-                places = np.flatnonzero(found == 0)
-            if len(places):
-                length[places], wrong = measure("audio" if reads_speech else "tgt_audio", places)
-                for place, message in wrong.items():
-                    found[place] = reasons.setdefault(f"{UNREADABLE} ({message})", len(reasons))
-        elif "units" in needs:
-            length[:] = 0.02 * lengths
+            view.drop_unknown_languages(knows)
+        view.drop_unprepared(lengths, others)
+        view.measure(lengths, measure)
         if limits is not None:
-            _drop_by_length(drop, length, limits, reads_speech)
+            view.drop_by_length(limits)
         if longest_text is not None and count is not None and "target" in needs:
-            # No tokenizer has more tokens than bytes, and no character more than four of these.
-            maybe = np.flatnonzero((found == 0) & (4 * rows.characters(target) > longest_text))
-            beyond = np.zeros(len(rows), bool)
-            if len(maybe):
-                beyond[maybe] = count(target, maybe) > longest_text
-            drop(beyond, f"more than {longest_text} tokens, the most that the model has positions for")
+            view.drop_long_texts(longest_text, count)
         if tokens is not None:
             assert count is not None
-            places = np.flatnonzero(found == 0)
-            counts = count(target, places) + 3
-            if not spoken:
-                counts = np.maximum(counts, count("src_text", places) + 2)
-            tokens[places, column] = counts
+            view.count(count, tokens[:, column])
             if limits is not None and limits.max_tokens is not None:
-                drop(tokens[:, column] > limits.max_tokens, f"more than {limits.max_tokens} tokens")
+                view.drop(tokens[:, column] > limits.max_tokens, f"more than {limits.max_tokens} tokens")
     kept = np.flatnonzero(why.reshape(-1) == 0).astype(np.int32)
     places, numbers = kept // len(tasks), (kept % len(tasks)).astype(np.uint8)
     length = seconds.reshape(-1) if len(kept) == why.size else seconds.reshape(-1)[kept]
@@ -241,6 +197,122 @@ def select(
         None if tokens is None else tokens.reshape(-1)[kept],
         _dropped(rows, why, list(reasons)),
     )
+
+
+@dataclass(frozen=True)
+class _View:
+    """The rows as one task sees them.
+
+    Attributes:
+        rows: N of them.
+        task: its name.
+        needs: `Batch` fields.
+        why: (N,) int32 number of the reason for which a row is left out, 0 for none; filled in here.
+        seconds: (N,) of its speech, 0 for text; filled in here.
+        reasons: their numbers, shared by all tasks.
+    """
+
+    rows: Rows
+    task: str
+    needs: frozenset[str]
+    why: np.ndarray
+    seconds: np.ndarray
+    reasons: dict[str, int]
+
+    @property
+    def spoken(self) -> bool:
+        return self.task in FROM_SPEECH
+
+    @property
+    def reads_speech(self) -> bool:
+        return self.spoken and "speech" in self.needs
+
+    @property
+    def target(self) -> str:
+        return "src_text" if self.task == "asr" else "tgt_text"
+
+    def drop(self, which: np.ndarray, reason: str) -> None:
+        """Leave out rows; of several reasons the first one counts."""
+        self.why[which & (self.why == 0)] = self.reasons.setdefault(reason, len(self.reasons))
+
+    def kept(self) -> np.ndarray:
+        """Which rows are not left out so far."""
+        return self.why == 0
+
+    def drop_without_what_is_read(self, *, with_target: bool) -> None:
+        if self.reads_speech:
+            self.drop(~self.rows.has("audio"), "no audio")
+        if not self.spoken:
+            self.drop(~self.rows.has("src_text"), "no source text")
+        if "target" in self.needs and with_target:
+            self.drop(~self.rows.has(self.target), "no target text")
+
+    def drop_unknown_languages(self, knows: Callable[[str], bool]) -> None:
+        asked = [("src_lang" if self.task == "asr" else "tgt_lang")] if "target" in self.needs else []
+        for key in (*asked, *(() if self.spoken else ("src_lang",))):
+            for lang in sorted(self.rows.labels(key) - {""}):
+                if not knows(lang):
+                    self.drop(self.rows.labelled(key, [lang]), f"no token for the language {lang!r} in the tokenizer")
+
+    def drop_unprepared(self, lengths: np.ndarray, others: Mapping[str, np.ndarray]) -> None:
+        """`lengths`: (N,) units, -1 where there are none; `others`: the same of other prepared fields."""
+        if "target_speech" in self.needs:
+            self.drop(
+                ~self.rows.has("tgt_audio") if self.task != "asr" else np.ones(len(self.rows), bool), "no target audio"
+            )
+        if "units" in self.needs:
+            self.drop(lengths < 0, "no units")
+        for name, sizes in others.items():
+            self.drop(sizes < 0, f"no {name.replace('_', ' ')}")
+            self.drop(sizes == 0, f"empty {name.replace('_', ' ')}")
+
+    def measure(
+        self, lengths: np.ndarray, measure: Callable[[str, np.ndarray], tuple[np.ndarray, dict[int, str]]]
+    ) -> None:
+        """Fill in the seconds; files are looked at only of rows that are kept and do not say."""
+        length = self.seconds
+        if self.reads_speech or "target_speech" in self.needs:
+            places = np.flatnonzero(self.kept())
+            if self.reads_speech:
+                length[:] = self.rows.durations()
+                unsaid = np.isnan(length)
+                length[unsaid] = 0
+                places = places[unsaid[places]]
+            if len(places):
+                length[places], wrong = measure("audio" if self.reads_speech else "tgt_audio", places)
+                for place, message in wrong.items():
+                    self.why[place] = self.reasons.setdefault(f"{UNREADABLE} ({message})", len(self.reasons))
+        elif "units" in self.needs:
+            length[:] = 0.02 * lengths
+
+    def drop_by_length(self, limits: Limits) -> None:
+        length, longest = self.seconds, limits.longest
+        known = length > 0
+        self.drop(known & (length < limits.min_seconds), f"shorter than {limits.min_seconds:g} s")
+        if limits.max_seconds is not None:
+            self.drop(known & (length > limits.max_seconds), f"longer than {limits.max_seconds:g} s")
+        if self.reads_speech and longest is not None:
+            speed = f" at {limits.slowest:g} times the speed" if limits.slowest < 1 else ""
+            self.drop(
+                known & (length / limits.slowest > longest),
+                f"longer than {longest:g} s{speed}, the most that the model takes",
+            )
+
+    def drop_long_texts(self, longest: int, count: Count) -> None:
+        # No tokenizer has more tokens than bytes, and no character more than four of these.
+        maybe = np.flatnonzero(self.kept() & (4 * self.rows.characters(self.target) > longest))
+        beyond = np.zeros(len(self.rows), bool)
+        if len(maybe):
+            beyond[maybe] = count(self.target, maybe) > longest
+        self.drop(beyond, f"more than {longest} tokens, the most that the model has positions for")
+
+    def count(self, count: Count, tokens: np.ndarray) -> None:
+        """Fill in the (N,) `tokens` of rows that are kept, with those around them."""
+        places = np.flatnonzero(self.kept())
+        counts = count(self.target, places) + 3
+        if not self.spoken:
+            counts = np.maximum(counts, count("src_text", places) + 2)
+        tokens[places] = counts
 
 
 def as_task(row: Utterance, task: str) -> Utterance:
@@ -265,22 +337,6 @@ def measure_files(rows: Rows, key: str, places: np.ndarray, audio: AudioFiles) -
             wrong[number] = str(error)
     bad = np.flatnonzero(np.isin(which, list(wrong))) if wrong else ()
     return seconds[which], {int(places[index]): wrong[int(which[index])] for index in bad}
-
-
-def _drop_by_length(
-    drop: Callable[[np.ndarray, str], None], length: np.ndarray, limits: Limits, reads_speech: bool
-) -> None:
-    known = length > 0
-    drop(known & (length < limits.min_seconds), f"shorter than {limits.min_seconds:g} s")
-    if limits.max_seconds is not None:
-        drop(known & (length > limits.max_seconds), f"longer than {limits.max_seconds:g} s")
-    longest = limits.longest
-    if reads_speech and longest is not None:
-        speed = f" at {limits.slowest:g} times the speed" if limits.slowest < 1 else ""
-        drop(
-            known & (length / limits.slowest > longest),
-            f"longer than {longest:g} s{speed}, the most that the model takes",
-        )
 
 
 def _lengths(rows: Rows, units: Mapping[str, np.ndarray]) -> np.ndarray:

@@ -4,6 +4,7 @@ L layers."""
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
@@ -107,13 +108,7 @@ class Wav2Vec2Encoder(SpeechEncoder):
         super().__init__()
         at_least(1, num_layers=num_layers)
         probability(layer_drop=layer_drop)
-        if not 0 < len(conv_dims) == len(conv_kernels) == len(conv_strides):
-            raise ValueError(
-                "conv_dims, conv_kernels and conv_strides need one entry for each convolution; got "
-                f"{len(conv_dims)}, {len(conv_kernels)} and {len(conv_strides)}"
-            )
-        if conv_norm not in ("group", "layer"):
-            raise ValueError(f"conv_norm must be group or layer; got {conv_norm!r}")
+        _require_convs(conv_dims, conv_kernels, conv_strides, conv_norm)
         if leak_padding not in ("none", "norm", "all"):
             raise ValueError(f"leak_padding must be none, norm or all; got {leak_padding!r}")
         if layer is not None and not 0 <= layer <= num_layers:
@@ -147,17 +142,7 @@ class Wav2Vec2Encoder(SpeechEncoder):
         nn.init.zeros_(self.input_projection.bias)
         self.input_dropout = Dropout(input_dropout)
         self.mask_embedding = mask_vector(dim, mask_embedding, mask_time_prob)
-        self.exempt = {}
-        if not mask_time_prob:
-            self.exempt["learns mask_embedding"] = "nothing is masked (mask_time_prob=0)"
-        if conv_bias and conv_norm == "group":
-            self.exempt["learns convs.0.conv.bias"] = "the norm over time takes it away"
-        if layer is not None:
-            behind = [f"layers.{number}" for number in range(layer, num_layers)] + ["norm"] * norm_first
-            self.exempt.update((f"learns {name}", f"lies behind layer={layer}") for name in behind)
-        if leak_padding != "none":
-            leaks = f"leak_padding={leak_padding}: the published leak"
-            self.exempt.update(dict.fromkeys(("padding", "alone", "gradients"), leaks))
+        self.exempt = self._exempt(num_layers, masks=bool(mask_time_prob), bias=conv_bias and conv_norm == "group")
         self.masking = SpanMasking(
             mask_time_prob, mask_time_length, mask_time_min, mask_feature_prob, mask_feature_length, mask_feature_min
         )
@@ -168,6 +153,27 @@ class Wav2Vec2Encoder(SpeechEncoder):
             dim, num_heads, ffn_dim, dropout, attention_dropout, activation_dropout, activation=activation
         )
         self.layers = nn.ModuleList(Wav2Vec2Layer(layers, norm_first) for _ in range(num_layers))
+
+    def _exempt(self, num_layers: int, *, masks: bool, bias: bool) -> dict[str, str]:
+        """What of the contract these settings exempt from, see `Part.exempt`.
+
+        Args:
+            num_layers: all of them.
+            masks: whether steps are masked.
+            bias: whether the first convolution has a bias that its norm takes away.
+        """
+        exempt = {}
+        if not masks:
+            exempt["learns mask_embedding"] = "nothing is masked (mask_time_prob=0)"
+        if bias:
+            exempt["learns convs.0.conv.bias"] = "the norm over time takes it away"
+        if self.layer is not None:
+            behind = [f"layers.{number}" for number in range(self.layer, num_layers)] + ["norm"] * self.norm_first
+            exempt.update((f"learns {name}", f"lies behind layer={self.layer}") for name in behind)
+        if self.leak_padding != "none":
+            leaks = f"leak_padding={self.leak_padding}: the published leak"
+            exempt.update(dict.fromkeys(("padding", "alone", "gradients"), leaks))
+        return exempt
 
     def forward(self, speech: Padded) -> Padded:
         """(B, N) samples -> (B, T, dim) states; beyond the lengths they are finite but mean nothing."""
@@ -427,3 +433,13 @@ def _plus(sum_: Tensor | None, term: Tensor) -> Tensor:
     if sum_ is None:
         return term
     return sum_ + term if term.requires_grad else sum_.add_(term)
+
+
+def _require_convs(dims: Sequence[int], kernels: Sequence[int], strides: Sequence[int], norm: str) -> None:
+    if not 0 < len(dims) == len(kernels) == len(strides):
+        raise ValueError(
+            "conv_dims, conv_kernels and conv_strides need one entry for each convolution; got "
+            f"{len(dims)}, {len(kernels)} and {len(strides)}"
+        )
+    if norm not in ("group", "layer"):
+        raise ValueError(f"conv_norm must be group or layer; got {norm!r}")

@@ -1,4 +1,4 @@
-"""One base class per role. A part is a LightningModule for its hparams, device and dtype handling, but its `forward` is
+"""The roles of networks. A part is a LightningModule for its hparams, device and dtype handling, but its `forward` is
 pure: it never logs, never reads the trainer and never reaches into a sibling. Parts return losses; the task logs them.
 
 Letters: B batch, T frames, S subwords, U units, K codebooks, N samples, F features, D model dim, V vocabulary.
@@ -7,16 +7,15 @@ Letters: B batch, T frames, S subwords, U units, K codebooks, N samples, F featu
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, ClassVar
 
-from lightning import LightningDataModule, LightningModule
+from lightning import LightningModule
 from torch import Tensor, nn
 
-from .cards import Card
-from .joint_vocabulary import JointVocabulary
-from .languages import match
-from .types import Adapted, Batch, Judgement, Loss, Padded, Reconstruction, Statistic, UnitOutput
+from ..cards import Card
+from ..joint_vocabulary import JointVocabulary
+from ..types import Adapted, Judgement, Loss, Padded, Reconstruction, Statistic, UnitOutput
 
 
 class Part(LightningModule, ABC):
@@ -33,85 +32,6 @@ class Part(LightningModule, ABC):
         raise RuntimeError(f"{type(self).__name__} is a part: return losses and let the task log them")
 
     log_dict = log
-
-
-class Frontend(ABC):
-    """Waveform to what the speech encoder reads. Runs in data workers; holds no trained parameters; picklable."""
-
-    sample_rate: int
-    output_dim: int
-    """Features per step; 1 for raw samples (then the output is (N,), not (N, 1))."""
-    longest_seconds: float | None = None
-    """Longest clip it takes; None: any."""
-
-    @abstractmethod
-    def __call__(self, waveform: Tensor) -> Tensor:
-        """(N,) float32 samples in -1..1 at `sample_rate` -> (T, F) float32 features (or (N,) samples)."""
-
-    @abstractmethod
-    def output_length(self, num_samples: int) -> int:
-        """Exact T for N samples, so that batches are planned without reading audio."""
-
-    @property
-    @abstractmethod
-    def fingerprint(self) -> str:
-        """Names everything that changes the output: the key of the feature cache."""
-
-
-class Tokenizer(ABC):
-    """Text to ids and back. Ids of languages are part of the vocabulary."""
-
-    vocab_size: int
-    pad_id: int
-    unk_id: int
-    bos_id: int
-    eos_id: int
-    languages: tuple[str, ...]
-
-    @abstractmethod
-    def encode(self, text: str) -> list[int]:
-        """Text to ids, no special tokens."""
-
-    @abstractmethod
-    def decode(self, ids: Iterable[int]) -> str:
-        """Ids to text; special and language tokens are dropped."""
-
-    @abstractmethod
-    def to_bytes(self) -> bytes:
-        """The whole tokenizer, so that a checkpoint can carry it."""
-
-    @abstractmethod
-    def piece_characters(self) -> Tensor:
-        """(V, C) int64 character ids of each token, 0 beyond the end: for parts that spell."""
-
-    def pieces(self) -> Sequence[str]:
-        """Text of each of the V ids as the tokenizer writes it, "" for specials and languages. Tokenizers whose pieces
-        have a word mark, or are not whole characters, say so themselves."""
-        return tuple(self.decode([number]) for number in range(self.vocab_size))
-
-    @abstractmethod
-    def lang_id(self, lang: str) -> int:
-        """Id of a language token. Raises ValueError naming the languages there are."""
-
-    def knows(self, lang: str) -> bool:
-        """Whether a language has a token, however its code is written (`es`, `spa`, `spa_Latn`)."""
-        return match(lang, self.languages) is not None
-
-    prefix_length: int = 2
-    """Tokens of `prefix`. All but the first are labels, and only the pieces behind them are what is learned."""
-
-    def source(self, text: str, lang: str) -> list[int]:
-        """lang, pieces, eos: what a text encoder reads."""
-        return [self.lang_id(lang), *self.encode(text), self.eos_id]
-
-    def prefix(self, lang: str, src_lang: str | None = None, task: str | None = None) -> list[int]:
-        """First decoder tokens for output in `lang`: eos, lang. A tokenizer whose prefix also says what is spoken or
-        what to do with it (Whisper) reads the other two; `task` is one of `s2tt asr t2tt s2st t2st`."""
-        return [self.eos_id, self.lang_id(lang)]
-
-    def target(self, text: str, lang: str, src_lang: str | None = None, task: str | None = None) -> list[int]:
-        """prefix, pieces, eos: decoder input is [:-1], labels are [1:]."""
-        return [*self.prefix(lang, src_lang, task), *self.encode(text), self.eos_id]
 
 
 class SpeechEncoder(Part):
@@ -459,117 +379,3 @@ class Codec(Part):
         """Move the codebooks by `Reconstruction.update`, summed over the rows of a step: once behind each step of the
         optimizer. `seed`: of what is drawn at random."""
         raise NotImplementedError(f"{type(self).__name__} does not learn")
-
-
-class DataModule(LightningDataModule, ABC):
-    """Data to batches: what training, planning and evaluation ask of data, in this order.
-
-    Most data of one's own are rows: derive from `voxzoo.datamodules.UtteranceData`, which does all of this for a class
-    that says its rows. `voxzoo.datamodules.contract.check_data` tries what is said here.
-
-    The constructor takes `tokenizer` and `frontend` by name; they are given, and either may be None: training sets
-    `tokenizer` after it has read the texts to train it, planning gives no front end. A row is an utterance: an object
-    with the attributes of `voxzoo.datamodules.Utterance`.
-    """
-
-    tokenizer: Tokenizer | None
-    frontend: Frontend | None
-    needs: frozenset[str]
-    """`Batch` fields that the task reads, set from outside before batches are asked for."""
-    longest_seconds: float | None
-    """Longest speech that the task takes, set from outside; None: any."""
-    longest_text: int | None = None
-    """Most tokens of a target text that the task takes, set from outside; None: any."""
-    tasks: tuple[str, ...]
-    """What is asked of the rows: some of `s2tt asr t2tt s2st t2st`."""
-    dropped: dict[str, dict[str, list[str]]]
-    """Split -> reason -> ids that are left out, of what was asked for so far."""
-    cache_dir: str | None = None
-    """Where things that take long to make are kept; None: nowhere."""
-
-    @abstractmethod
-    def splits(self) -> tuple[str, ...]:
-        """Names that `rows`, `texts` and `utterances` take: `train`, `valid`, and test sets."""
-
-    @abstractmethod
-    def rows(self, split: str) -> Sequence[Any]:
-        """The rows of a split, in order, after `prepare_data`. Raises UserError for an unknown split."""
-
-    def languages(self) -> tuple[str, ...]:
-        """All language codes of all splits, sorted: a trained tokenizer has a token for each."""
-        rows = (row for split in self.splits() for row in self.rows(split))
-        return tuple(sorted({lang for row in rows for lang in (row.src_lang, row.tgt_lang)} - {""}))
-
-    def texts(self, split: str = "train") -> Iterator[str]:
-        """Source and target texts of a split, for training a tokenizer."""
-        for row in self.rows(split):
-            yield from filter(None, (row.src_text, row.tgt_text))
-
-    @abstractmethod
-    def utterances(self, split: str, *, tasks: Iterable[str], needs: Iterable[str]) -> Sequence[Any]:
-        """What of a split can be served, each row once for each of `tasks`, with its `task`; `dropped` says the rest.
-        Rows without a reference are served too."""
-
-    @abstractmethod
-    def collator(self, needs: Iterable[str] | None = None) -> Callable[[list[Any]], Batch]:
-        """What makes a batch of utterances of one task; `needs` in place of the data module's. Picklable."""
-
-    @abstractmethod
-    def plan(
-        self, needs: Iterable[str], world_size: int = 1
-    ) -> tuple[Sequence[Any], Sequence[Sequence[int]], Sequence[int]]:
-        """What training would read: its utterances with their seconds, the batches of the first epoch over all ranks,
-        as indices (rank r of W takes every W-th, from the r-th on), and those that exceed a budget alone. Reads no
-        audio. Raises UserError where the data cannot be read."""
-
-    @abstractmethod
-    def train_dataloader(self) -> Any:
-        """Batches of this rank: as many as any other rank has, each utterance once an epoch over all ranks, in an order
-        that depends on the seed and the epoch alone. Its `state_dict` and `load_state_dict` go into checkpoints: after
-        a restart, also on another number of ranks, the rest of the epoch follows."""
-
-    @abstractmethod
-    def val_dataloader(self) -> Any:
-        """Batches of the split `valid`, always the same, as many on each rank; [] where there is none."""
-
-    # What planning and evaluation also ask, where it is there.
-
-    slowest: float = 1.0
-    """The lowest speed that training plays audio at."""
-
-    def unprepared(self) -> str | None:
-        """Why nothing can be planned before `prepare_data`, or None."""
-        return None
-
-    def source(self) -> str:
-        """Where the training data come from, for messages."""
-        return type(self).__name__
-
-    units_path: str | None = None
-    """The file of target units, which a stage before may write; None: there is none."""
-
-    def read_units(self) -> Mapping[str, Any]:
-        """Utterance id -> (U,) target units, one per frame, of `units_path`."""
-        return {}
-
-    def target_seconds(self, utterance: Any) -> float:
-        """Seconds of the target speech of an utterance, 0 where there is none."""
-        return 0.0
-
-
-ROLES: dict[str, type] = {
-    "frontend": Frontend,
-    "tokenizer": Tokenizer,
-    "speech_encoder": SpeechEncoder,
-    "adaptor": Adaptor,
-    "text_seq2seq": TextSeq2Seq,
-    "t2u": TextToUnit,
-    "unit_extractor": UnitExtractor,
-    "vocoder": UnitVocoder,
-    "discriminator": Discriminator,
-    "codec": Codec,
-    "speech_lm": SpeechLM,
-    "stream_lm": StreamLM,
-    "data": DataModule,
-}
-"""Config key -> base class. `voxzoo check` refuses a part in the wrong slot by this table."""
