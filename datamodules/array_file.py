@@ -19,6 +19,7 @@ from typing import IO, Any
 import numpy as np
 
 from ..components.locks import open_lock
+from ..components.whole import remove_unfinished, whole_file
 
 _MARK = b"voxzoo arrays 1\n"
 _ALIGN = 64
@@ -117,20 +118,15 @@ def write_arrays(path: Path, about: dict[str, Any], arrays: Mapping[str, np.ndar
     size = len(content) + 20
     start = _aligned(len(_MARK) + 8 + size)
     content = json.dumps({**header, "bytes": start + offset}).encode().ljust(size)
-    part = path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}.part")
-    try:
-        with part.open("wb") as file:
-            file.write((_MARK + size.to_bytes(8, "little") + content).ljust(start, b"\0"))
-            for name, array in arrays.items():
-                file.seek(start + places[name][2])
-                if isinstance(array, Spill):
-                    file.writelines(array.blocks())
-                else:
-                    file.write(np.ascontiguousarray(array).data)
-            file.truncate(start + offset)
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
+    with whole_file(path) as file:
+        file.write((_MARK + size.to_bytes(8, "little") + content).ljust(start, b"\0"))
+        for name, array in arrays.items():
+            file.seek(start + places[name][2])
+            if isinstance(array, Spill):
+                file.writelines(array.blocks())
+            else:
+                file.write(np.ascontiguousarray(array).data)
+        file.truncate(start + offset)
 
 
 def kept(
@@ -160,8 +156,7 @@ def kept(
         if found is not None and is_current(found):
             return found
         if locked:
-            for left in path.parent.glob(f".{path.name}.*.part"):  # of a process that was killed
-                left.unlink(missing_ok=True)
+            remove_unfinished(path.parent, f"{path.name}.*")
         about, arrays = make()
         write_arrays(path, about, arrays)
         found = open_arrays(path)

@@ -7,7 +7,6 @@ output width.
 from __future__ import annotations
 
 import re
-import shutil
 from collections import defaultdict
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,6 +17,7 @@ from torch import Tensor, nn
 
 from ..errors import UserError, few
 from ..layers.lora import LoRA, LoRALinear, adapt, adapted_layers, block_names
+from ..whole import whole_folder
 from .family import Compat
 from .files import Weights, published_folder, read_json, write_weights
 from .published import PublishedModel, family_of, from_transformers, nodes_of
@@ -221,17 +221,9 @@ def to_peft(task: Any, path: str | Path, base: str, settings: Mapping[str, LoRA]
         "rank_pattern": {name: rank for name, rank in ranks.items() if rank != first.rank},
         "alpha_pattern": {name: alpha for name, alpha in alphas.items() if alpha != first.alpha},
     }
-    part_folder = target.with_name(f".{target.name}.part")
-    shutil.rmtree(part_folder, ignore_errors=True)
-    part_folder.mkdir(parents=True)
-    try:
+    with whole_folder(target) as part_folder:
         write_json(part_folder / CONFIG, content)
         write_weights(part_folder, tensors, single=WEIGHTS)
-        if target.exists():
-            target.rmdir()
-        part_folder.rename(target)
-    finally:
-        shutil.rmtree(part_folder, ignore_errors=True)
     return target
 
 

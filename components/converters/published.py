@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib
 import json
-import shutil
 import warnings
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -16,6 +15,7 @@ from torch import Tensor, nn
 from ..errors import UserError, faults_of, few
 from ..layers.lora import is_lora, merged_state
 from ..limits import stacks
+from ..whole import whole_folder
 from .compat import apply_compat
 from .family import Compat, Family, Nodes
 from .fidelity import compare
@@ -355,10 +355,7 @@ def to_transformers(
         if not f"{role}.{key}".startswith(tuple(f"{name}." for name in left))
     }
     tensors = family.key_map(nodes).save(state)
-    part_folder = target.with_name(f".{target.name}.part")
-    shutil.rmtree(part_folder, ignore_errors=True)
-    part_folder.mkdir(parents=True)
-    try:
+    with whole_folder(target) as part_folder:
         for name, content in files.items():
             (part_folder / name).write_bytes(content.numpy().tobytes())
         if not files:
@@ -381,11 +378,6 @@ def to_transformers(
             accept=compat is not None or source == model_type,
             generates=(part_folder / "generation_config.json").exists(),
         )
-        if target.exists():
-            target.rmdir()
-        part_folder.rename(target)
-    finally:
-        shutil.rmtree(part_folder, ignore_errors=True)
     for line in (*family.notes(nodes), *notes, *(f"{name}: left out, {why}" for name, why in left.items())):
         note(line)
     return target

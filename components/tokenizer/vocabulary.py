@@ -6,7 +6,6 @@ Letters: V rows of the vocabulary, P pieces, L languages.
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterable, Iterator
@@ -17,6 +16,7 @@ from typing import Any, Literal
 import sentencepiece
 
 from ..errors import UserError
+from ..whole import write_whole
 from . import vocabulary_process
 from .pieces import NUM_CONTROLS
 
@@ -89,10 +89,7 @@ def train_sentencepiece(
             f"different characters (choose another tokenizer.vocab_size): {answer['error'].rpartition('] ')[2]}"
         )
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.{os.getpid()}")
-    part.write_bytes(model)
-    os.replace(part, path)
+    write_whole(path, model)
     report(answer["used"], answer["total"])
     return path
 

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import re
-import shutil
 import signal
 import threading
 import traceback
@@ -24,6 +22,7 @@ from torch.utils import _pytree as pytree
 
 from ...components.errors import UserError, faults_of, few
 from ...components.lines import read_json
+from ...components.whole import link_whole, remove_unfinished, whole_file
 from ...configs.foreign import require_plain
 from ..processes.launcher import let_processes_end
 from ..processes.signals import EXIT_CODES, Interrupted, heard
@@ -48,22 +47,17 @@ _DISK_FULL = ("PytorchStreamWriter", "write", "inline_container", "unexpected po
 
 
 def write_atomically(path: Path, write: Any) -> None:
-    """Call `write(file)` on a temporary binary file, then rename it to `path`.
+    """Call `write(file)` on a binary file that appears whole as `path` (`whole_file`), and is on the disk then.
 
     Raises:
         UserError: the disk is full or not writable; what stood at `path` before is untouched.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with open(temporary, "wb") as file:
+        with whole_file(path, sync=True) as file:
             write(file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
     except (OSError, RuntimeError) as error:
         # torch.save reports a full disk as a RuntimeError of its archive writer.
-        temporary.unlink(missing_ok=True)
         if isinstance(error, RuntimeError) and not any(word in str(error) for word in _DISK_FULL):
             raise
         reason = (
@@ -74,15 +68,6 @@ def write_atomically(path: Path, write: Any) -> None:
         raise UserError(
             f"{path}: {reason}; the previous checkpoint is untouched. Free some space and run the same command again"
         ) from error
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-
-
-def remove_leftovers(folder: Path) -> None:
-    """Delete what `write_atomically` could not finish because its process was killed; nobody else may be writing."""
-    for path in folder.glob(".*.tmp"):
-        path.unlink(missing_ok=True)
 
 
 def read_checkpoint(path: Path, *, whole: bool = True, states: bool = True, verify: bool = False) -> dict[str, Any]:
@@ -278,7 +263,7 @@ class Checkpointer(Checkpoint):
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.is_global_zero:
-            remove_leftovers(self.folder)
+            remove_unfinished(self.folder)
         # From here on, though the first step, which will be saved, may be minutes away.
         if threading.current_thread() is threading.main_thread():
             self._handlers = {number: signal.getsignal(number) for number in EXIT_CODES}
@@ -300,7 +285,7 @@ class Checkpointer(Checkpoint):
         follow one by one."""
         own = f"step{step:08d}.ckpt"
         if own in self.best and self.last.exists() and not (self.folder / own).exists():
-            _link(self.last, self.folder / own)
+            link_whole(self.last, self.folder / own)
         ranking = self.folder / "best.json"
         if self.best or ranking.exists():
             self._write_ranking()
@@ -405,7 +390,7 @@ class Checkpointer(Checkpoint):
         with _all_hear(trainer):
             if trainer.is_global_zero:
                 if whole and name in self.best:
-                    _link(self.last, self.folder / name)
+                    link_whole(self.last, self.folder / name)
                 self._write_ranking()
                 for stale in removed:
                     (self.folder / stale).unlink(missing_ok=True)
@@ -450,17 +435,6 @@ def _all_hear(trainer: Trainer) -> Iterator[None]:
         problem = trainer.strategy.broadcast(problem)
     if problem:
         raise UserError(problem)
-
-
-def _link(source: Path, target: Path) -> None:
-    """Another name for a file that is only ever replaced, never written into; a copy where there are no such names."""
-    temporary = target.with_name(f".{target.name}.tmp")
-    temporary.unlink(missing_ok=True)
-    try:
-        os.link(source, temporary)
-    except OSError:
-        shutil.copyfile(source, temporary)
-    os.replace(temporary, target)
 
 
 _STEP = re.compile(r"step(\d{8,})\.ckpt")

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import torch
 
 from ...components.errors import UserError
+from ...components.whole import link_whole
 from ..checkpoints.files import read_checkpoint, write_atomically
 from ..checkpoints.shards import is_sharded, remove_unused
 from .folder import pid_lock
@@ -39,10 +39,7 @@ def consolidate(path: Path, out: Path | None = None) -> list[Path]:
         with pid_lock(one.parent.parent if one.parent.name == "checkpoints" else folder):
             inode = one.stat().st_ino
             if inode in written:
-                temporary = one.with_name(f".{one.name}.tmp")
-                temporary.unlink(missing_ok=True)
-                os.link(written[inode], temporary)
-                os.replace(temporary, one)
+                link_whole(written[inode], one)
             else:
                 content = read_checkpoint(one)
                 write_atomically(one, lambda file, content=content: torch.save(content, file))

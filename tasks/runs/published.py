@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
@@ -16,6 +15,7 @@ from ...components.converters import PublishedModel, to_encodec, to_transformers
 from ...components.converters.peft import to_peft
 from ...components.converters.published import layout_of, nodes_of
 from ...components.errors import UserError
+from ...components.whole import whole_folder
 from ...configs.check import require_valid
 from ...configs.compose import CONFIG_DIR, compose, to_yaml
 from ...configs.targets import allow_list
@@ -64,18 +64,11 @@ def write_run(model: PublishedModel, folder: Path) -> DictConfig:
         "state_dict": state,
         "voxzoo": {"config": OmegaConf.to_container(config, resolve=True), "assets": assets},
     }
-    part = folder.with_name(f".{folder.name}.part")
-    shutil.rmtree(part, ignore_errors=True)
-    try:
+    with whole_folder(folder) as part:
         write_atomically(part / "config.yaml", lambda file: file.write(to_yaml(config).encode()))
         write_atomically(part / "checkpoints" / _CHECKPOINT, lambda file: torch.save(content, file))
         ranking = json.dumps({_CHECKPOINT: 0.0}).encode()
         write_atomically(part / "checkpoints" / "best.json", lambda file: file.write(ranking))
-        if folder.exists():
-            folder.rmdir()
-        part.rename(folder)
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
     return config
 
 

@@ -3,25 +3,24 @@
 from __future__ import annotations
 
 import io
-import os
 import wave
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import soundfile
 import torch
 from torch import Tensor
 
+from ...components.whole import whole_file
+
 
 def write_wav(path: Path, audio: Tensor | Iterable[Tensor], sample_rate: int) -> None:
-    """Write (N,) samples, or parts of them, as 16-bit PCM: beside the target first, then renamed, so that a file is
-    whole or absent.
+    """Write (N,) samples, or parts of them, as 16-bit PCM. The file appears whole; its folder is made.
 
     Raises:
         OSError: the folder cannot be written.
     """
-    with _whole(path) as temporary, temporary.open("wb") as file, wave.open(file, "wb") as out:
+    with whole_file(path) as file, wave.open(file, "wb") as out:
         out.setnchannels(1)
         out.setsampwidth(2)
         out.setframerate(sample_rate)
@@ -30,24 +29,6 @@ def write_wav(path: Path, audio: Tensor | Iterable[Tensor], sample_rate: int) ->
             numbers = io.BytesIO()
             soundfile.write(numbers, samples.numpy(), sample_rate, "PCM_16", "LITTLE", "RAW")
             out.writeframesraw(numbers.getbuffer())
-
-
-def write_whole(path: Path, content: bytes) -> None:
-    """Write a file atomically, making its folder."""
-    with _whole(path) as temporary:
-        temporary.write_bytes(content)
-
-
-@contextmanager
-def _whole(path: Path) -> Iterator[Path]:
-    """The name of a file that gets the name `path` when it is written."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        yield temporary
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def cut_at_quiet(

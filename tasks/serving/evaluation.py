@@ -20,6 +20,7 @@ from rich.progress import track
 
 from ...components.errors import UserError, few, printable
 from ...components.lines import json_line
+from ...components.whole import write_whole
 from ...datamodules.audio import SAMPLE_RATE, AudioFiles, audio_blocks, audio_seconds
 from ...datamodules.utterances import UtteranceData
 from ..processes.console import quiet_libraries
@@ -30,7 +31,7 @@ from ..scoring.listening import Listener, note_audio
 from ..scoring.outputs import read_rows
 from ..scoring.quality import JUDGED_SECONDS, SpeechQuality
 from ..scoring.recogniser import Recogniser
-from ..scoring.speech import write_wav, write_whole
+from ..scoring.speech import write_wav
 from .choices import EVALUATED, SPEECH_IN
 from .distortions import Condition, DistortedAudio, conditions_of
 from .names import FileNames

@@ -207,10 +207,10 @@ def test_a_killed_build_leaves_nothing_half(tmp_path, monkeypatch, made):
     monkeypatch.setattr(derived, "WORTH_KEEPING", 0)
     assert process.exitcode == 9
     cache = tmp_path / "manifests"
-    assert len(list(cache.glob(".*.part"))) == 1
+    assert len(list(cache.glob(".*.tmp"))) == 1
     assert not list(cache.glob("*.rows"))
     assert list(open_rows(path, tmp_path)) == [row("a"), row("b")]
-    assert not list(cache.glob(".*.part"))
+    assert not list(cache.glob(".*.tmp"))
     (file,) = cache.glob("*.rows")
     file.write_bytes(file.read_bytes()[:-70])  # a disk that lost its end
     assert list(open_rows(path, tmp_path)) == [row("a"), row("b")]
