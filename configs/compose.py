@@ -290,9 +290,28 @@ def _hydra(overrides: Sequence[str], folders: Sequence[Path]) -> DictConfig:
             require_bounded(path)
     states = [(path, path.stat()) for path in files]
     stamps = tuple((str(path), s.st_mtime_ns, s.st_size, s.st_ino) for path, s in states)
-    config = copy.deepcopy(_composed(tuple(word for word in overrides if not _deleted(word)), stamps))
+    asked = [word for word in overrides if not _deleted(word)]
+    config = _with_stages(asked, stamps) or copy.deepcopy(_composed(tuple(asked), stamps))
     for word in overrides:
         _delete(config, word)
+    return config
+
+
+def _with_stages(overrides: Sequence[str], files: tuple[tuple[str, int, int, int], ...]) -> DictConfig | None:
+    """What is composed without the settings of stages, and these laid on as Hydra does it: the same is asked for with
+    and without them. None where there are none, or Hydra is to do it: it says what is wrong with them."""
+    settings = [word for word in overrides if re.match(r"\+\+stages(\.\w+)+=", word)]
+    others = [word for word in overrides if word not in settings]
+    if not settings or any(_group(word).split(".")[0] == "stages" for word in others):
+        return None
+    config = copy.deepcopy(_composed(tuple(others), files))
+    try:
+        for word in settings:
+            parsed = OverridesParser.create().parse_override(word)
+            OmegaConf.update(config, parsed.key_or_group, parsed.value(), force_add=True)
+    except OmegaConfBaseException:
+        return None
+    require_no_cycles(config)
     return config
 
 

@@ -71,10 +71,12 @@ def read_codes(path: Path, cache: str | Path | None = None) -> Codes:
     return Codes(arrays_of(path, cache, "codes", _VERSION, make))
 
 
-def line_of(name: str, codes: np.ndarray) -> str:
-    """One line of a file of codes, of (T, K) numbers below 65,536."""
+def line_of(name: str, codes: np.ndarray, recording: str | None = None) -> str:
+    """One line of a file of codes, of (T, K) numbers below 65,536. `recording`: what they were made of."""
     content = base64.b64encode(np.ascontiguousarray(codes, "<u2").tobytes()).decode()
-    return json.dumps({"id": name, "streams": int(codes.shape[1]), "codes": content}, separators=(",", ":")) + "\n"
+    made_of = {} if recording is None else {"recording": recording}
+    line = {"id": name, **made_of, "streams": int(codes.shape[1]), "codes": content}
+    return json.dumps(line, separators=(",", ":")) + "\n"
 
 
 def parse_line(line: str | bytes) -> tuple[str, np.ndarray]:

@@ -26,6 +26,7 @@ from ..datamodules.audio import SAMPLE_RATE, AudioFiles
 from ..datamodules.codes import line_of, read_codes
 from ..datamodules.manifest import Utterance
 from .checkpoints.files import write_atomically
+from .recordings import recording_of, require_same_recordings
 
 Column = Literal["audio", "tgt_audio"]
 Progress = Callable[[float, float], None]
@@ -99,7 +100,7 @@ def extract_units(
     batch_seconds: float = BATCH_SECONDS,
     audio: AudioFiles = AudioFiles(),  # noqa: B008 - has no state
 ) -> dict[str, Any]:
-    """Write one JSON line `{"id": ..., "units": [...]}` per row with speech, one unit per frame.
+    """Write one JSON line `{"id": ..., "recording": ..., "units": [...]}` per row with speech, one unit per frame.
 
     The file appears under its name when it is complete. A call that was killed goes on where it stopped, and rows that
     were added to the corpus are added to the file; units of another extractor are written anew. The card of the
@@ -118,10 +119,11 @@ def extract_units(
         `utterances`, `units`, `new` (utterances extracted by this call), `without_speech`, `path`.
 
     Raises:
-        UserError: an id that stands for two rows, an extractor that is not fitted, a disk that is full.
+        UserError: an id that stands for two recordings, in the rows or in the file that is there; an extractor that is
+            not fitted, a disk that is full.
     """
 
-    def lines(batch: Padded) -> Iterator[tuple[Callable[[str], str], int]]:
+    def lines(batch: Padded) -> Iterator[tuple[_Line, int]]:
         for ids in _units(extractor, batch):
             yield partial(_unit_line, ids), len(ids)
 
@@ -157,7 +159,7 @@ def extract_codes(
     if not 1 <= streams <= codec.num_codebooks:
         raise UserError(f"{streams} codebooks: the codec has {codec.num_codebooks}; expected 1 to that")
 
-    def lines(batch: Padded) -> Iterator[tuple[Callable[[str], str], int]]:
+    def lines(batch: Padded) -> Iterator[tuple[_Line, int]]:
         with torch.inference_mode():
             found = codec.encode(batch.to(codec.device), streams, SAMPLE_RATE)
         for codes in Padded(found.data.cpu(), found.lengths.cpu()).unpad():
@@ -168,6 +170,10 @@ def extract_codes(
     return _extract(kind, rows, column, Path(path), progress, batch_seconds, audio)
 
 
+_Line = Callable[..., str]
+"""(id, recording=what it was made of) -> a line of the file."""
+
+
 @dataclass(frozen=True)
 class _Kind:
     """What is extracted.
@@ -176,19 +182,19 @@ class _Kind:
         count: what is counted: `units`, `frames`.
         rate: Hz of the samples that it is made of.
         card: of what makes it.
-        lines: (B, N) samples -> of each row what makes its line of an id, and its size.
+        lines: (B, N) samples -> of each row what makes its line, and its size.
         sizes: id -> size, of a file that is there.
     """
 
     count: str
     rate: int
     card: dict[str, Any]
-    lines: Callable[[Padded], Iterator[tuple[Callable[[str], str], int]]]
+    lines: Callable[[Padded], Iterator[tuple[_Line, int]]]
     sizes: Callable[[Path], dict[str, int]]
 
 
-def _unit_line(ids: list[int], name: str) -> str:
-    return json.dumps({"id": name, "units": ids}, separators=(",", ":")) + "\n"
+def _unit_line(ids: list[int], name: str, recording: str) -> str:
+    return json.dumps({"id": name, "recording": recording, "units": ids}, separators=(",", ":")) + "\n"
 
 
 def _unit_sizes(path: Path) -> dict[str, int]:
@@ -222,7 +228,9 @@ def _extract(
                 f"{path}: two recordings have the id {row.id!r}: {kind.count} are found by id, so ids must be unique"
             )
     partly = path.with_name(f".{path.name}.partial")
-    done = _resume(path, partly, kind, chosen)
+    names = {row.id: _source(row, column) for row in chosen.values()}
+    require_same = partial(require_same_recordings, audio=names, files=audio, sample_rate=kind.rate)
+    done = _resume(path, partly, kind, set(chosen), require_same)
     total = sum(done.values())
     todo = [row for row in chosen.values() if row.id not in done]
     count = len(done)
@@ -232,8 +240,8 @@ def _extract(
     try:
         with open(partly, "a", encoding="utf-8") as file:
             for batch_rows, batch in _batches(todo, column, kind.rate, batch_seconds, audio):
-                for row, (line, size) in zip(batch_rows, kind.lines(batch), strict=True):
-                    file.write(line(row.id))
+                for row, samples, (line, size) in zip(batch_rows, batch.unpad(), kind.lines(batch), strict=True):
+                    file.write(line(row.id, recording=str(recording_of(names[row.id], samples))))
                     total += size
                 count += len(batch_rows)
                 if progress is not None:
@@ -257,7 +265,9 @@ def _units(extractor: UnitExtractor, batch: Padded) -> list[list[int]]:
     return [row.tolist() for row in Padded(found.data.cpu(), found.lengths.cpu()).unpad()]
 
 
-def _resume(path: Path, partly: Path, kind: _Kind, chosen: dict[str, Utterance]) -> dict[str, int]:
+def _resume(
+    path: Path, partly: Path, kind: _Kind, chosen: set[str], require_same: Callable[[Path], None]
+) -> dict[str, int]:
     """Sizes per id that earlier calls with this card wrote; what they left becomes `partly`."""
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = card_path(path)
@@ -268,7 +278,10 @@ def _resume(path: Path, partly: Path, kind: _Kind, chosen: dict[str, Utterance])
         return {}
     if path.exists():
         known = kind.sizes(path)
-        if set(known) >= set(chosen) or not known:
+        if not known:
+            return known
+        require_same(path)
+        if set(known) >= chosen:
             return known
         os.replace(path, partly)  # rows were added: go on from it
         return known
@@ -278,7 +291,9 @@ def _resume(path: Path, partly: Path, kind: _Kind, chosen: dict[str, Utterance])
         whole = file.read().rfind(b"\n") + 1
         file.truncate(whole)  # a line that a kill cut off
     known = kind.sizes(partly)
-    if not known:
+    if known:
+        require_same(partly)
+    else:
         partly.unlink()
     return known
 

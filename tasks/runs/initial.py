@@ -9,14 +9,17 @@ from typing import Any
 import torch
 from omegaconf import DictConfig, OmegaConf
 
+from ...components.cards import Card
 from ...components.converters.keymap import Loaded
 from ...components.converters.published import load_part
 from ...components.errors import UserError, few
-from ...components.roles import ROLES
+from ...components.roles import ROLES, UnitExtractor
 from ...configs.pretrained import KEY, pretrained_sources
 from ..checkpoints.files import misfit, read_checkpoint
 from ..checkpoints.references import find_references
 from ..task import Task
+from ..units import unit_card
+from .extractor_files import CONFIG, is_extractor, read_config, read_weights
 from .lora import fit_weights, lora_settings
 from .run import find_checkpoint
 
@@ -86,8 +89,9 @@ def load_parts(
 
     Args:
         task: what to load into.
-        sources: role -> run folder, checkpoint, or the name of an earlier stage of the same run. Or one of these
-            alone: every part that fits is taken from there, and the lines say why others are not.
+        sources: role -> run folder, checkpoint, or the name of an earlier stage of the same run; of a unit extractor
+            also a folder of `voxzoo units fit`. Or one of these alone: every part that fits is taken from there, and
+            the lines say why others are not.
         run_dir: folder of this run; stages are its siblings.
         origin: `from` of the config. A part of that run may have more or less here, which its line says, and heads of
             the task come along where the vocabulary does.
@@ -128,12 +132,24 @@ def load_parts(
 
 
 class _Other:
-    """Another run, or an earlier stage of the same: its checkpoint."""
+    """Another run, or an earlier stage of the same: its checkpoint. Or a unit extractor as a folder, as if it were one.
+
+    Attributes:
+        card: of the units of such a folder, where it says it.
+    """
 
     def __init__(self, source: str, run_dir: Path) -> None:
         sibling = run_dir.parent / source
-        _, self.checkpoint = find_checkpoint(sibling if sibling.is_dir() else Path(source))
-        self.content = read_checkpoint(self.checkpoint, states=False)
+        path = sibling if sibling.is_dir() else Path(source)
+        self.card: dict[str, Any] | None = None
+        if is_extractor(path):
+            self.checkpoint = path
+            settings, self.card = read_config(path)
+            state = {f"unit_extractor.{name}": value for name, value in read_weights(path).items()}
+            self.content = {"state_dict": state, "voxzoo": {"config": {"unit_extractor": settings}, "assets": {}}}
+        else:
+            _, self.checkpoint = find_checkpoint(path)
+            self.content = read_checkpoint(self.checkpoint, states=False)
 
     def roles(self) -> set[str]:
         """Roles that it has weights of."""
@@ -159,6 +175,11 @@ def _load_part(task: Task, role: str, other: _Other, partial: bool = False) -> s
     if any(value.shape[:1] == (size,) for value in weights.values()):
         _require_vocabulary(task, content["voxzoo"], role, checkpoint)
     part.load_state_dict(weights, strict=not partial)
+    if other.card is not None and isinstance(part, UnitExtractor):
+        advice = f"take the settings of {checkpoint / CONFIG}"
+        unit_card(part).require(
+            Card("units", other.card), f"init.{role}: its units would not be those of {checkpoint}", advice
+        )
     said = [note, f"new: {few(new)}" if new else "", f"left there: {few(left)}" if left else ""]
     return "; ".join([f"{role}: {len(weights)} tensors from {checkpoint}", *filter(None, said)])
 

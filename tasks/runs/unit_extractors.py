@@ -2,32 +2,24 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from omegaconf import OmegaConf
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save
 
 from ...components.errors import UserError, faults_of
-from ...components.lines import read_json
 from ...components.roles import UnitExtractor
 from ...configs.build import build
 from ...configs.check import require_valid
 from ...configs.compose import compose
-from ...configs.foreign import require_plain
 from ...configs.targets import FOREIGN, allow_list
-from ..checkpoints.files import misfit, write_atomically
+from ..checkpoints.files import misfit
 from ..units import card_of
+from .extractor_files import CONFIG, WEIGHTS, is_extractor, read_config, read_weights, write_extractor
 from .initial import load_pretrained_encoder
 from .run import load_run
-
-CONFIG = "unit_extractor.json"
-
-WEIGHTS = "unit_extractor.safetensors"
 
 
 def new_extractor(
@@ -72,11 +64,7 @@ def new_extractor(
 
 def save_extractor(extractor: UnitExtractor, config: dict[str, Any], folder: Path | str) -> None:
     """Write an extractor: its config (with `_target_`) and card as JSON, its tensors as safetensors."""
-    folder = Path(folder)
-    tensors = {name: value.detach().cpu().contiguous().clone() for name, value in extractor.state_dict().items()}
-    write_atomically(folder / WEIGHTS, lambda file: file.write(save(tensors)))
-    content = {"config": config, "card": card_of(extractor)}
-    write_atomically(folder / CONFIG, lambda file: file.write((json.dumps(content, indent=1) + "\n").encode()))
+    write_extractor(Path(folder), config, card_of(extractor), extractor.state_dict())
 
 
 def load_extractor(path: Path | str, allowed: tuple[str, ...] = FOREIGN) -> UnitExtractor:
@@ -86,19 +74,11 @@ def load_extractor(path: Path | str, allowed: tuple[str, ...] = FOREIGN) -> Unit
         UserError: neither, or a run whose task has no unit extractor.
     """
     path = Path(path)
-    if (path / CONFIG).exists():
-        settings = read_json(path / CONFIG).get("config")
-        if not isinstance(settings, dict) or settings.get("_target_") is None:
-            raise UserError(f"{path / CONFIG}: expected a `config` with the _target_ and settings of a unit extractor")
-        require_plain(settings, path / CONFIG)
+    if is_extractor(path):
+        settings, _ = read_config(path)
         with faults_of(path / CONFIG):
             extractor = build(settings, allowed=allowed, wanted=UnitExtractor)
-        try:
-            weights = load_file(path / WEIGHTS)
-        except (SafetensorError, OSError) as error:
-            raise UserError(
-                f"{path / WEIGHTS}: cannot be read ({' '.join(str(error).split())}); is it whole?"
-            ) from None
+        weights = read_weights(path)
         if words := misfit(extractor.state_dict(), weights):
             raise UserError(f"{path / WEIGHTS}: does not fit {CONFIG} ({words})")
         extractor.load_state_dict(weights)

@@ -50,6 +50,39 @@ def test_the_same_config_is_composed_once(composes: list[list[str]]):
     assert not OmegaConf.is_struct(third)
 
 
+def test_settings_of_a_stage_are_no_config_of_their_own_for_hydra(composes: list[list[str]]):
+    plain = compose(["experiment=quickstart"])
+    words = ["experiment=quickstart", "stages.vocoder.set.optim.lr=1e-3", "stages.units=null", "lr=1e-4"]
+    found = compose(words)
+    assert len(composes) == 2  # the other rate, with and without the words on stages
+    assert found.stages.vocoder.set.optim.lr == 1e-3
+    assert found.stages.units is None
+    assert list(found.stages) == list(plain.stages)
+    assert compose(words, stage="vocoder").optim.lr == 1e-4  # the command line wins over a stage
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["++stages.vocoder.set.optim.lr=1e-3", "++stages.vocoder.set={seed: 7, optim: {lr: 2}}"],
+        ["++stages.vocoder.after=[units]", "++lr=1e-4", "++stages.units=null"],
+        ["++stages.new.choose.task=fit_units", "++stages.new.set.name='${name}-${seed}'"],
+        ["++stages.vocoder=null", "++stages.vocoder.choose.task=fit_units"],
+        ["++stages=null", "++stages.vocoder.choose.task=fit_units"],
+    ],
+)
+def test_settings_of_stages_are_laid_on_as_hydra_does_it(words: list[str]):
+    import sys
+
+    module = sys.modules["voxzoo.configs.compose"]
+    words = ["experiment=quickstart", *words]
+    with module.initialize_config_dir(str(CONFIG_DIR), version_base="1.3"):
+        expected = module.hydra_compose("config", overrides=words)
+    found = module._hydra(words, (CONFIG_DIR,))
+    assert OmegaConf.to_yaml(found) == OmegaConf.to_yaml(expected)
+    assert OmegaConf.is_struct(found)
+
+
 def test_changed_files_are_composed_anew(composes: list[list[str]], tmp_path: Path):
     own = tmp_path / "adaptor" / "mine.yaml"
     own.parent.mkdir()

@@ -112,6 +112,18 @@ def test_codes_of_a_corpus_are_written_once_and_gone_on_with(tmp_path: Path):
     }
 
 
+def test_codes_of_another_recording_are_refused(tmp_path: Path):
+    path = tmp_path / "codes.jsonl"
+    (tmp_path / "valid").mkdir()
+    extract(Steps(), clips(tmp_path, 2), path)
+    others = clips(tmp_path / "valid", 3)  # the same clips elsewhere, and one more
+    assert extract(Steps(), others, path)["new"] == 1
+    others[1].id = "0"
+    with pytest.raises(UserError, match=r"codes.jsonl: the id '0' is there already, of another recording than .*1.wav"):
+        extract(Steps(), others[1:], path)
+    assert len(read_codes(path)) == 3
+
+
 def _again(folder: Path, text: str) -> Path:
     (folder / "again.jsonl").write_text(text)
     return folder / "again.jsonl"

@@ -5,8 +5,10 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+from pathlib import Path
 
 import pytest
+import soundfile
 import torch
 from voxzoo.components import KMeansUnits
 from voxzoo.components.errors import UserError
@@ -18,6 +20,7 @@ from voxzoo.components.types import Padded
 from voxzoo.datamodules.manifest import Utterance, read_manifest, write_manifest
 from voxzoo.tasks.commands.cli import main
 from voxzoo.tasks.fit_units import FitUnits
+from voxzoo.tasks.runs.initial import load_parts
 from voxzoo.tasks.runs.unit_extractors import load_extractor, save_extractor
 from voxzoo.tasks.units import card_of, extract_units, fit_units, read_units
 
@@ -291,8 +294,6 @@ def test_runs_on_meta():
 @pytest.fixture
 def corpus(tmp_path):
     """A manifest of seven short files, two of them without target speech."""
-    import soundfile
-
     rows = []
     for i, samples in enumerate(noise(3200, 5000, 1600, 4000, 2222)):
         soundfile.write(tmp_path / f"{i}.wav", samples.numpy(), RATE, subtype="FLOAT")
@@ -359,6 +360,35 @@ def test_extract_goes_on_where_it_stopped(corpus, tmp_path, monkeypatch):
     assert extract_units(other, corpus, path=path)["new"] == 1
 
 
+def test_an_id_that_is_there_of_another_recording_is_refused(corpus, tmp_path):
+    part, path = tiny(), tmp_path / "units.jsonl"
+    fit_units(part, corpus)
+    extract_units(part, corpus[:3], path=path)
+    before = path.read_text()
+    other = tmp_path / "valid"
+    other.mkdir()
+
+    def moved(row, samples=None):
+        target = other / Path(row.tgt_audio).name
+        content, rate = soundfile.read(row.tgt_audio)
+        soundfile.write(target, content if samples is None else samples(content), rate, subtype="FLOAT")
+        return dataclasses.replace(row, tgt_audio=str(target))
+
+    said = r"units.jsonl: the id 'u1' is there already, of another recording than .*valid.1.wav: .* rename those"
+    for samples in (lambda content: content[:-1], lambda content: 0.5 * content):
+        with pytest.raises(UserError, match=said):
+            extract_units(part, [moved(corpus[1], samples), corpus[4]], path=path)
+        assert path.read_text() == before
+    # The same corpus in another place, and rows that cannot be read any more.
+    assert extract_units(part, [moved(row) for row in corpus[:3]], path=path)["new"] == 0
+    gone = dataclasses.replace(corpus[0], tgt_audio=str(other / "gone.wav"))
+    assert extract_units(part, [gone, corpus[4]], path=path)["new"] == 1
+    # Units that do not say what they were made of, such as those of an earlier version.
+    lines = [{"id": name, "units": units} for name, units in read_units(path)]
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert extract_units(part, [moved(corpus[1], lambda content: content[:-1])], path=path)["new"] == 0
+
+
 def test_faults_of_a_corpus(corpus, tmp_path):
     with pytest.raises(UserError, match="voxzoo units fit"):
         extract_units(tiny(), corpus, path=tmp_path / "u.jsonl")
@@ -389,6 +419,27 @@ def test_an_extractor_folder(corpus, tmp_path):
     assert torch.equal(loaded(speech).data, part(speech).data)
     with pytest.raises(UserError, match="no such run"):
         load_extractor(tmp_path / "nothing")
+
+
+def test_a_run_begins_with_an_extractor_folder(corpus, tmp_path):
+    part, folder = tiny(), tmp_path / "folder"
+    fit_units(part, corpus)
+    save_extractor(part, {"_target_": "voxzoo.components.KMeansUnits", "num_units": 4}, folder)
+
+    def begin(**changed):
+        task = FitUnits(unit_extractor=tiny(**changed))
+        return task, load_parts(task, {"unit_extractor": str(folder)}, tmp_path / "runs" / "new")
+
+    task, (line,) = begin()
+    assert line.startswith(f"unit_extractor: {len(part.state_dict())} tensors from {folder}")
+    assert card_of(task.unit_extractor) == part.card()
+    with pytest.raises(UserError, match=r"init.unit_extractor: the .* of .*folder does not fit this config"):
+        begin(num_units=5)
+    said = r"its units would not be those of .*: frame_rate is 100, expected 50; .*take the settings"
+    with pytest.raises(UserError, match=said):
+        begin(hop_length=160)
+    with pytest.raises(UserError, match=r"init.vocoder: FitUnits has no such part; it has: unit_extractor"):
+        load_parts(task, {"vocoder": str(folder)}, tmp_path / "runs" / "new")
 
 
 @pytest.mark.parametrize(
