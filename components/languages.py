@@ -31,7 +31,7 @@ yiddish:yid lao:lao uzbek:uzb faroese:fao haitian:hat pashto:pus pushto:pus turk
 sanskrit:san luxembourgish:ltz letzeburgesch:ltz myanmar:mya burmese:mya tibetan:bod tagalog:tgl malagasy:mlg
 assamese:asm tatar:tat hawaiian:haw lingala:lin hausa:hau bashkir:bak javanese:jav sundanese:sun quechua:que
 """
-LANGUAGE_NAMES: dict[str, str] = dict(pair.split(":") for pair in _NAMES.split())
+LANGUAGE_NAMES: dict[str, str] = {name: code for name, _, code in (pair.partition(":") for pair in _NAMES.split())}
 """English names to ISO 639-3 codes."""
 
 SPACELESS = frozenset({"zho", "yue", "jpn", "tha", "lao", "mya"})
@@ -81,8 +81,8 @@ def language(code: str) -> Language:
         private = tag.private or tag.extensions or text.lower().startswith("x-")
         valid = tag.language is not None and tag.is_valid() and not (tag.extlangs or private)
     except ValueError:
-        valid = False
-    if not valid:
+        tag, valid = None, False
+    if tag is None or tag.language is None or not valid:
         raise ValueError(f"no language has the code {code!r}{_near(code)}")
     letters = text.partition("-")[0].lower()
     three = _three(tag)

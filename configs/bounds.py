@@ -131,7 +131,8 @@ def _infinite(node: Any, path: str) -> Iterator[str]:
         yield path
     elif isinstance(node, DictConfig):
         for key in node:
-            if not OmegaConf.is_missing(node, key) and not OmegaConf.is_interpolation(node, key):
+            child = node._get_node(key)
+            if child is not None and not child._is_missing() and not child._is_interpolation():
                 yield from _infinite(node[key], f"{path}.{key}")
 
 

@@ -37,9 +37,12 @@ def require_no_cycles(config: DictConfig) -> None:
 
 def _interpolated(node: DictConfig | ListConfig, at: str) -> Iterator[tuple[str, list[str]]]:
     """Path of each value that refers to others, and their paths."""
-    keys = range(len(node)) if isinstance(node, ListConfig) else node.keys()
-    for key in keys:
-        child: Any = node._get_node(key)
+    children: list[tuple[Any, Any]]
+    if isinstance(node, ListConfig):
+        children = [(place, node._get_node(place)) for place in range(len(node))]
+    else:
+        children = [(key, node._get_node(key)) for key in node.keys()]  # noqa: SIM118 - `in` leaves out ???
+    for key, child in children:
         path = f"{at}.{key}" if at else str(key)
         text = child._value() if child is not None else None
         if isinstance(text, str) and "${" in text:

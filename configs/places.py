@@ -43,8 +43,9 @@ OF_LIBRARIES = {
 compute and do nothing else. Which of them may stand at a key is a matter of its type (`build`)."""
 
 
-def is_listed(found: type) -> bool:
-    """Whether a class of torch, torchaudio or lightning may be named in a config that nobody vouched for."""
+def is_listed(found: Any) -> bool:
+    """Whether a class of torch, torchaudio or lightning may be named in a config that nobody vouched for. `found`: any
+    callable of theirs."""
     for module, names in OF_LIBRARIES.items():
         if found.__module__ == module or found.__module__.startswith(f"{module}."):
             return names is None or found.__name__ in names

@@ -167,6 +167,16 @@ def _read(file: soundfile.SoundFile, count: int, channel: int | None, name: obje
     return parts[0] if len(parts) == 1 else torch.cat(parts) if parts else torch.empty(0)
 
 
+class _Name(os.PathLike[bytes]):
+    """The name of a file as bytes: it may be no UTF-8, and then soundfile does not take it as text."""
+
+    def __init__(self, path: str | Path) -> None:
+        self._bytes = os.fsencode(path)
+
+    def __fspath__(self) -> bytes:
+        return self._bytes
+
+
 class _Forward(soundfile.SoundFile):
     """A file that is read from its beginning to its end. Others seek after each block, to where they are: decoders of
     lossy formats then start anew, and give other samples."""
@@ -179,7 +189,7 @@ class _Forward(soundfile.SoundFile):
 def _open(path: str | Path, kind: type[soundfile.SoundFile] = soundfile.SoundFile) -> Iterator[soundfile.SoundFile]:
     opened = False
     try:
-        with kind(os.fsencode(path)) as file:  # as bytes: a name may be no UTF-8
+        with kind(_Name(path)) as file:
             opened = True
             yield file
     except AudioError:
@@ -240,7 +250,7 @@ def audio_seconds(path: str | Path) -> float:
     segment = segment_of(path)
     _require(segment.path)
     try:
-        about = soundfile.info(os.fsencode(segment.path))
+        about = soundfile.info(_Name(segment.path))
     except (soundfile.LibsndfileError, RuntimeError, ValueError) as error:
         raise AudioError(f"{path}: cannot be read as audio ({_reason(error)}); convert it to wav or flac") from None
     return _bounds(segment, about.frames, about.samplerate, about.channels, path)[1] / about.samplerate

@@ -43,7 +43,6 @@ class GanVocoder(TwoNetworks, UnitVocoderTask):
     roles = ("vocoder", "discriminator", "unit_extractor")
     generator = "vocoder"
     instead = "task=unit_vocoder trains a vocoder alone"
-    discriminator: Discriminator
 
     def __init__(
         self,
@@ -81,19 +80,24 @@ class GanVocoder(TwoNetworks, UnitVocoderTask):
         units, speech = self.pairs(batch)
         return self.vocoder.reconstruct(units, speech, **self.told(batch, units.device))
 
+    @property
+    def _opponent(self) -> Discriminator:
+        assert self.discriminator is not None  # not here: `__init__` takes one
+        return self.discriminator
+
     def _judge(self, made: Reconstruction) -> tuple[dict[str, Loss], dict[str, Statistic]]:
         """The discriminator's loss, and mean scores."""
-        real = self.discriminator(made.target)
-        ours = self.discriminator(made.samples.with_data(made.samples.data.detach()))
+        real = self._opponent(made.target)
+        ours = self._opponent(made.samples.with_data(made.samples.data.detach()))
         scores = {"score_real": mean_score(real, made.frames), "score_made": mean_score(ours, made.frames)}
         return {"discriminator": discriminator_loss(real, ours, made.frames)}, scores
 
     def _generate(self, made: Reconstruction) -> dict[str, Loss]:
         """The vocoder's losses."""
-        with held_still(self.discriminator):
+        with held_still(self._opponent):
             with torch.no_grad():
-                real = self.discriminator(made.target)
-            ours = self.discriminator(made.samples)
+                real = self._opponent(made.target)
+            ours = self._opponent(made.samples)
         return {
             **made.losses,
             "adversarial": generator_loss(ours, made.frames),
@@ -116,8 +120,8 @@ class GanVocoder(TwoNetworks, UnitVocoderTask):
                 return
             self._skips = (self.skipped_steps, self._skipped_in_a_row)
             ids = list(self._window_ids)
-            self._step(self.discriminator, 1)
-            self.discriminator.advance()
+            self._step(self._opponent, 1)
+            self._opponent.advance()
             self._window_ids = ids
             torch.clear_autocast_cache()  # casts that were made without gradients; torch before 2.11 would take them
             for held, seed in self._held:

@@ -56,7 +56,7 @@ class Task(LightningModule, ABC):
         roles: config keys of the parts it holds, in the order of the data flow.
     """
 
-    needs: ClassVar[frozenset[str]]
+    needs: frozenset[str]
     modes: ClassVar[frozenset[str]]
     reads_speech: ClassVar[bool] = False
     """Whether it trains on speech, and so on none of `data.tasks` that have none."""

@@ -95,7 +95,7 @@ class TrainCodec(TwoNetworks):
         self.free_steps = free_steps
         self.use = CodebookUse(codec.num_codebooks, codec.codebook_size)
         if sides == "both":
-            self.needs = frozenset({"target_speech", "speech"})  # pyright: ignore[reportIncompatibleVariableOverride]
+            self.needs = frozenset({"target_speech", "speech"})
         kept = _BALANCED if discriminator is not None else {"l1": 0, "mel": 0}
         self.balancer = Balancer({name: weights[name] for name in kept})
         self.mel = MelLoss(codec.sample_rate, mel_windows, mel_bins)

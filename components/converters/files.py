@@ -116,8 +116,8 @@ class Weights(Mapping[str, Tensor]):
             path = folder / single
             self._where = dict.fromkeys(self._file(path).keys(), path)
         elif (folder / _PICKLE).exists() or (folder / _PICKLE_INDEX).exists():
-            single = (folder / _PICKLE).exists()
-            for path in [folder / _PICKLE] if single else sorted(set(_shards(folder / _PICKLE_INDEX).values())):
+            whole = (folder / _PICKLE).exists()
+            for path in [folder / _PICKLE] if whole else sorted(set(_shards(folder / _PICKLE_INDEX).values())):
                 content = read_pickle(path)
                 self._plain.update({key: value for key, value in content.items() if isinstance(value, Tensor)})
         else:

@@ -77,7 +77,8 @@ class Conv(nn.Module):
         _scale(conv, inputs * kernel, gain)
         self.conv = weight_norm(conv) if settings.norm == "weight" else conv
         self.norm = nn.GroupNorm(1, outputs) if settings.norm == "time_group" else None
-        self.causal, self.pad_mode, self.outputs = settings.causal, settings.pad_mode, outputs
+        self.causal, self.outputs = settings.causal, outputs
+        self.pad_mode: PadMode = settings.pad_mode
         self.stride = stride
         self.padding = (kernel - 1) * dilation + 1 - stride
 

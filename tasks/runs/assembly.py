@@ -91,6 +91,11 @@ def tokenizer_from_asset(config: DictConfig, content: torch.Tensor, allowed: tup
         raise UserError(f"{path}: {error}") from None
     if not (isinstance(cls, type) and issubclass(cls, Tokenizer)):
         raise UserError(f"the config's tokenizer is {path}, which is not a Tokenizer")
+    read = getattr(cls, "from_bytes", None)
+    if read is None:
+        raise UserError(
+            f"{path}: has no classmethod from_bytes(data, **arguments), which reads what a checkpoint carries"
+        )
     notes = ("model", KEY)  # the file is in the bytes
     named = {str(key): value for key, value in settings.items() if key not in notes and not str(key).startswith("_")}
-    return cls.from_bytes(content.numpy().tobytes(), **named)
+    return read(content.numpy().tobytes(), **named)

@@ -53,8 +53,10 @@ def settle_config(folder: Path, text: str) -> None:
     """
     path = folder / "config.yaml"
     if path.exists():
-        if not _goes_on(folder, (old := load_map(path, DAMAGED)).copy(), OmegaConf.create(text)):
-            if old.get("run_dir") != OmegaConf.create(text).get("run_dir"):  # the run was moved
+        old, new = load_map(path, DAMAGED), OmegaConf.create(text)
+        assert isinstance(new, DictConfig)
+        if not _goes_on(folder, old.copy(), new.copy()):
+            if old.get("run_dir") != new.get("run_dir"):  # the run was moved
                 write_atomically(path, lambda file: file.write(text.encode()))
             return
         (folder / "done.json").unlink(missing_ok=True)
@@ -129,6 +131,7 @@ def _settled(config: Any, free: Sequence[str] = ()) -> list[str]:
     content = OmegaConf.create(
         _anywhere(OmegaConf.to_container(config), str(Path(str(config.get("stage_dir"))).parent))
     )
+    assert isinstance(content, DictConfig)
     for key in _PLACE:
         content.pop(key, None)
     return present_path(OmegaConf.to_yaml(content, sort_keys=True)).splitlines()
