@@ -4,18 +4,15 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
 
 from ..components.errors import UserError
-from ..components.roles import Frontend, Tokenizer
-from .feature_cache import CacheDtype
 from .manifest import Utterance, did_you_mean, named, paths_of
 from .resume import say
 from .rows import Rows, open_rows
-from .skipped import OnError
 from .spoken_phrases import SpokenPhrases
 from .utterances import VALIDATION, UtteranceData
 
@@ -29,30 +26,7 @@ class SpeechTranslationData(UtteranceData):
         train, valid: a manifest (`.jsonl` or `.tsv`), or several that are one list of rows; ids are unique over all.
         test: split name -> manifest or manifests.
         corpus: a built-in corpus in place of manifests; `prepare_data` makes it.
-        frontend: waveform to features; needed by tasks that read speech.
-        tokenizer: needed by tasks that read or write text; may be set after the texts were read to train it.
-        units: JSON lines of {"id", "units": [...]}: target units, one per frame, joined by id.
-        source_units: likewise those of the source speech.
-        codes: what `voxzoo units codes` wrote: codec frames of the target speech, joined by id.
-        source_codes: likewise those of the source speech.
-        tasks: which of s2tt, asr, t2tt, s2st, t2st each row becomes; a batch holds one of them. `asr` takes the source
-            text and language as target.
-        batch_seconds: most padded seconds of audio in a batch.
-        batch_tokens: most padded target tokens in a batch (the longer side for text input).
-        batch_size: most utterances in a batch.
-        min_seconds, max_seconds: shorter and longer training and validation audio is dropped, and said.
-        max_tokens: longer target texts are dropped from training and validation, and said.
-        speed_perturb: factors, one of which is drawn for each (seed, epoch, id) in training; [] is none. Batches are
-            planned for the slowest.
-        num_workers: processes that read data; 0 reads in the training process.
-        cache_dir: folder of the feature cache, and of the columns of large manifests; None computes features and reads
-            manifests each time.
-        cache_dtype: float16 halves the feature cache; features are rounded to it, also when they are fresh.
-        cache_gb: gigabytes (10^9 bytes) at which the feature cache grows no more; what it lacks is computed each time.
-            None: no limit.
-        seed: of the order of batches and of the speeds.
-        on_error: what a row does that cannot be read: `stop` ends the run with its name, `skip` leaves it out, names it
-            once and counts it.
+        options: all else that `UtteranceData` takes.
 
     Raises:
         UserError: contradictory settings; later, data that cannot be used.
@@ -65,26 +39,7 @@ class SpeechTranslationData(UtteranceData):
         valid: str | list[str] | None = None,
         test: dict[str, str | list[str] | None] | None = None,
         corpus: SpokenPhrases | None = None,
-        frontend: Frontend | None = None,
-        tokenizer: Tokenizer | None = None,
-        units: str | None = None,
-        source_units: str | None = None,
-        codes: str | None = None,
-        source_codes: str | None = None,
-        tasks: dict[str, bool] | None = None,
-        batch_seconds: float | None = None,
-        batch_tokens: int | None = None,
-        batch_size: int | None = None,
-        min_seconds: float = 0.1,
-        max_seconds: float | None = None,
-        max_tokens: int | None = None,
-        speed_perturb: Sequence[float] = (),
-        num_workers: int = 0,
-        cache_dir: str | None = None,
-        cache_dtype: CacheDtype = "float32",
-        cache_gb: float | None = 100.0,
-        seed: int = 1,
-        on_error: OnError = "stop",
+        **options: Any,
     ) -> None:
         tests = [path for path in (test or {}).values() if path]
         given = [name for name, value in (("train", train), ("valid", valid), ("test", tests)) if value]
@@ -92,28 +47,7 @@ class SpeechTranslationData(UtteranceData):
             raise UserError(f"data.corpus brings its own splits: leave out {', '.join(given)}, or set corpus to null")
         if corpus is None and not given:
             raise UserError("there is no data: set data.train, data.valid and data.test to manifests, or data.corpus")
-        super().__init__(
-            frontend=frontend,
-            tokenizer=tokenizer,
-            units=units,
-            source_units=source_units,
-            codes=codes,
-            source_codes=source_codes,
-            tasks=tasks,
-            batch_seconds=batch_seconds,
-            batch_tokens=batch_tokens,
-            batch_size=batch_size,
-            min_seconds=min_seconds,
-            max_seconds=max_seconds,
-            max_tokens=max_tokens,
-            speed_perturb=speed_perturb,
-            num_workers=num_workers,
-            cache_dir=cache_dir,
-            cache_dtype=cache_dtype,
-            cache_gb=cache_gb,
-            seed=seed,
-            on_error=on_error,
-        )
+        super().__init__(**options)
         self.corpus = corpus
         self._paths: dict[str, str | list[str]] = {}
         if corpus is None:

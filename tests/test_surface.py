@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import difflib
-import inspect
 import io
 import json
 import os
@@ -25,6 +24,7 @@ import transformers
 import yaml
 from conftest import PARTS
 from voxzoo import components, configs, datamodules, tasks
+from voxzoo.configs.signatures import parameters_of
 from voxzoo.tasks.commands.cli import VERBS, main
 
 FILE = Path(__file__).parent / "assets" / "surface.txt"
@@ -77,7 +77,7 @@ def names() -> Iterator[str]:
 
 
 def _arguments(value: Any) -> list[str]:
-    return [name for name in inspect.signature(value).parameters if name not in ("args", "kwargs")]
+    return [name for name in parameters_of(value)[0] if name not in ("args", "kwargs")]
 
 
 def answers(root: Path) -> Iterator[str]:

@@ -6,7 +6,7 @@ Letters: B batch, S steps, D model dim, K beams, R = B x K rows.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
@@ -19,6 +19,23 @@ from .ways import difference, lively, normal
 BEAMS = 3
 STEPS = 36
 """More than caches hold before they grow."""
+
+
+def wrong_shapes(calls: Iterable[tuple[str, Any, int]], tokens: Padded) -> str | None:
+    """What is wrong with what was made of (B, S) tokens.
+
+    Args:
+        calls: name, what it gave, and the width that it should have: (B, S, width) with the lengths of the tokens.
+        tokens: that all were given.
+    """
+    size = tuple(tokens.data.shape)
+    for name, found, width in calls:
+        if not isinstance(found, Padded):
+            return f"{name} returns {type(found).__name__} instead of Padded(data, lengths)"
+        if tuple(found.data.shape) != (*size, width) or not torch.equal(found.lengths, tokens.lengths):
+            what = f"{tuple(found.data.shape)} with lengths {found.lengths.tolist()}"
+            return f"{name} gives {what} instead of {(*size, width)} with {tokens.lengths.tolist()}"
+    return None
 
 
 class CachedDecoding:

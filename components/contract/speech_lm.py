@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..roles import SpeechLM
 from ..types import Padded
-from .decoding import CachedDecoding
+from .decoding import CachedDecoding, wrong_shapes
 from .outcome import Check
 from .ways import SOIL, Way, batch, difference, numbers, returned
 
@@ -51,18 +51,12 @@ class _Decoding(CachedDecoding):
     @torch.no_grad()
     def shapes(self) -> str | None:
         part, (tokens, prompt) = self.part, batch(ways_of_speech_lm(self.given)[0].rows)
-        size = tuple(tokens.data.shape)
-        for name, found, width in (
+        calls = [
             ("decode", part.decode(tokens, prompt), part.dim),
             ("forward", part(tokens, prompt), part.vocab_size),
             ("decode without a prompt", part.decode(tokens), part.dim),
-        ):
-            if not isinstance(found, Padded):
-                return f"{name} returns {type(found).__name__} instead of Padded(data, lengths)"
-            if tuple(found.data.shape) != (*size, width) or not torch.equal(found.lengths, tokens.lengths):
-                what = f"{tuple(found.data.shape)} with lengths {found.lengths.tolist()}"
-                return f"{name} gives {what} instead of {(*size, width)} with {tokens.lengths.tolist()}"
-        return None
+        ]
+        return wrong_shapes(calls, tokens)
 
     def vocabulary(self) -> str | None:
         size, said = self.given.vocabulary.size, self.given.vocab_size

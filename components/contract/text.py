@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..roles import TextSeq2Seq
 from ..types import Padded
-from .decoding import CachedDecoding
+from .decoding import CachedDecoding, wrong_shapes
 from .outcome import Check
 from .ways import SOIL, Way, batch, difference, lively, normal, numbers, returned
 
@@ -58,18 +58,10 @@ class _Decoding(CachedDecoding):
     @torch.no_grad()
     def shapes(self) -> str | None:
         part, memory, tokens = self.part, *batch(ways_of_text(self.given)[0].rows)
-        size = tuple(tokens.data.shape)
-        for name, found, width in (
-            ("decode", part.decode(memory, tokens), part.dim),
-            ("forward", part(memory, tokens), part.vocab_size),
-            *([("encode", part.encode(tokens), part.dim)] if part.has_encoder else []),
-        ):
-            if not isinstance(found, Padded):
-                return f"{name} returns {type(found).__name__} instead of Padded(data, lengths)"
-            if tuple(found.data.shape) != (*size, width) or not torch.equal(found.lengths, tokens.lengths):
-                what = f"{tuple(found.data.shape)} with lengths {found.lengths.tolist()}"
-                return f"{name} gives {what} instead of {(*size, width)} with {tokens.lengths.tolist()}"
-        return None
+        calls = [("decode", part.decode(memory, tokens), part.dim), ("forward", part(memory, tokens), part.vocab_size)]
+        if part.has_encoder:
+            calls.append(("encode", part.encode(tokens), part.dim))
+        return wrong_shapes(calls, tokens)
 
     def encoder(self) -> str | None:
         """What only `encode` uses is named so, and nothing else is."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 
 from ..serving.choices import QUALITIES, RECOGNISERS
+from . import flags
 
 HELP = "the rate-distortion table of a trained or imported codec"
 EXAMPLE = "voxzoo codec runs/train_codec --split test_unseen --recogniser base --limit 50"
@@ -17,9 +18,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--codebooks", type=int, nargs="+", default=[], metavar="K", help="how many (default: 1 2 4 ... up to all)"
     )
-    parser.add_argument(
-        "--column", choices=("tgt_audio", "audio"), default="tgt_audio", help="which speech (tgt_audio)"
-    )
+    flags.column(parser)
     parser.add_argument("--limit", type=int, help="only the first so many utterances")
     parser.add_argument(
         "--recogniser",
@@ -34,7 +33,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         help="how near the voice stays to the recording's: all (default) measures it where resemblyzer is installed; "
         "none",
     )
-    parser.add_argument("--device", default="auto", help="cpu, cuda, cuda:1 ... (default: a GPU where there is one)")
+    flags.device(parser)
 
 
 def run(args: argparse.Namespace) -> dict:

@@ -7,7 +7,8 @@ import math
 from typing import Any
 
 from ...components.errors import UserError, printable
-from ..serving.choices import CODECS, EVALUATED, PRECISIONS, QUALITIES, RECOGNISERS
+from ..serving.choices import CODECS, EVALUATED, QUALITIES, RECOGNISERS
+from . import flags
 
 HELP = "score a run on a split: text, and speech through a recogniser"
 EXAMPLE = "voxzoo evaluate runs/quickstart --split test_seen --limit 200"
@@ -26,9 +27,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--task", choices=EVALUATED, help="what to do (default: what the data says, with speech where the run speaks)"
     )
     parser.add_argument("--batch-size", type=int, default=16, metavar="N", help="utterances at a time (default 16)")
-    parser.add_argument(
-        "--beam", type=int, metavar="N", help="beam size of the text (default: as the run was configured)"
-    )
+    flags.beam(parser)
     parser.add_argument(
         "--segment",
         type=float,
@@ -78,15 +77,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
         help="words of a language, one a line: how often an output has some though its source has none; once for each "
         "language",
     )
-    parser.add_argument("--device", default="auto", help="cpu, cuda, cuda:1 ... (default: a GPU where there is one)")
-    parser.add_argument(
-        "--precision",
-        choices=PRECISIONS,
-        help="of the weights (default: as the run has them; imported ones may be half)",
-    )
-    parser.add_argument(
-        "--verify", action="store_true", help="compare the stored sums of the whole checkpoint, however large it is"
-    )
+    flags.device(parser)
+    flags.precision(parser)
+    flags.verify(parser)
     parser.add_argument("--out", metavar="DIR", help="where the files go (default RUN/evaluation)")
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from . import flags
+
 HELP = "write a run in a published layout, a folder that transformers loads"
 EXAMPLE = "voxzoo export runs/seamless_finetuned exported/"
 
@@ -25,9 +27,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         help="take the value of transformers for switches that the layout does not hold, also where that changes "
         "results; each is named (default: refused, but for imported models)",
     )
-    parser.add_argument(
-        "--verify", action="store_true", help="compare the stored sums of the whole checkpoint, however large it is"
-    )
+    flags.verify(parser)
     parser.add_argument(
         "--adapter",
         metavar="BASE",

@@ -8,7 +8,8 @@ from typing import Any
 
 from ...components.errors import printable
 from ...components.lines import json_line
-from ..serving.choices import PRECISIONS, TRANSLATED
+from ..serving.choices import TRANSLATED
+from . import flags
 
 HELP = "translate audio files, folders or text with a trained run"
 EXAMPLE = "voxzoo translate runs/quickstart recordings/ --task s2st --to eng --out translated"
@@ -28,17 +29,11 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--to", required=True, metavar="LANG", help="ISO 639-3 code to translate into; what is spoken, for asr"
     )
     parser.add_argument("--from", dest="source", metavar="LANG", help="ISO 639-3 code of the input; needed for text")
-    parser.add_argument("--device", default="auto", help="cpu, cuda, cuda:1 ... (default: a GPU where there is one)")
-    parser.add_argument(
-        "--precision",
-        choices=PRECISIONS,
-        help="of the weights (default: as the run has them; imported ones may be half)",
-    )
+    flags.device(parser)
+    flags.precision(parser)
     parser.add_argument("--out", metavar="DIR", help="folder for the audio of s2st and t2st")
     parser.add_argument("--batch-size", type=int, default=8, metavar="N", help="segments at a time (default 8)")
-    parser.add_argument(
-        "--beam", type=int, metavar="N", help="beam size of the text (default: as the run was configured)"
-    )
+    flags.beam(parser)
     parser.add_argument(
         "--segment",
         type=float,
@@ -46,9 +41,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         metavar="SECONDS",
         help="longer audio is cut at quiet places into pieces of at most this length (default 30)",
     )
-    parser.add_argument(
-        "--verify", action="store_true", help="compare the stored sums of the whole checkpoint, however large it is"
-    )
+    flags.verify(parser)
 
 
 def run(args: argparse.Namespace) -> dict:

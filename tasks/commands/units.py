@@ -8,6 +8,7 @@ import time
 from typing import Any
 
 from ...components.errors import UserError
+from . import flags
 
 HELP = "fit discrete units, write those of a corpus or its codec frames, and hear them again"
 EXAMPLE = """voxzoo units fit train.tsv --column tgt_audio --out units --set unit_extractor.num_units=200
@@ -32,10 +33,10 @@ def configure(parser: argparse.ArgumentParser) -> None:
         help="config overrides, such as unit_extractor.num_units=200",
     )
     fit.add_argument("--out", required=True, metavar="FOLDER", help="where the extractor goes")
-    _column(fit)
+    flags.column(fit)
     fit.add_argument("--max-hours", type=float, default=1.0, help="speech to fit on (default 1)")
     fit.add_argument("--seed", type=int, default=0)
-    _device(fit)
+    flags.device(fit)
     fit.add_argument("--encoder", metavar="RUN", help="cluster states of this run's speech encoder instead of log-mels")
     fit.add_argument("--layer", type=int, help="with --encoder: the output of this layer, counted from 1")
 
@@ -43,8 +44,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
     extract.add_argument("extractor", help="a folder of `units fit`, or a run that holds a unit extractor")
     extract.add_argument("manifest", help="a manifest (TSV or JSONL)")
     extract.add_argument("--out", required=True, metavar="FILE", help="the JSONL file to write")
-    _column(extract)
-    _device(extract)
+    flags.column(extract)
+    flags.device(extract)
     extract.add_argument("--batch-seconds", type=float, default=20.0, help="audio in a batch (default 20)")
 
     codes = verbs.add_parser("codes", help="write the codec frames of a manifest, compactly")
@@ -52,8 +53,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
     codes.add_argument("manifest", help="a manifest (TSV or JSONL)")
     codes.add_argument("--out", required=True, metavar="FILE", help="the JSONL file to write")
     codes.add_argument("--num-codebooks", type=int, metavar="K", help="the first K streams (default: all)")
-    _column(codes)
-    _device(codes)
+    flags.column(codes)
+    flags.device(codes)
     codes.add_argument("--batch-seconds", type=float, default=20.0, help="audio in a batch (default 20)")
 
     again = verbs.add_parser("resynthesise", help="units to audio files through a run's vocoder")
@@ -67,17 +68,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     again.add_argument("--speaker", type=int, help="speaker index, for a vocoder of several")
     again.add_argument("--lang", type=int, help="language index, for a vocoder of several")
     again.add_argument("--batch-size", type=int, default=8)
-    _device(again)
-
-
-def _column(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--column", choices=("tgt_audio", "audio"), default="tgt_audio", help="which speech (tgt_audio)"
-    )
-
-
-def _device(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--device", default="auto", help="cpu, cuda, cuda:1 ... (default: a GPU where there is one)")
+    flags.device(again)
 
 
 def run(args: argparse.Namespace) -> dict:
