@@ -142,6 +142,8 @@ def _asked(
         return words, folders
     if stage not in config.stages:
         raise UserError(f"stage {stage!r} is not in this config; stages: {', '.join(config.stages) or 'none'}")
+    if config.stages[stage] is None:
+        raise UserError(f"stage {stage!r} is left out of this run (stages.{stage}: null)")
     choices = {str(group): choice for group, choice in (config.stages[stage].get("choose") or {}).items()}
     if "task" in choices:  # what a stage is for; `task=` is for those that do not say
         words = [word for word in words if _group(word) != "task"]
@@ -227,7 +229,7 @@ def compose_choices(overrides: Sequence[str]) -> DictConfig:
     return config
 
 
-_OF_A_STAGE = ("after", "requires", "choose", "set")
+_OF_A_STAGE = ("after", "requires", "unless", "choose", "set")
 
 
 def _require_stages(config: DictConfig) -> None:

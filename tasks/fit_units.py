@@ -12,18 +12,18 @@ from ..components.search import SearchOptions
 from ..components.types import Batch, Loss, Prediction, Statistic
 from ..datamodules.audio import AudioFiles
 from .checkpoints.files import write_atomically
-from .distributed.devices import pick_device
+from .distributed.devices import device_of_trainer
 from .task import Task
-from .units import Column, extract_units, fit_units
+from .units import both_sides, extract_units, fit_units, sides
 
 
 class FitUnits(Task):
     """Fits a unit extractor on the training speech and writes `units.jsonl` for all splits, on a GPU where there is one
-    and `trainer.accelerator` allows it.
+    and `trainer.accelerator` allows it. With `column=both` also `source_units.jsonl`, and it is fitted on both sides.
 
     Args:
         unit_extractor: what is fitted.
-        column: which speech of the manifest: `tgt_audio` (units to predict) or `audio`.
+        column: which speech of the manifest: `tgt_audio` (units to predict), `audio`, or `both`.
         max_hours: how much training speech the clusters are fitted on.
         seed: of the sample and the clustering.
     """
@@ -36,29 +36,41 @@ class FitUnits(Task):
         self,
         *,
         unit_extractor: UnitExtractor,
-        column: Literal["tgt_audio", "audio"] = "tgt_audio",
+        column: Literal["tgt_audio", "audio", "both"] = "tgt_audio",
         max_hours: float = 1.0,
         seed: int = 0,
     ) -> None:
         super().__init__()
         self.unit_extractor = unit_extractor
-        self.column: Column = column
+        self.column = column
         self.max_hours = max_hours
         self.seed = seed
 
     def run_once(self, data: Any, folder: Path) -> dict[str, Any]:
         """Fit, extract, save; returns statistics. What is already written is not made again."""
-        self.to(_device(self.config.get("trainer") or {}))
+        self.to(device_of_trainer(self.config.get("trainer") or {}))
         audio: AudioFiles = getattr(data, "audio", None) or AudioFiles()
-        said: dict[str, Any] = {"column": self.column, "audio": audio}
-        fitted = fit_units(self.unit_extractor, data.rows("train"), max_hours=self.max_hours, seed=self.seed, **said)
+        fitted = fit_units(
+            self.unit_extractor,
+            both_sides(data.rows("train")) if self.column == "both" else data.rows("train"),
+            column="tgt_audio" if self.column == "both" else self.column,
+            max_hours=self.max_hours,
+            seed=self.seed,
+            audio=audio,
+        )
         rows = [row for split in data.splits() for row in data.rows(split)]
-        extracted = extract_units(self.unit_extractor, rows, path=folder / "units.jsonl", **said)
+        written: dict[str, Any] = {}
+        for name, column in sides("units", self.column).items():
+            other = folder / "units.jsonl" if written else None
+            written[name] = extract_units(
+                self.unit_extractor, rows, column, folder / f"{name}.jsonl", audio=audio, other=other
+            )
         self.to("cpu")
         content: dict[str, Any] = {"state_dict": self.state_dict()}
         self.on_save_checkpoint(content)
         write_atomically(folder / "checkpoints" / "last.ckpt", lambda file: torch.save(content, file))
-        return {"task": "FitUnits", "units": str(folder / "units.jsonl"), "fit": fitted, "extract": extracted}
+        paths = {name: str(folder / f"{name}.jsonl") for name in written}
+        return {"task": "FitUnits", **paths, "fit": fitted, "extract": written["units"]}
 
     def measure(self, batch: Batch) -> tuple[dict[str, Loss], dict[str, Statistic]]:
         raise RuntimeError("units are fitted by clustering, not by gradient steps")
@@ -67,11 +79,3 @@ class FitUnits(Task):
         self, batch: Batch, *, task: str | None = None, options: SearchOptions | None = None
     ) -> list[Prediction]:
         raise RuntimeError("a unit extractor translates nothing; use `voxzoo units extract`")
-
-
-def _device(trainer: dict[str, Any]) -> torch.device:
-    """Where the trainer's settings put a task of one process; GPUs are listed in `devices` by their numbers."""
-    if trainer.get("accelerator", "auto") == "cpu":
-        return torch.device("cpu")
-    device, listed = pick_device("auto"), trainer.get("devices")
-    return torch.device(device.type, int(listed[0])) if device.type != "cpu" and isinstance(listed, list) else device

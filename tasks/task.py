@@ -374,7 +374,7 @@ class Task(LightningModule, ABC):
     def _drain_window(self) -> dict[str, float]:
         elapsed = max(time.perf_counter() - self._window_started, 1e-9)
         means = self._means(self._window)
-        (seconds,) = self._over_ranks([torch.as_tensor(self._window_seconds, device=self.device)])
+        (seconds,) = self.over_ranks([torch.as_tensor(self._window_seconds, device=self.device)])
         metrics = {f"train/{name}": mean for name, mean in means.items()}
         metrics["train/loss"] = self._weighted_mean(_losses_among(means, self._window))
         metrics["train/lr"] = self.trainer.optimizers[0].param_groups[0]["lr"]
@@ -388,10 +388,10 @@ class Task(LightningModule, ABC):
     def _means(self, sums: Mapping[str, Loss | Statistic]) -> dict[str, float]:
         """Sums over the ranks, divided once."""
         names = sorted(sums)
-        over = self._over_ranks([*(sums[n].total for n in names), *(sums[n].count for n in names)])
+        over = self.over_ranks([*(sums[n].total for n in names), *(sums[n].count for n in names)])
         return {n: total / max(count, 1.0) for n, total, count in zip(names, over, over[len(names) :])}
 
-    def _over_ranks(self, values: list[Tensor]) -> list[float]:
+    def over_ranks(self, values: list[Tensor]) -> list[float]:
         """Each () tensor summed over the ranks."""
         sums = torch.stack([value.float() for value in values])
         if self.trainer.world_size > 1:

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import json
 import os
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -31,8 +32,27 @@ from .recordings import recording_of, require_same_recordings
 Column = Literal["audio", "tgt_audio"]
 Progress = Callable[[float, float], None]
 
+Sides = Literal["tgt_audio", "audio", "both"]
+
 BATCH_SECONDS = 20.0
 """Larger batches cost more a second on a CPU: their spectra no longer fit its caches."""
+
+
+def sides(kind: str, column: Sides) -> dict[str, Column]:
+    """Name of the file of `units` or `codes` -> the speech it is of. `both` has two, the target's first."""
+    if column != "both":
+        return {kind: column}
+    return {kind: "tgt_audio", f"source_{kind}": "audio"}
+
+
+def both_sides(rows: Iterable[Utterance]) -> Iterator[Utterance]:
+    """Each recording of some rows once, as the target speech of a row."""
+    seen: set[Any] = set()
+    for row in rows:
+        for audio in (row.tgt_audio, row.audio):
+            if audio and audio not in seen:
+                seen.add(audio)
+                yield replace(row, tgt_audio=audio)
 
 
 def fit_units(
@@ -99,6 +119,7 @@ def extract_units(
     progress: Progress | None = None,
     batch_seconds: float = BATCH_SECONDS,
     audio: AudioFiles = AudioFiles(),  # noqa: B008 - has no state
+    other: Path | None = None,
 ) -> dict[str, Any]:
     """Write one JSON line `{"id": ..., "recording": ..., "units": [...]}` per row with speech, one unit per frame.
 
@@ -114,6 +135,7 @@ def extract_units(
         progress: called with rows done and rows in all.
         batch_seconds: audio in a batch, padding included.
         audio: reads what rows name as their audio.
+        other: the file of the other column of the same rows: units of a recording that it holds are taken from there.
 
     Returns:
         `utterances`, `units`, `new` (utterances extracted by this call), `without_speech`, `path`.
@@ -128,7 +150,7 @@ def extract_units(
             yield partial(_unit_line, ids), len(ids)
 
     kind = _Kind("units", extractor_rate(extractor), card_of(extractor), lines, _unit_sizes)
-    return _extract(kind, rows, column, Path(path), progress, batch_seconds, audio)
+    return _extract(kind, rows, column, Path(path), progress, batch_seconds, audio, other)
 
 
 def extract_codes(
@@ -140,6 +162,7 @@ def extract_codes(
     progress: Progress | None = None,
     batch_seconds: float = BATCH_SECONDS,
     audio: AudioFiles = AudioFiles(),  # noqa: B008 - has no state
+    other: Path | None = None,
 ) -> dict[str, Any]:
     """Write one line per row with speech: its codec frames (`datamodules.codes`). As `extract_units`, with the card of
     the codec beside the file.
@@ -147,7 +170,7 @@ def extract_codes(
     Args:
         codec: a trained one.
         num_codebooks: streams; None: all.
-        rows, column, path, progress, batch_seconds, audio: as for `extract_units`.
+        rows, column, path, progress, batch_seconds, audio, other: as for `extract_units`.
 
     Returns:
         `utterances`, `frames`, `new`, `without_speech`, `path`.
@@ -167,7 +190,7 @@ def extract_codes(
 
     # The first streams of two files of one codec are the same: only the codec counts.
     kind = _Kind("frames", SAMPLE_RATE, codec.card().to_dict(), lines, partial(_code_sizes, streams))
-    return _extract(kind, rows, column, Path(path), progress, batch_seconds, audio)
+    return _extract(kind, rows, column, Path(path), progress, batch_seconds, audio, other)
 
 
 _Line = Callable[..., str]
@@ -193,6 +216,25 @@ class _Kind:
     sizes: Callable[[Path], dict[str, int]]
 
 
+def _copied(
+    other: Path, rows: Iterable[Utterance], todo: Iterable[Utterance], column: Column
+) -> dict[str, tuple[str, str]]:
+    """Id -> line, and the id that has it, of those rows whose recording is the other side of a row."""
+    across: Column = "audio" if column == "tgt_audio" else "tgt_audio"
+    ids = {_source(row, across): row.id for row in rows if _source(row, across)}
+    wanted: defaultdict[str, list[str]] = defaultdict(list)
+    for row in todo:
+        if _source(row, column) in ids:
+            wanted[ids[_source(row, column)]].append(row.id)
+    found: dict[str, tuple[str, str]] = {}
+    with open_text(other) as file:
+        for line in raw_lines(file, other):
+            entry = parse_json(line)
+            for name in wanted.get(entry["id"], ()):
+                found[name] = json.dumps({**entry, "id": name}, separators=(",", ":")) + "\n", entry["id"]
+    return found
+
+
 def _unit_line(ids: list[int], name: str, recording: str) -> str:
     return json.dumps({"id": name, "recording": recording, "units": ids}, separators=(",", ":")) + "\n"
 
@@ -215,7 +257,9 @@ def _extract(
     progress: Progress | None,
     batch_seconds: float,
     audio: AudioFiles,
+    other: Path | None,
 ) -> dict[str, Any]:
+    rows = list(rows)
     chosen: dict[str, Utterance] = {}
     silent = 0
     for row in rows:
@@ -233,19 +277,26 @@ def _extract(
     done = _resume(path, partly, kind, set(chosen), require_same)
     total = sum(done.values())
     todo = [row for row in chosen.values() if row.id not in done]
-    count = len(done)
+    count, wanted = len(done), len(chosen)
     result = {"utterances": len(chosen), "new": len(todo), "without_speech": silent, "path": str(path)}
     if not todo and path.exists():
         return {**result, kind.count: total}
     try:
         with open(partly, "a", encoding="utf-8") as file:
+            if other is not None:
+                there, sizes = _copied(other, rows, todo, column), kind.sizes(other)
+                for line, source in there.values():
+                    file.write(line)
+                    total += sizes[source]
+                todo = [row for row in todo if row.id not in there]
+                count += len(there)
             for batch_rows, batch in _batches(todo, column, kind.rate, batch_seconds, audio):
                 for row, samples, (line, size) in zip(batch_rows, batch.unpad(), kind.lines(batch), strict=True):
                     file.write(line(row.id, recording=str(recording_of(names[row.id], samples))))
                     total += size
                 count += len(batch_rows)
                 if progress is not None:
-                    progress(count, len(done) + len(todo))
+                    progress(count, wanted)
             file.flush()
             os.fsync(file.fileno())
         os.replace(partly, path)

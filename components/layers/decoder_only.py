@@ -118,6 +118,7 @@ class PromptedCache(DecoderState):
 
     Attributes:
         room: steps that each sample has positions for behind its prompt; None: any number.
+        trail: what a model itself keeps of each row, (R, ...); it is reordered with them.
     """
 
     def __init__(
@@ -130,6 +131,7 @@ class PromptedCache(DecoderState):
         keys = prompt[0][0]
         self.beams, self.steps = beams, 0
         self.lengths = lengths.to(keys.device)
+        self.trail: Tensor | None = None
         self._known = lengths.tolist() if not lengths.is_meta else [keys.shape[2]] * len(lengths)
         self.room = None if max_positions is None else [max_positions - length for length in self._known]
         self._width = keys.shape[2]
@@ -204,6 +206,8 @@ class PromptedCache(DecoderState):
         kept or dropped whole, so keys and values move only when a sample leaves."""
         if self._prompt is not None:
             self.reserve(_STEPS)
+        if self.trail is not None:
+            self.trail = self.trail[rows]
         if rows.shape[0] != self.rows:
             samples = rows[:: self.beams] // self.beams
             self._cache = self._cache[:, :, samples]

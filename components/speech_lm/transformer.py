@@ -21,6 +21,7 @@ from ..layers.positions import LearnedPositions, RotaryPositions, SinusoidalPosi
 from ..layers.transformer import LayerSettings
 from ..roles import DecoderState, SpeechLM
 from ..types import Padded
+from .segments import SegmentPositions
 
 
 class TransformerSpeechLM(SpeechLM):
@@ -39,6 +40,7 @@ class TransformerSpeechLM(SpeechLM):
         ffn_dim: inner width of the FFN.
         num_layers: depth.
         positions: `sinusoidal` and `rotary` take any number of steps, `learned` the `max_positions` they have.
+            `segments`: sinusoidal, and counted anew in each run of units or codes (`SegmentPositions`).
         max_positions: most tokens of a sequence, prompt included; null: any. Needed for learned positions.
         mask: `causal`: each token sees those before it. `prefix`: those of the prompt also see each other.
         ffn: `plain`, or `gated` (SwiGLU with `activation: silu`).
@@ -48,6 +50,7 @@ class TransformerSpeechLM(SpeechLM):
         activation_dropout: inside the FFN.
         tie_output: the output layer is the embedding matrix.
         scale_embeddings: multiply embeddings by sqrt(D).
+        unit_steps: with positions of `segments`, steps that a unit counts: codec frames to a unit.
     """
 
     paper = "MSLM-S2ST, arXiv 2403.12408; VALL-E, arXiv 2301.02111"
@@ -63,7 +66,7 @@ class TransformerSpeechLM(SpeechLM):
         num_kv_heads: int | None = None,
         ffn_dim: int = 4096,
         num_layers: int = 12,
-        positions: Literal["rotary", "sinusoidal", "learned"] = "sinusoidal",
+        positions: Literal["rotary", "sinusoidal", "learned", "segments"] = "sinusoidal",
         max_positions: int | None = None,
         mask: Literal["causal", "prefix"] = "causal",
         ffn: Literal["plain", "gated"] = "plain",
@@ -73,12 +76,13 @@ class TransformerSpeechLM(SpeechLM):
         activation_dropout: float = 0.0,
         tie_output: bool = True,
         scale_embeddings: bool = True,
+        unit_steps: int = 1,
     ) -> None:
         super().__init__()
         if num_layers < 1:
             raise ValueError(f"a speech LM needs at least one layer; got num_layers={num_layers}")
         for name, value, known in (
-            ("positions", positions, ("rotary", "sinusoidal", "learned")),
+            ("positions", positions, ("rotary", "sinusoidal", "learned", "segments")),
             ("mask", mask, ("causal", "prefix")),
             ("ffn", ffn, ("plain", "gated")),
         ):
@@ -86,7 +90,7 @@ class TransformerSpeechLM(SpeechLM):
                 raise ValueError(f"{name} must be {', '.join(known[:-1])} or {known[-1]}; got {value!r}")
         self.vocabulary = JointVocabulary(num_units, codebook_size, languages, specials)
         self.vocab_size = self.vocabulary.size
-        self.dim, self.max_positions, self.mask = dim, max_positions, mask
+        self.dim, self.max_positions, self.mask, self.unit_steps = dim, max_positions, mask, unit_steps
         settings = LayerSettings(
             dim,
             num_heads,
@@ -107,6 +111,7 @@ class TransformerSpeechLM(SpeechLM):
         else:
             self.positions = SinusoidalPositions(dim) if positions == "sinusoidal" else None
         self.rotary = RotaryPositions(dim // num_heads) if positions == "rotary" else None
+        self.segments = SegmentPositions(dim, self.vocabulary, unit_steps) if positions == "segments" else None
         self.dropout = nn.Dropout(dropout)
         self.layers = nn.ModuleList(SelfAttentionLayer(settings) for _ in range(num_layers))
         self.norm = nn.LayerNorm(dim)
@@ -172,7 +177,10 @@ class TransformerSpeechLM(SpeechLM):
                 len(prompt), attention.num_kv_heads, 0, self.dim // attention.num_heads
             )
             kept = [(empty, empty)] * len(self.layers)
-        return PromptedCache(kept, prompt.lengths, beams, self.max_positions)
+        state = PromptedCache(kept, prompt.lengths, beams, self.max_positions)
+        if self.segments is not None:
+            state.trail = self.segments.after(prompt, beams)
+        return state
 
     @torch.no_grad()
     def step(self, tokens: Tensor, state: DecoderState) -> Tensor:
@@ -187,6 +195,10 @@ class TransformerSpeechLM(SpeechLM):
         rotation = None if self.rotary is None else self.rotary.at(where, last, x)
         if self.positions is not None:
             x = x + self.positions.at(where, last, x)[:, None]
+        if self.segments is not None:
+            assert state.trail is not None
+            added, state.trail = self.segments.step(tokens, state.trail, last, x)
+            x = x + added.view_as(x)
         for number, layer in enumerate(self._layers()):
             x = layer.step(x, state, number, rotation)
         state.advance()
@@ -203,6 +215,8 @@ class TransformerSpeechLM(SpeechLM):
         x = self.embedding(tokens.data) * self.scale
         if self.positions is not None:
             x = self.positions(x)
+        if self.segments is not None:
+            x = x + self.segments(tokens.data, x)
         return self.dropout(x), None if self.rotary is None else self.rotary(steps, x)
 
     def _layers(self) -> list[SelfAttentionLayer]:

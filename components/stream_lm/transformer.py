@@ -16,6 +16,7 @@ from ..layers.activations import Activation
 from ..layers.decoder_only import PromptedCache, SelfAttentionLayer
 from ..layers.positions import SinusoidalPositions
 from ..layers.transformer import LayerSettings
+from ..limits import at_least
 from ..losses.cross_entropy import token_loss
 from ..roles import StreamLM
 from ..search import SearchOptions
@@ -46,6 +47,8 @@ class TransformerStreamLM(StreamLM):
         dim: D.
         num_heads, num_kv_heads, ffn_dim, num_layers, ffn, activation, dropout, attention_dropout, activation_dropout:
             as in `TransformerSpeechLM`.
+        unit_steps: steps that a unit counts: codec frames to a unit, so that it has the position of the frames that
+            speak it.
     """
 
     paper = "MSLM-S2ST, arXiv 2403.12408; VALL-E, arXiv 2301.02111; MusicGen, arXiv 2306.05284"
@@ -66,6 +69,7 @@ class TransformerStreamLM(StreamLM):
         dropout: float = 0.1,
         attention_dropout: float = 0.0,
         activation_dropout: float = 0.0,
+        unit_steps: int = 1,
     ) -> None:
         super().__init__()
         if pattern not in ("ar_nar", *PATTERNS):
@@ -76,8 +80,9 @@ class TransformerStreamLM(StreamLM):
                 f"num_streams={num_streams}, num_units={num_units}, codebook_size={codebook_size}, "
                 f"num_layers={num_layers}"
             )
+        at_least(1, unit_steps=unit_steps)
         self.num_units, self.codebook_size, self.num_streams = num_units, codebook_size, num_streams
-        self.pattern, self.dim = pattern, dim
+        self.pattern, self.dim, self.unit_steps = pattern, dim, unit_steps
         self.given_streams = 1 if pattern == "ar_nar" else 0
         self.layout = None if pattern == "ar_nar" else Pattern.named(pattern, num_streams)
         settings = LayerSettings(
@@ -213,16 +218,17 @@ class TransformerStreamLM(StreamLM):
         frames = prompt.data.new_zeros(*prompt.data.shape[:2], self.dim, dtype=self.code_embedding.weight.dtype)
         for k in range(self.num_streams):
             frames = frames + self._embed(prompt.data[:, :, k], k)
-        both = [self._placed(self.unit_embedding(units.data), 0), self._placed(frames, 1)]
+        both = [self._placed(self.unit_embedding(units.data), 0, stride=self.unit_steps), self._placed(frames, 1)]
         return torch.cat(both, 1), torch.cat([units.mask, prompt.mask], 1)
 
     def _embed(self, codes: Tensor, k: int) -> Tensor:
         """(B, T) codes of stream k -> (B, T, D)."""
         return self.code_embedding(codes + k * self.rows)
 
-    def _placed(self, x: Tensor, segment: int, offset: int = 0) -> Tensor:
+    def _placed(self, x: Tensor, segment: int, offset: int = 0, stride: int = 1) -> Tensor:
         """(B, T, D) with positions, and which segment it is."""
-        return self.positions(x * self.dim**0.5 + self.segment_embedding.weight[segment] * self.dim**0.5, offset)
+        x = x * self.dim**0.5 + self.segment_embedding.weight[segment] * self.dim**0.5
+        return x + self.positions.table(offset, stride * x.shape[1], x)[::stride]
 
     def _table(self, k: int) -> Tensor:
         """(V, D) embeddings of the codes of stream k."""

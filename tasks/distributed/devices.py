@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import torch
 
 from ...components.errors import UserError
@@ -27,3 +30,11 @@ def pick_device(name: str) -> torch.device:
     except (RuntimeError, AssertionError) as error:
         raise UserError(f"--device {name}: there is none here ({str(error).splitlines()[0]}); try cpu") from None
     return device
+
+
+def device_of_trainer(trainer: Mapping[str, Any]) -> torch.device:
+    """Where the trainer's settings put a task of one process; GPUs are listed in `devices` by their numbers."""
+    if trainer.get("accelerator", "auto") == "cpu":
+        return torch.device("cpu")
+    device, listed = pick_device("auto"), trainer.get("devices")
+    return torch.device(device.type, int(listed[0])) if device.type != "cpu" and isinstance(listed, list) else device

@@ -31,12 +31,10 @@ from ..task import Task
 from ..voices import made_up_languages
 from .figures import Data, Moment, Plan, Sizes
 from .setting import Setting, base_memory, pieces
-from .shapes import CODE_RATE, FakeTokenizer, streams_of
+from .shapes import CODE_RATE, FakeTokenizer, streams_of, unit_rate
 from .simulation import Footprint, OptimizerFootprint, make_fake, simulate, simulate_optimizer, tensors_of
 
 _TEXT_RATE = 4.0  # of a second of speech
-
-_UNIT_RATE = 50
 
 _SAMPLE_RATE = 16000
 
@@ -162,7 +160,7 @@ class Rehearsal:
             words = (pieces, [*pieces, 0, 0], [*pieces, 0, 0, 0])
         if units is None:
             number = int(self.config.unit_extractor.get("num_units") or 2) if "unit_extractor" in self.config else 2
-            units = [place // 2 % number for place in range(int(_UNIT_RATE * spoken))]  # runs of two
+            units = [place // 2 % number for place in range(int(unit_rate(self.task) * spoken))]  # runs of two
         transcript, source, target = (tuple(ids) for ids in words)
         return Sizes(seconds, spoken, transcript, source, target, tuple(int(unit) for unit in units))
 

@@ -5,6 +5,7 @@ Letters: B batch, T frames, S subwords, U units, N samples.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from typing import Any
@@ -150,7 +151,7 @@ def fake_batch(task: Task, frontend: Any) -> Batch:
     samples = torch.tensor([int(16000 * s) for s in _SECONDS])
     frames = torch.tensor([frontend.output_length(int(n)) for n in samples])
     words = torch.tensor(_SUBWORDS)
-    units = torch.tensor([int(50 * s) for s in _SECONDS])
+    units = torch.tensor([math.ceil(unit_rate(task) * s) for s in _SECONDS])
     width = frontend.output_dim
 
     def ids(lengths: Tensor) -> Padded:
@@ -176,6 +177,14 @@ def fake_batch(task: Task, frontend: Any) -> Batch:
         target_speech=real(samples),
         seconds=torch.tensor(_SECONDS),
     )
+
+
+def unit_rate(task: Task) -> float:
+    """Units of a second of speech, as the vocoder or the unit extractor of a task has them; else 50."""
+    vocoder: Any = getattr(task, "vocoder", None)
+    if vocoder is not None and getattr(vocoder, "hop_length", None):
+        return vocoder.sample_rate / vocoder.hop_length
+    return float(getattr(getattr(task, "unit_extractor", None), "frame_rate", 50.0))
 
 
 def streams_of(task: Task) -> int:

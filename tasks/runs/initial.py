@@ -160,6 +160,8 @@ def _load_part(task: Task, role: str, other: _Other, partial: bool = False) -> s
     part, checkpoint, content = task.parts()[role], other.checkpoint, other.content
     if not part.state_dict():
         return f"{role}: has no weights"
+    if role == "unit_extractor" and role not in other.roles() and "speech_encoder" in other.roles():
+        return _load_encoder(part, other)
     prefix = f"{role}."
     weights = {k.removeprefix(prefix): value for k, value in content["state_dict"].items() if k.startswith(prefix)}
     if not weights:
@@ -182,6 +184,28 @@ def _load_part(task: Task, role: str, other: _Other, partial: bool = False) -> s
         )
     said = [note, f"new: {few(new)}" if new else "", f"left there: {few(left)}" if left else ""]
     return "; ".join([f"{role}: {len(weights)} tensors from {checkpoint}", *filter(None, said)])
+
+
+def _load_encoder(extractor: Any, other: _Other) -> str:
+    """The encoder of a unit extractor, which is to be fitted, from a run that trained it and has no units."""
+    encoder = getattr(extractor, "encoder", None)
+    if encoder is None:
+        raise UserError(
+            f"init.unit_extractor: {other.checkpoint} holds no unit_extractor, and its speech_encoder is of no use to "
+            "one that clusters log-mels; set unit_extractor=encoder"
+        )
+    weights = {
+        key.removeprefix("speech_encoder."): value
+        for key, value in other.content["state_dict"].items()
+        if key.startswith("speech_encoder.")
+    }
+    if problem := misfit(encoder.state_dict(), weights):
+        raise UserError(
+            f"init.unit_extractor: the speech_encoder of {other.checkpoint} does not fit unit_extractor.encoder; "
+            f"{problem}"
+        )
+    encoder.load_state_dict(weights)
+    return f"unit_extractor.encoder: {len(weights)} tensors from the speech_encoder of {other.checkpoint}"
 
 
 def _load_heads(task: Task, other: _Other) -> list[str]:

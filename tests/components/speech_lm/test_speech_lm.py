@@ -16,6 +16,7 @@ KINDS = {
     "rotary": {"positions": "rotary", "num_kv_heads": 2, "ffn": "gated", "activation": "silu"},
     "prefix": {"mask": "prefix"},
     "learned": {"positions": "learned", "max_positions": 60},
+    "segments": {"positions": "segments", "unit_steps": 3},
 }
 
 
@@ -180,7 +181,7 @@ def test_positions_bound_what_comes_behind_a_prompt():
     ("settings", "words"),
     [
         ({"positions": "learned"}, "set max_positions"),
-        ({"positions": "alibi"}, "positions must be rotary, sinusoidal or learned; got 'alibi'"),
+        ({"positions": "alibi"}, "positions must be rotary, sinusoidal, learned or segments; got 'alibi'"),
         ({"mask": "full"}, "mask must be causal or prefix"),
         ({"num_kv_heads": 3}, "num_heads must be a multiple of num_kv_heads"),
         ({"num_layers": 0}, "at least one layer"),
