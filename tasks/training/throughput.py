@@ -48,7 +48,7 @@ class Throughput(Callback):
         return {"heard": self._before + float(self._audio)}
 
     def load_state_dict(self, state_dict: dict[str, float]) -> None:
-        self._before = float(state_dict["heard"])
+        self._before = self.heard = float(state_dict["heard"])  # it may be that nothing is left to train
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._pause()
