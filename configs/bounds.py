@@ -69,7 +69,7 @@ BOUNDS = {
     "stage_jobs": Bound(1, "stages side by side", most=_PROCESSES),
     "threads": Bound(1, "threads of one process; null leaves it to torch", most=_PROCESSES),
     "checkpoint.keep_best": Bound(0, "best checkpoints; 0 keeps none"),
-    "data.max_tokens": Bound(1, "tokens of a target text; null takes any"),
+    "data.max_tokens": Bound(1, "tokens of a target text; null takes up to 4,096"),
     "data.min_seconds": Bound(0, "seconds; 0 takes any"),
     "data.num_workers": Bound(0, "processes that read data; 0 reads in the training process", most=_PROCESSES),
     "optim.lr": Bound(0, "a rate of 0 trains nothing; freeze.ROLE=true freezes a part", above=True),

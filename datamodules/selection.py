@@ -23,6 +23,15 @@ from .units import Units
 UNREADABLE = "unreadable audio"
 """Begins the reason for which a row is dropped whose file's header is at fault."""
 
+LONGEST_TEXT = 4096
+"""Tokens of a text that is trained on, where `max_tokens` allows no more: attention takes memory by the square."""
+
+LONGEST_UNITS = 16_384
+"""Units or codec frames of a row: more than five minutes at 50 a second, and what the same square leaves room for."""
+
+MOST_CHARACTERS = 32
+"""Of a token, on average over a text: no tokenizer writes as much with one, so that a longer text is not even cut."""
+
 
 class Items(Sequence[Utterance]):
     """Utterances: rows, each as one task sees it.
@@ -117,7 +126,7 @@ class Limits:
         min_seconds, max_seconds: of the audio.
         longest: seconds that the model takes, None for any.
         slowest: the slowest speed at which audio is played.
-        max_tokens: of the target, None for any.
+        max_tokens: of the target, None for up to `LONGEST_TEXT`.
     """
 
     min_seconds: float
@@ -154,7 +163,7 @@ def select(
         limits: None keeps those without a target text and of any size.
         units: id -> units, read where they are needed.
         prepared: field -> id -> what else is needed of prepared units and codes.
-        count: of tokens; None where there is no tokenizer.
+        count: of tokens; None where there is no tokenizer. Of texts up to `MOST_CHARACTERS` for each token that may be.
         knows: whether the tokenizer has a language; None: any will do.
         counted: whether the tokens of all are counted.
         longest_text: most tokens of a target text, for which the model has positions; None: any number. Those texts
@@ -178,6 +187,8 @@ def select(
             view.drop_by_length(limits)
         if longest_text is not None and count is not None and "target" in needs:
             view.drop_long_texts(longest_text, count)
+        if count is not None and limits is not None:
+            view.drop_endless_texts(max(LONGEST_TEXT, limits.max_tokens or 0), count)
         if tokens is not None:
             assert count is not None
             view.count(count, tokens[:, column])
@@ -262,9 +273,11 @@ class _View:
             )
         if "units" in self.needs:
             self.drop(lengths < 0, "no units")
+            self.drop(lengths > LONGEST_UNITS, f"more than {LONGEST_UNITS:,} units")
         for name, sizes in others.items():
             self.drop(sizes < 0, f"no {name.replace('_', ' ')}")
             self.drop(sizes == 0, f"empty {name.replace('_', ' ')}")
+            self.drop(sizes > LONGEST_UNITS, f"more than {LONGEST_UNITS:,} {name.replace('_', ' ')}")
 
     def measure(
         self, lengths: np.ndarray, measure: Callable[[str, np.ndarray], tuple[np.ndarray, dict[int, str]]]
@@ -299,12 +312,26 @@ class _View:
             )
 
     def drop_long_texts(self, longest: int, count: Count) -> None:
-        # No tokenizer has more tokens than bytes, and no character more than four of these.
-        maybe = np.flatnonzero(self.kept() & (4 * self.rows.characters(self.target) > longest))
-        beyond = np.zeros(len(self.rows), bool)
-        if len(maybe):
-            beyond[maybe] = count(self.target, maybe) > longest
+        beyond = self._longer(self.target, longest, count)
         self.drop(beyond, f"more than {longest} tokens, the most that the model has positions for")
+
+    def drop_endless_texts(self, most: int, count: Count) -> None:
+        """Of all texts that are cut into tokens."""
+        source = ["src_text"] if self.needs & {"transcript", "source"} else []
+        for key in dict.fromkeys([*source, *([self.target] if "target" in self.needs else [])]):
+            side = "source" if key == "src_text" else "target"
+            self.drop(self._longer(key, most, count), f"a {side} text of more than {most:,} tokens")
+
+    def _longer(self, key: str, most: int, count: Count) -> np.ndarray:
+        """(N,) bool: which texts of rows that are kept have more than `most` tokens. Only those are counted of which
+        their characters do not say it."""
+        characters = self.rows.characters(key)
+        beyond = self.kept() & (characters > MOST_CHARACTERS * most)
+        # No tokenizer has more tokens than bytes, and no character more than four of these.
+        maybe = np.flatnonzero(self.kept() & ~beyond & (4 * characters > most))
+        if len(maybe):
+            beyond[maybe] = count(key, maybe) > most
+        return beyond
 
     def count(self, count: Count, tokens: np.ndarray) -> None:
         """Fill in the (N,) `tokens` of rows that are kept, with those around them."""

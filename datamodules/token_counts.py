@@ -14,6 +14,8 @@ from .array_file import kept
 from .rows import Rows
 
 _VOCABULARIES = 4  # whose counts are kept
+_FEW = 20  # of a file with so many times as many rows, rows are counted by themselves
+_READ = 1 << 18  # characters of a text that are cut into tokens; the rest counts as the beginning does
 
 
 def count_tokens(rows: Rows, key: str, places: np.ndarray, tokenizer: Tokenizer) -> np.ndarray:
@@ -21,11 +23,17 @@ def count_tokens(rows: Rows, key: str, places: np.ndarray, tokenizer: Tokenizer)
 
     They are kept where the columns are, for tokenizers of voxzoo: what others do may change without being seen.
     """
-    found = _kept_counts(rows, key, tokenizer)
-    if found is not None:
-        return found[rows.numbers(places)]
-    encode = tokenizer.encode
-    return np.fromiter((len(encode(rows.text(key, int(place)))) for place in places), np.int64, len(places))
+    if _FEW * len(places) > len(rows):
+        found = _kept_counts(rows, key, tokenizer)
+        if found is not None:
+            return found[rows.numbers(places)]
+    texts = (rows.text(key, int(place)) for place in places)
+    return np.fromiter((_count(text, tokenizer) for text in texts), np.int64, len(places))
+
+
+def _count(text: str, tokenizer: Tokenizer) -> int:
+    found = len(tokenizer.encode(text[:_READ]))
+    return found if len(text) <= _READ else found * len(text) // _READ
 
 
 def _kept_counts(rows: Rows, key: str, tokenizer: Tokenizer) -> np.ndarray | None:
@@ -39,8 +47,8 @@ def _kept_counts(rows: Rows, key: str, tokenizer: Tokenizer) -> np.ndarray | Non
 
     def make() -> tuple[dict[str, str], dict[str, np.ndarray]]:
         _leave(path.parent, before, _VOCABULARIES - 1)
-        whole, encode = rows.whole(), tokenizer.encode
-        counts = np.fromiter((len(encode(text)) for text in whole.texts(key)), np.int32, len(whole))
+        whole = rows.whole()
+        counts = np.fromiter((_count(text, tokenizer) for text in whole.texts(key)), np.int32, len(whole))
         return {"columns": columns}, {"counts": counts}
 
     try:

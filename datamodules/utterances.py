@@ -30,7 +30,16 @@ from .loader import ResumableLoader
 from .manifest import Utterance
 from .resume import follow_epoch, position, restore, say
 from .rows import Rows, rows_of
-from .selection import UNREADABLE, Items, Limits, Selection, measure_files, select
+from .selection import (
+    LONGEST_TEXT,
+    MOST_CHARACTERS,
+    UNREADABLE,
+    Items,
+    Limits,
+    Selection,
+    measure_files,
+    select,
+)
 from .skipped import OnError, SkippedRows
 from .token_counts import count_tokens
 from .units import read_units
@@ -90,7 +99,8 @@ class UtteranceData(DataModule):
         batch_tokens: most padded target tokens in a batch (the longer side for text input).
         batch_size: most utterances in a batch.
         min_seconds, max_seconds: shorter and longer training and validation audio is dropped, and said.
-        max_tokens: longer target texts are dropped from training and validation, and said.
+        max_tokens: longer target texts are dropped from training and validation, and said. Without it those of more
+            than 4,096 tokens are, and source texts likewise; rows of more than 16,384 units or codec frames always.
         speed_perturb: factors, one of which is drawn for each (seed, epoch, id) in training; [] is none. Batches are
             planned for the slowest.
         num_workers: processes that read data; 0 reads in the training process.
@@ -230,10 +240,10 @@ class UtteranceData(DataModule):
         return tuple(sorted(found - {""}))
 
     def texts(self, split: str = "train") -> Iterator[str]:
-        """Source and target texts of a split, for training a tokenizer."""
-        rows = self.rows(split)
+        """Source and target texts of a split, for training a tokenizer; without those that are too long for any row."""
+        rows, most = self.rows(split), MOST_CHARACTERS * LONGEST_TEXT
         for pair in zip(rows.texts("src_text"), rows.texts("tgt_text")):
-            yield from filter(None, pair)
+            yield from (text for text in pair if 0 < len(text) <= most)
 
     # Loaders
 

@@ -11,6 +11,7 @@ from typing import Any
 
 from .audio import AudioError, level, read_audio
 from .manifest import Paths, Scan, Utterance, did_you_mean, scan_manifest
+from .selection import LONGEST_TEXT
 
 TOLERANCE = 0.1
 """Seconds by which a manifest's duration may differ from the file's."""
@@ -156,6 +157,10 @@ def _row_trouble(
             found.append((f"clipped {side} audio", False, ""))
     if row.audio and row.duration is None:
         found.append(("no duration (read from the file each time)", False, ""))
+    for text, side in ((row.src_text, "source"), (row.tgt_text, "target")):
+        if len(text) > LONGEST_TEXT:
+            kind = f"{side} text of more than {LONGEST_TEXT:,} characters; left out if it is as many tokens"
+            found.append((kind, False, f"{len(text):,}"))
     if not row.tgt_text:
         found.append(("no target text", False, ""))
     if not row.src_text:

@@ -35,7 +35,7 @@ from ..scoring.speech import write_wav
 from .choices import EVALUATED, SPEECH_IN
 from .distortions import Condition, DistortedAudio, conditions_of
 from .names import FileNames
-from .translator import Item, Translator, joined, require_positive, search_options
+from .translator import Item, Translator, joined, require_positive, require_short, search_options
 
 
 def evaluate_run(
@@ -330,6 +330,12 @@ class _Evaluation:
         by_task: defaultdict[str, list[Any]] = defaultdict(list)
         long: list[Any] = []
         for row in rows:
+            if row.task.startswith("t2") and self.model.tokenizer is not None:
+                try:
+                    require_short(row.src_text, row.src_lang, self.model.tokenizer)
+                except ValueError as error:
+                    self._drop(row, str(error))
+                    continue
             (long if self._is_long(row) else by_task[row.task]).append(row)
         batches = [
             group[start : start + self.batch_size]

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from ...components.errors import UserError
+from ...components.errors import UserError, printable
 from ...components.layers.runs import reduce_runs
 from ...components.lines import read_json
 from ...components.types import Padded
+from ...datamodules.selection import LONGEST_UNITS
 from ..distributed.devices import pick_device
 from ..runs.run import load_run
 from ..scoring.speech import write_wav
@@ -54,19 +58,21 @@ def resynthesise(
     if vocoder is None:
         raise UserError(f"{run}: this run has no vocoder")
     _same_card(Path(units), getattr(task, "unit_extractor", None), run)
-    rows = list(read_units(units))[:limit]
+    rows = list(islice(read_units(units), limit))
     if not rows:
         raise UserError(f"{units}: no units in it")
     for name, ids in rows:
         if ids and max(ids) >= vocoder.num_units:
             raise UserError(f"{units}: {name} has unit {max(ids)}, but the vocoder knows 0 to {vocoder.num_units - 1}")
     empty = [name for name, ids in rows if not ids]
-    rows = [(name, ids) for name, ids in rows if ids]
+    too_long = [name for name, ids in rows if len(ids) > LONGEST_UNITS]
+    for name in too_long:
+        print(printable(f"left out {name}: more than {LONGEST_UNITS:,} units"), file=sys.stderr)
+    rows = [(name, ids) for name, ids in rows if 0 < len(ids) <= LONGEST_UNITS]
     folder = Path(out)
     folder.mkdir(parents=True, exist_ok=True)
     files, seconds, names = [], 0.0, FileNames()
-    for start in range(0, len(rows), batch_size):
-        chunk = rows[start : start + batch_size]
+    for chunk in _chunks(rows, batch_size):
         batch = Padded.from_list([torch.tensor(row) for _, row in chunk]).to(place)
         durations = None if predict_durations else batch.with_data(torch.ones_like(batch.data)).zeroed()
         if predict_durations:
@@ -82,14 +88,29 @@ def resynthesise(
             files.append(str(path))
             seconds += len(samples) / vocoder.sample_rate
         if progress is not None:
-            progress(start + len(chunk), len(rows))
+            progress(len(files), len(rows))
     return {
         "folder": str(folder),
         "utterances": len(files),
         "seconds": round(seconds, 2),
         "empty": empty,
+        "too_long": too_long,
         "files": files,
     }
+
+
+def _chunks(rows: list[tuple[str, list[int]]], most: int) -> Iterator[list[tuple[str, list[int]]]]:
+    """Rows in their order, up to `most` at a time and no more units than one row may have, padding included."""
+    chunk: list[tuple[str, list[int]]] = []
+    longest = 0
+    for row in rows:
+        longest = max(longest, len(row[1]))
+        if chunk and (len(chunk) == most or longest * (len(chunk) + 1) > LONGEST_UNITS):
+            yield chunk
+            chunk, longest = [], len(row[1])
+        chunk.append(row)
+    if chunk:
+        yield chunk
 
 
 def _same_card(units: Path, extractor: Any, run: Path | str) -> None:

@@ -19,6 +19,7 @@ from ...components.lines import open_text, raw_lines
 from ...components.search import SearchOptions
 from ...components.types import Batch, Padded
 from ...datamodules.audio import audio_blocks, audio_seconds, level
+from ...datamodules.selection import MOST_CHARACTERS
 from ..processes.console import quiet_libraries
 from ..runs.run import load_run
 from ..scoring.speech import cut_at_quiet, write_wav
@@ -274,9 +275,7 @@ class Translator:
             if self.reads_text:
                 if not item.text:
                     raise ValueError("empty line: expected a sentence")
-                tokens = len(self.task.tokenizer.source(item.text, self.source))
-                if tokens > LONGEST_TOKENS:
-                    raise ValueError(f"{tokens} tokens long; the limit is {LONGEST_TOKENS}: give one sentence a line")
+                require_short(item.text, self.source, self.task.tokenizer)
                 item.pieces = [Piece(0.0, float(len(item.text)), text=item.text)]
                 return
             assert item.path is not None
@@ -404,6 +403,17 @@ def joined(predictions: Sequence[Any], waves: Sequence[Shelved | None] = ()) -> 
         audio=torch.cat(spoken) if spoken else None,
         score=sum(scores) / len(scores) if scores else None,
     )
+
+
+def require_short(text: str, lang: str | None, tokenizer: Any) -> None:
+    """Raises ValueError: a text of more tokens than a model is given, or one so long that they are not counted."""
+    if len(text) > MOST_CHARACTERS * LONGEST_TOKENS:
+        raise ValueError(
+            f"{len(text):,} characters long; the limit is {LONGEST_TOKENS} tokens: give one sentence a line"
+        )
+    tokens = len(tokenizer.source(text, lang))
+    if tokens > LONGEST_TOKENS:
+        raise ValueError(f"{tokens} tokens long; the limit is {LONGEST_TOKENS}: give one sentence a line")
 
 
 def search_options(task: Any, beam: int | None) -> Any:

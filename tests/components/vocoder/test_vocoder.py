@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,7 @@ from voxzoo.configs.build import build
 from voxzoo.datamodules.manifest import Utterance, write_manifest
 from voxzoo.tasks.commands import units as units_command
 from voxzoo.tasks.runs.unit_extractors import load_extractor
+from voxzoo.tasks.serving import resynthesis
 from voxzoo.tasks.units import card_of, extract_units, fit_units, read_units
 
 SMALL = {
@@ -319,6 +321,25 @@ def test_resynthesise_writes_what_the_vocoder_says(trained):
         torch.testing.assert_close(torch.from_numpy(written), audio, atol=2e-3, rtol=0)
     reduced = command(*call, "--predict-durations", "--limit", "1")
     assert len(reduced["files"]) == 1
+
+
+def test_resynthesise_leaves_out_what_is_too_long_and_speaks_the_others(trained, capsys):
+    folder, _ = trained
+    lines = [{"id": name, "units": [1] * count} for name, count in (("a", 9), ("long", 2_000_000), ("b", 12))]
+    (folder / "units.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    (folder / "units.card.json").unlink()
+    call = ["resynthesise", str(folder / "vocoder.ckpt"), str(folder / "units.jsonl"), "--out", str(folder / "wavs")]
+    result = command(*call)
+    assert [Path(file).name for file in result["files"]] == ["a.wav", "b.wav"]
+    assert result["too_long"] == ["long"]
+    assert capsys.readouterr().err == "left out long: more than 16,384 units\n"
+
+
+def test_rows_of_units_go_together_as_far_as_one_may_be_long(monkeypatch):
+    monkeypatch.setattr(resynthesis, "LONGEST_UNITS", 20)
+    rows = [(str(number), [0] * size) for number, size in enumerate((3, 4, 5, 20, 9, 11, 2, 2, 2))]
+    sizes = [[len(ids) for _, ids in chunk] for chunk in resynthesis._chunks(rows, 3)]
+    assert sizes == [[3, 4, 5], [20], [9], [11], [2, 2, 2]]
 
 
 def test_resynthesise_refuses_units_of_another_extractor(trained):

@@ -450,18 +450,31 @@ def test_an_unknown_language_is_refused_with_the_known_ones(run: Path, sounds: P
 
 
 def test_text_empty_over_long_and_usual(text_run: Path, call, monkeypatch: pytest.MonkeyPatch):
-    lines = ["dos trenes", "", "palabra " * 20000, "\u4f60\u597d \U0001f600 ok", "   ", "tres trenes"]
+    lines = ["dos trenes", "", "palabra " * 15000, "\u4f60\u597d \U0001f600 ok", "   ", "tres trenes", "uno " * 5000]
     monkeypatch.setattr(sys, "stdin", io.StringIO("\n".join(lines) + "\n"))
     done = call("translate", text_run, "-", "--task", "t2tt", "--from", "spa", "--to", "eng", "--json")
     assert done.code == 1
     found = done.json
     assert [row["id"] for row in found["results"]] == ["line-00001", "line-00004", "line-00006"]
     reasons = {row["id"]: row["error"] for row in found["failures"]}
-    assert reasons.keys() == {"line-00002", "line-00003", "line-00005"}
+    assert reasons.keys() == {"line-00002", "line-00003", "line-00005", "line-00007"}
     assert "empty" in reasons["line-00002"]
     assert "empty" in reasons["line-00005"]
-    assert re.fullmatch(r"\d+ tokens long; the limit is 1024: give one sentence a line", reasons["line-00003"])
+    assert reasons["line-00003"] == "119,999 characters long; the limit is 1024 tokens: give one sentence a line"
+    assert re.fullmatch(r"\d+ tokens long; the limit is 1024: give one sentence a line", reasons["line-00007"])
     assert all(len(reason) < 300 for reason in reasons.values())
+
+
+def test_a_row_that_is_too_long_takes_no_other_with_it(text_run: Path, tmp_path: Path, call):
+    texts = {"a": "dos trenes", "long": "palabra " * 15000, "b": "tres trenes"}
+    about = {"src_lang": "spa", "tgt_lang": "eng", "tgt_text": "three trains"}
+    rows = [{"id": name, "src_text": text, **about} for name, text in texts.items()]
+    (tmp_path / "m.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    done = call("evaluate", text_run, "--manifest", tmp_path / "m.jsonl", "--task", "t2tt", "--json", "--out", tmp_path)
+    assert done.code == 0
+    assert done.json["num_utterances"] == 2
+    reason = "119,999 characters long; the limit is 1024 tokens: give one sentence a line"
+    assert done.json["dropped"] == [{"id": "long", "reason": reason}]
 
 
 # check and parts
