@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import pickle
 import pickletools
 import zipfile
@@ -19,10 +20,12 @@ from torch import Tensor
 from ..errors import UserError
 from ..lines import parse_json
 from ..nearby import nearest_path
+from ..sums import CHEAP, require_sum, stored_sums, sum_of_tensor
 
 SHARD_BYTES = 5_000_000_000
 _SINGLE = "model.safetensors"
 _INDEX = "model.safetensors.index.json"
+_SUMS = "crc32"  # of the tensors, in the index of shards: key -> sum
 _PICKLE = "pytorch_model.bin"
 _PICKLE_INDEX = "pytorch_model.bin.index.json"
 
@@ -94,15 +97,22 @@ class Weights(Mapping[str, Tensor]):
     """Tensors of a folder by published key, each read from disk when it is asked for.
 
     `model.safetensors`, its shards, or `pytorch_model.bin` and its (read with `weights_only=True`: tensors and nothing
-    else).
+    else). Where the index of shards has sums, as those of `write_weights` have, tensors are compared with them.
+
+    Args:
+        folder: where they are.
+        single: name of the file, where there is one.
+        verify: compare the sums of all tensors that are read, not of the smallest ones alone, `CHEAP` bytes in all.
 
     Raises:
-        UserError: no weights, a shard that is missing, a truncated file, or a pickle that holds more than tensors.
+        UserError: no weights, a shard that is missing, a truncated file, or a pickle that holds more than tensors;
+            when a tensor is read, one that is not what was written.
     """
 
-    def __init__(self, folder: Path, single: str = _SINGLE) -> None:
+    def __init__(self, folder: Path, single: str = _SINGLE, *, verify: bool = False) -> None:
         self.folder = folder
         self._where: dict[str, Path] = {}
+        self._sums: dict[str, str] = {}
         self._open: dict[Path, Any] = {}
         self._plain: dict[str, Tensor] = {}
         if (folder / _INDEX).exists():
@@ -112,6 +122,7 @@ class Weights(Mapping[str, Tensor]):
                 absent = [key for key, where in self._where.items() if where == path and key not in held]
                 if absent:
                     raise UserError(f"{path}: holds no {', '.join(absent[:3])}, though {_INDEX} says so")
+            self._sums = self._to_compare(verify)
         elif (folder / single).exists():
             path = folder / single
             self._where = dict.fromkeys(self._file(path).keys(), path)
@@ -131,8 +142,32 @@ class Weights(Mapping[str, Tensor]):
                 raise UserError(f"{path}: truncated, or no safetensors file ({error}); fetch it again") from None
         return self._open[path]
 
+    def _to_compare(self, verify: bool) -> dict[str, str]:
+        """The sums of all tensors, or of the smallest ones."""
+        about = read_json(self.folder / _INDEX).get("metadata")
+        sums = stored_sums(about.get(_SUMS) if isinstance(about, dict) else None, self.folder / _INDEX)
+        sums = {key: value for key, value in sums.items() if key in self._where}
+        if verify or not sums:
+            return sums
+        left, found = CHEAP, {}
+        for size, key in sorted((self._bytes(key), key) for key in sums):
+            left -= size
+            if left < 0:
+                break
+            found[key] = sums[key]
+        return found
+
+    def _bytes(self, key: str) -> int:
+        """Of a tensor, at most."""
+        return 8 * math.prod(self._file(self._where[key]).get_slice(key).get_shape())
+
     def __getitem__(self, key: str) -> Tensor:
-        return self._plain[key] if key in self._plain else self._file(self._where[key]).get_tensor(key)
+        if key in self._plain:
+            return self._plain[key]
+        value = self._file(self._where[key]).get_tensor(key)
+        if key in self._sums:
+            require_sum(value, self._sums[key], key, self._where[key])
+        return value
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._plain or self._where)
@@ -249,12 +284,20 @@ def write_weights(
         save_file(_ready(shards[0], tensors, dtype), str(folder / single), metadata=metadata)
         return
     index: dict[str, str] = {}
+    sums: dict[str, str] = {}
     for number, keys in enumerate(shards, 1):
         name = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
-        save_file(_ready(keys, tensors, dtype), str(folder / name), metadata=metadata)
+        sums.update(_save(_ready(keys, tensors, dtype), folder / name, metadata))
         index.update(dict.fromkeys(keys, name))
-    content = {"metadata": {"total_size": total}, "weight_map": index}
+    # One file alone is, byte by byte, what transformers writes; an index may say more.
+    content = {"metadata": {"total_size": total, _SUMS: sums}, "weight_map": index}
     (folder / _INDEX).write_text(json.dumps(content, indent=1, sort_keys=True))
+
+
+def _save(tensors: dict[str, Tensor], path: Path, metadata: dict[str, str]) -> dict[str, str]:
+    """Write a file, and return the sums of what is in it."""
+    save_file(tensors, str(path), metadata=metadata)
+    return {key: sum_of_tensor(value) for key, value in tensors.items()}
 
 
 def _dtype_in_file(value: Tensor, dtype: torch.dtype | None) -> torch.dtype:

@@ -141,7 +141,8 @@ def from_transformers(
     model = PublishedModel(str(model_type), {role: node for role, node in nodes.items() if role in chosen}, {})
     model.files = files
     add_parts(model, folder)
-    fill_parts(model, family, Weights(folder), folder, dtype, nodes=nodes)
+    # All sums: what is written of it gets sums of its own.
+    fill_parts(model, family, Weights(folder, verify=True), folder, dtype, nodes=nodes)
     if "task" in model.nodes:
         model.notes = unread({**settings, **read_json_if(folder, "generation_config.json")})
     return model.eval()

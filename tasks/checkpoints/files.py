@@ -22,13 +22,13 @@ from torch.utils import _pytree as pytree
 
 from ...components.errors import UserError, faults_of, few
 from ...components.lines import read_json
+from ...components.sums import require_archive_sums
 from ...components.whole import link_whole, remove_unfinished, whole_file
 from ...configs.foreign import require_plain
 from ..processes.launcher import let_processes_end
 from ..processes.signals import EXIT_CODES, Interrupted, heard
 from .references import fill_in
 from .shards import SHARDS, read_shards, remove_unused
-from .sums import require_sums
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -81,13 +81,14 @@ def read_checkpoint(path: Path, *, whole: bool = True, states: bool = True, veri
         path: the file. Where it cannot be mapped it is read.
         whole: where it is in shards, read these too: into memory.
         states: of shards those of optimizers too, which takes twice the memory of the weights again.
-        verify: compare the sums of all of the file, not of the first quarter of a gigabyte alone (`require_sums`).
+        verify: compare the sums of all of the file and its shards, not of the first quarter of a gigabyte alone
+            (`require_archive_sums`).
 
     Raises:
         UserError: not a checkpoint, cut off, damaged, or not one of voxzoo's.
     """
     try:
-        require_sums(path, whole=verify)
+        require_archive_sums(path, whole=verify)
         content = _load(path)
     except UserError:
         raise
@@ -106,7 +107,7 @@ def read_checkpoint(path: Path, *, whole: bool = True, states: bool = True, veri
     with faults_of(path):
         _require_stored(content, path)
         fill_in(content, path)
-        return read_shards(content, path, states=states) if whole and SHARDS in content else content
+        return read_shards(content, path, states=states, verify=verify) if whole and SHARDS in content else content
 
 
 def _require_form(content: dict[str, Any], path: Path) -> None:

@@ -31,10 +31,11 @@ from torch.distributed.checkpoint.state_dict_saver import save
 from torch.distributed.tensor import DTensor
 
 from ...components.errors import UserError, few
+from ...components.sums import ADVICE, CHEAP, sum_of_header, sums_of_file
 
 SHARDS = "shards"
-"""The entry of a checkpoint whose tensors are elsewhere: `folder`, `files` (name -> bytes) and `tensors` (place ->
-shape, dtype, whether it was cut)."""
+"""The entry of a checkpoint whose tensors are elsewhere: `folder`, `files` (name -> bytes), `sums` (name -> CRC-32 of
+its header and of all of it; earlier versions wrote none) and `tensors` (place -> shape, dtype, whether it was cut)."""
 
 _FOLDER = re.compile(r"step\d+\.\d+\.shards")
 _SHARD = "shard-{:05d}-model-00001-of-00001.safetensors"  # as HuggingFaceStorageWriter names them
@@ -68,11 +69,12 @@ def write_shards(
         save(dict(tensors), storage_writer=HuggingFaceStorageWriter(str(part), save_distributed=True))
     except CheckpointException as error:
         problem = "; ".join(f"process {number}: {why[0]}" for number, why in sorted(error.failures.items())[:2])
-    files = _gather_sizes(part / _SHARD.format(rank + 1))
+    files, sums = _gather_files(part / _SHARD.format(rank + 1))
     if first and not problem:
         try:
             os.rename(part, path.with_name(name))
-            index[SHARDS] = {"folder": name, "files": files, "tensors": {k: _describe(v) for k, v in tensors.items()}}
+            described = {place: _describe(value) for place, value in tensors.items()}
+            index[SHARDS] = {"folder": name, "files": files, "sums": sums, "tensors": described}
             write_index(index)
         except Exception as error:  # whatever it is: the others wait for the word
             problem = str(error) or type(error).__name__
@@ -84,12 +86,13 @@ def write_shards(
         raise UserError(problem if untouched in problem else f"{path}: {' '.join(problem.split())}; {untouched}")
 
 
-def read_shards(index: dict[str, Any], path: Path, *, states: bool = True) -> dict[str, Any]:
+def read_shards(index: dict[str, Any], path: Path, *, states: bool = True, verify: bool = False) -> dict[str, Any]:
     """A checkpoint with its tensors whole, as if it had been written in one file.
 
     Args:
         index: what the file at `path` holds.
         states: those of optimizers too; otherwise the entry is empty.
+        verify: compare the sums of all files, not of the smallest ones and of headers alone.
 
     Raises:
         UserError: the folder, or a part of it, is missing or damaged.
@@ -99,19 +102,21 @@ def read_shards(index: dict[str, Any], path: Path, *, states: bool = True) -> di
         for place, (shape, dtype, _) in tensors_of(index, path).items()
         if states or place.startswith(weight_place(""))
     }
-    load_shards(index, path, tensors)
+    load_shards(index, path, tensors, verify=verify)
     dropped = {SHARDS} if states else {SHARDS, "optimizer_states"}
     content = {key: value for key, value in index.items() if key not in dropped}
     return _put_back(content, tensors)
 
 
-def load_shards(index: dict[str, Any], path: Path, into: dict[str, Tensor]) -> None:
-    """Fill tensors, by their place in the checkpoint; of a DTensor each process reads its own part alone.
+def load_shards(index: dict[str, Any], path: Path, into: dict[str, Tensor], *, verify: bool = False) -> None:
+    """Fill tensors, by their place in the checkpoint; of a DTensor each process reads its own part alone. `verify`: as
+    of `read_shards`.
 
     Raises:
         UserError: the folder, or a part of it, is missing or damaged.
     """
-    folder = _verified(index, path)
+    folder = _there(index, path)
+    require_shard_sums(index, path, whole=verify)
     reader = _Reader(str(folder))
     try:
         _require_all(index, path, folder, reader.read_metadata())
@@ -121,6 +126,43 @@ def load_shards(index: dict[str, Any], path: Path, into: dict[str, Tensor]) -> N
     except (CheckpointException, SafetensorError, OSError, KeyError, ValueError) as error:
         reason = " ".join(str(error).split())[:200] or type(error).__name__
         raise UserError(f"{path}: its shards in {folder.name} cannot be read ({reason})") from None
+
+
+def require_shard_sums(index: dict[str, Any], path: Path, *, whole: bool, rank: int = 0, world_size: int = 1) -> None:
+    """Compare the sums of the files of a checkpoint in shards.
+
+    Args:
+        index: what the file at `path` holds.
+        whole: all of all files; otherwise all of the smallest ones, up to `CHEAP` bytes, and the headers of the others.
+        rank, world_size: look at each `world_size`-th file alone, for processes that look together.
+
+    Raises:
+        UserError: one is damaged, missing or of another size.
+    """
+    folder = _there(index, path)
+    sums, files = index[SHARDS].get("sums"), index[SHARDS]["files"]
+    if sums is None:
+        return
+    if not isinstance(sums, dict) or not all(_are_sums(sums.get(file)) for file in files):
+        raise UserError(f"{path}: its list of shards is not one that voxzoo wrote")
+    left = CHEAP
+    for place, file in enumerate(sorted(files, key=lambda name: (files[name], name))):
+        left -= files[file]
+        if place % world_size != rank:
+            continue
+        try:
+            if whole or left >= 0:
+                wrong = sums_of_file(folder / file) != tuple(sums[file])
+            else:
+                wrong = sum_of_header(folder / file) != sums[file][0]
+        except OSError as error:
+            raise UserError(f"{folder / file}: {error.strerror}") from None
+        if wrong:
+            raise UserError(f"{folder / file}: damaged: {ADVICE}, or take another checkpoint of the run")
+
+
+def _are_sums(found: Any) -> bool:
+    return isinstance(found, list | tuple) and len(found) == 2 and all(type(one) is int for one in found)
 
 
 class _Reader(HuggingFaceStorageReader):
@@ -180,11 +222,13 @@ def _named_by(path: Path) -> str | None:
         return None
 
 
-def _gather_sizes(own: Path) -> dict[str, int]:
-    """Bytes of each process's file; a listing by one process may not see yet what another node wrote."""
+def _gather_files(own: Path) -> tuple[dict[str, int], dict[str, list[int]]]:
+    """Bytes and sums of each process's file; a listing by one process may not see yet what another node wrote."""
     found: list[Any] = [None] * torch.distributed.get_world_size()
-    torch.distributed.all_gather_object(found, (own.name, own.stat().st_size) if own.exists() else None)
-    return dict(entry for entry in found if entry)
+    entry = (own.name, own.stat().st_size, list(sums_of_file(own))) if own.exists() else None
+    torch.distributed.all_gather_object(found, entry)
+    there = [one for one in found if one]
+    return {name: size for name, size, _ in there}, {name: sums for name, _, sums in there}
 
 
 def _free_name(folder: Path, step: int) -> str:
@@ -244,7 +288,7 @@ def state_place(optimizer: int, parameter: int, key: str) -> str:
     return f"optimizer_states/{optimizer}/{parameter}/{key}"
 
 
-def _verified(index: dict[str, Any], path: Path) -> Path:
+def _there(index: dict[str, Any], path: Path) -> Path:
     """The folder of a checkpoint's shards, all its files there in their sizes."""
     try:
         name, files = str(index[SHARDS]["folder"]), {str(k): int(v) for k, v in index[SHARDS]["files"].items()}

@@ -40,7 +40,15 @@ from ...components.layers.blocks import STACKS, blocks, named_blocks
 from ...components.layers.transformer import DecoderLayer
 from ...configs.targets import class_of
 from ..checkpoints.files import in_memory, misfit, read_checkpoint
-from ..checkpoints.shards import SHARDS, load_shards, state_place, tensors_of, weight_place, write_shards
+from ..checkpoints.shards import (
+    SHARDS,
+    load_shards,
+    require_shard_sums,
+    state_place,
+    tensors_of,
+    weight_place,
+    write_shards,
+)
 from .precision import gradient_scaler
 
 # What Lightning and the commands call on a task in place of `forward`: weights outside the layers are gathered for it.
@@ -95,6 +103,7 @@ class FSDP2(ModelParallelStrategy):
         """Weights and optimizer states that any strategy wrote, cut up for this one."""
         path = Path(self.broadcast(checkpoint_path))
         assert self.model is not None
+        _compare_sums(path)
         checkpoint = read_checkpoint(path, whole=False)
         own = self.model.state_dict()
         _require_fit(own, checkpoint, path)
@@ -235,6 +244,7 @@ class FSDP(FSDPStrategy):
         """Weights and optimizer states that any strategy wrote, cut up for this one."""
         path = Path(self.broadcast(checkpoint_path))
         assert self.model is not None
+        _compare_sums(path)
         checkpoint = in_memory(read_checkpoint(path))
         _require_fit(self._shapes, checkpoint, path)
         with self._whole_states(first_only=False):
@@ -245,6 +255,27 @@ class FSDP(FSDPStrategy):
                     FullyShardedDataParallel.optim_state_dict_to_load(self.model, optimizer, named)
                 )
         return checkpoint
+
+
+def _compare_sums(path: Path) -> None:
+    """Compare the sums of all of a checkpoint before a training goes on. Each process looks at some of its files; all
+    hear what one of them found.
+
+    Raises:
+        UserError: it is damaged; on all processes.
+    """
+    rank, world_size = torch.distributed.get_rank(), torch.distributed.get_world_size()
+    problem = ""
+    try:
+        index = read_checkpoint(path, whole=False, verify=rank == 0)
+        if SHARDS in index:
+            require_shard_sums(index, path, whole=True, rank=rank, world_size=world_size)
+    except UserError as error:
+        problem = str(error)
+    found: list[Any] = [None] * world_size
+    torch.distributed.all_gather_object(found, problem)
+    if any(found):
+        raise UserError(next(filter(None, found)))
 
 
 def cuts_weights(config: DictConfig) -> bool:

@@ -29,7 +29,7 @@ def consolidate(path: Path, out: Path | None = None) -> list[Path]:
     if out is not None:
         if out.exists():
             raise UserError(f"--out {out}: exists already; nothing is overwritten")
-        content = read_checkpoint(checkpoint)
+        content = read_checkpoint(checkpoint, verify=True)  # the new file has sums of its own
         write_atomically(out, lambda file: torch.save(content, file))
         return [out]
     found = [checkpoint] if path.is_file() else sorted(path.rglob("checkpoints/*.ckpt"))
@@ -41,7 +41,7 @@ def consolidate(path: Path, out: Path | None = None) -> list[Path]:
             if inode in written:
                 link_whole(written[inode], one)
             else:
-                content = read_checkpoint(one)
+                content = read_checkpoint(one, verify=True)
                 write_atomically(one, lambda file, content=content: torch.save(content, file))
             written[inode] = one
             done.append(one)

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ...components.errors import UserError
 from ...components.lines import read_json
+from ...components.sums import require_sum, stored_sums, sum_of_tensor
 from ...configs.foreign import require_plain
 from ..checkpoints.files import write_atomically
 
@@ -29,7 +30,8 @@ def write_extractor(folder: Path, config: dict[str, Any], card: dict[str, Any], 
     """Write an extractor: its config with `_target_`, the card of its units, its state. The folder is made."""
     tensors = {name: value.detach().cpu().contiguous().clone() for name, value in state.items()}
     write_atomically(folder / WEIGHTS, lambda file: file.write(save(tensors)))
-    content = {"config": config, "card": card}
+    sums = {name: sum_of_tensor(value) for name, value in tensors.items()}
+    content = {"config": config, "card": card, "crc32": sums}
     write_atomically(folder / CONFIG, lambda file: file.write((json.dumps(content, indent=1) + "\n").encode()))
 
 
@@ -51,9 +53,14 @@ def read_weights(folder: Path) -> dict[str, Tensor]:
     """The state of an extractor.
 
     Raises:
-        UserError: it cannot be read.
+        UserError: it cannot be read, or is not what was written.
     """
+    sums = stored_sums(read_json(folder / CONFIG).get("crc32"), folder / CONFIG)
     try:
-        return load_file(folder / WEIGHTS)
+        weights = load_file(folder / WEIGHTS)
     except (SafetensorError, OSError) as error:
         raise UserError(f"{folder / WEIGHTS}: cannot be read ({' '.join(str(error).split())}); is it whole?") from None
+    for key, value in weights.items():
+        if key in sums:
+            require_sum(value, sums[key], key, folder / WEIGHTS)
+    return weights

@@ -10,6 +10,7 @@ from torch import Tensor
 from voxzoo.components.converters import files
 from voxzoo.components.converters.files import Weights, write_weights
 from voxzoo.components.converters.keymap import KeyMap, same, stack, tied
+from voxzoo.components.errors import UserError
 
 
 def some_tensors() -> dict[str, Tensor]:
@@ -81,3 +82,51 @@ def test_only_one_shard_is_copied_at_a_time(
     assert len(made) >= 3
     assert 0 < most <= 6000
     assert set(Weights(tmp_path)) == set(tensors)
+
+
+def test_one_flipped_byte_in_a_shard_is_noticed_wherever_it_is(tmp_path: Path) -> None:
+    tensors = some_tensors()
+    write_weights(tmp_path, tensors, shard_bytes=200)
+    seen = 0
+    for path in sorted(tmp_path.iterdir()):
+        before = path.read_bytes()
+        for place in range(0, len(before), 5):
+            changed = bytearray(before)
+            changed[place] ^= 0x10
+            path.write_bytes(changed)
+            try:
+                found = dict(Weights(tmp_path))
+            except UserError as error:
+                seen += "\n" not in str(error)
+            else:  # a name that no part has is refused by what maps the keys
+                assert all(torch.equal(value, tensors[key]) for key, value in found.items() if key in tensors)
+        path.write_bytes(before)
+    assert seen > 100
+
+
+def test_large_tensors_are_compared_on_demand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_weights(tmp_path, some_tensors(), shard_bytes=200)
+    path = Weights(tmp_path)._where["embed"]
+    changed = bytearray(path.read_bytes())
+    changed[-1] ^= 1
+    path.write_bytes(changed)
+    monkeypatch.setattr(files, "CHEAP", 30)
+    assert dict(Weights(tmp_path)).keys() == some_tensors().keys()
+    with pytest.raises(UserError, match=r"safetensors: damaged at \w+: it holds other bytes than were written"):
+        dict(Weights(tmp_path, verify=True))
+
+
+def test_transformers_reads_an_index_with_sums(tmp_path: Path) -> None:
+    transformers = pytest.importorskip("transformers")
+    config = transformers.HubertConfig(
+        hidden_size=12, num_hidden_layers=1, num_attention_heads=2, intermediate_size=20, conv_dim=[8],
+        conv_kernel=[20], conv_stride=[20], num_conv_pos_embeddings=6, num_conv_pos_embedding_groups=2,
+    )  # fmt: skip
+    model = transformers.HubertModel(config)
+    model.save_pretrained(tmp_path / "a")
+    (tmp_path / "b").mkdir()
+    (tmp_path / "b" / "config.json").write_bytes((tmp_path / "a" / "config.json").read_bytes())
+    write_weights(tmp_path / "b", dict(Weights(tmp_path / "a")), shard_bytes=3000)
+    again, about = transformers.HubertModel.from_pretrained(tmp_path / "b", output_loading_info=True)
+    assert not about["missing_keys"]
+    assert all(torch.equal(value, again.state_dict()[key]) for key, value in model.state_dict().items())

@@ -452,6 +452,22 @@ def test_a_run_begins_with_an_extractor_folder(corpus, tmp_path):
         ({"accelerator": "cpu", "devices": 2}, ["cpu", "cpu"]),
     ],
 )
+def test_a_flipped_byte_of_an_extractor_folder_is_noticed(corpus, tmp_path):
+    extractor = KMeansUnits(4, fft_size=320, window_length=320, num_mel_bins=20)
+    fit_units(extractor, corpus)
+    save_extractor(extractor, {"_target_": "voxzoo.components.KMeansUnits", "num_units": 4, "fft_size": 320,
+                               "window_length": 320, "num_mel_bins": 20}, tmp_path)  # fmt: skip
+    weights = tmp_path / "unit_extractor.safetensors"
+    before = weights.read_bytes()
+    place = before.index(extractor.centroids.numpy().tobytes())
+    for offset in (0, 100):
+        weights.write_bytes(before[: place + offset] + b"\x7f" + before[place + offset + 1 :])
+        with pytest.raises(UserError, match="damaged at centroids: it holds other bytes than were written"):
+            load_extractor(tmp_path)
+    weights.write_bytes(before)
+    assert torch.equal(load_extractor(tmp_path).centroids, extractor.centroids)
+
+
 def test_the_task_fits_where_the_trainer_says(corpus, tmp_path, monkeypatch, trainer, moved):
     """And keeps what it found as tensors of the CPU. The GPU is pretended: where the task would go is written down."""
     told = []

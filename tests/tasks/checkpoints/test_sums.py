@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 import torch
+from voxzoo.components import sums
 from voxzoo.components.errors import UserError
-from voxzoo.tasks.checkpoints import sums
 from voxzoo.tasks.checkpoints.files import AtomicCheckpointIO, read_checkpoint
 
 

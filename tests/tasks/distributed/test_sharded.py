@@ -27,10 +27,13 @@ from voxzoo.components.errors import UserError
 from voxzoo.components.search import SearchOptions
 from voxzoo.components.tokenizer import train_sentencepiece
 from voxzoo.configs import build, compose
+from voxzoo.tasks.checkpoints import shards
 from voxzoo.tasks.checkpoints.files import read_checkpoint, write_atomically
 from voxzoo.tasks.checkpoints.shards import is_sharded, remove_unused, write_shards
 from voxzoo.tasks.commands.cli import main
 from voxzoo.tasks.distributed.running_statistics import RunningStatistics
+from voxzoo.tasks.distributed.strategies import _compare_sums
+from voxzoo.tasks.runs.consolidate import consolidate
 from voxzoo.tasks.runs.run import load_run
 
 TWO = ["trainer.devices=2", "trainer.accelerator=cpu", "trainer.precision=32-true", "trainer.max_epochs=-1"]
@@ -514,6 +517,7 @@ def damage(kind: str, path: Path) -> str:
     if kind == "no header":
         file.write_bytes(b"\xff" * file.stat().st_size)
     index["shards"]["files"][file.name] = file.stat().st_size
+    index["shards"].pop("sums", None)  # or these would say it
     if kind == "leads out":
         index["shards"]["folder"] = "../secret"
     if kind == "no list":
@@ -540,6 +544,66 @@ def test_damaged_shards_are_refused_in_one_line(kind: str, alone, tmp_path: Path
     assert expected in said
     assert len(said.splitlines()) == 1
     assert "this should not happen" not in said
+
+
+def flipped(path: Path, place: int) -> bytes:
+    """Change a byte of a file in place; returns what it was."""
+    before = path.read_bytes()
+    changed = bytearray(before)
+    changed[place] ^= 0x10
+    path.write_bytes(changed)
+    return before
+
+
+def test_one_flipped_byte_in_a_shard_is_noticed_wherever_it_is(alone, tmp_path: Path):
+    path = tmp_path / "checkpoints" / "last.ckpt"
+    save(content(alone, 1), path)
+    (file,) = next(path.parent.glob("*.shards")).iterdir()
+    for place in range(0, file.stat().st_size, 7):
+        before = flipped(file, place)
+        with pytest.raises(UserError, match=r"shard-\S+: damaged: it holds other bytes than were written") as error:
+            read_checkpoint(path)
+        assert "\n" not in str(error.value)
+        file.write_bytes(before)
+    assert_reads(path, content(alone, 1))
+    for folder in path.parent.glob("*.shards"):
+        assert torch.load(path, weights_only=True)["shards"]["sums"].keys() == {one.name for one in folder.iterdir()}
+
+
+def test_large_shards_are_compared_on_demand_and_before_a_training_goes_on(alone, tmp_path: Path, monkeypatch):
+    path = tmp_path / "checkpoints" / "last.ckpt"
+    save(content(alone, 1), path)
+    (file,) = next(path.parent.glob("*.shards")).iterdir()
+    monkeypatch.setattr(shards, "CHEAP", 10)
+    before = flipped(file, file.stat().st_size - 3)
+    read_checkpoint(path)  # it was not looked at
+    for read in (
+        lambda: read_checkpoint(path, verify=True),
+        lambda: _compare_sums(path),
+        lambda: consolidate(path, tmp_path / "whole.ckpt"),
+    ):
+        with pytest.raises(UserError, match="damaged: it holds other bytes"):
+            read()
+    assert not (tmp_path / "whole.ckpt").exists()
+    file.write_bytes(before)
+    _compare_sums(path)
+    flipped(file, 30)  # what lies where is looked at always
+    with pytest.raises(UserError, match="damaged: it holds other bytes"):
+        read_checkpoint(path)
+
+
+def test_shards_of_earlier_versions_have_no_sums(alone, tmp_path: Path):
+    path = tmp_path / "checkpoints" / "last.ckpt"
+    save(content(alone, 1), path)
+    index = torch.load(path, weights_only=True)
+    sums = index["shards"].pop("sums")
+    torch.save(index, path)
+    assert_reads(path, content(alone, 1))
+    for odd in ({}, [], {name: ["x", 1] for name in sums}):
+        index["shards"]["sums"] = odd
+        torch.save(index, path)
+        with pytest.raises(UserError, match="not one that voxzoo wrote"):
+            read_checkpoint(path)
 
 
 @pytest.mark.slow
