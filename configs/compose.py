@@ -25,6 +25,7 @@ from ..components.errors import UserError, few
 from .choices import belongs
 from .compat import fill_compat
 from .cycles import require_no_cycles
+from .environment import require_named
 from .origins import ROOT as CONFIG_DIR
 from .origins import Origins
 from .pretrained import KEY, fill_pretrained, pretrained_sources
@@ -354,6 +355,8 @@ def _composed(overrides: tuple[str, ...], files: tuple[tuple[str, int, int, int]
             f"config: {few(overrides)}: cannot be composed ({type(error).__name__}: {_words(error)})"
         ) from error
     require_no_cycles(config)
+    if any(not Path(path).is_relative_to(CONFIG_DIR) for path, *_ in files):
+        require_named(config, overrides)
     return config
 
 

@@ -15,7 +15,7 @@ _REFERENCE = re.compile(r"\$\{([^${}:]+)\}")
 
 def require_no_cycles(config: DictConfig) -> None:
     """Raises UserError: the keys that refer to each other in a circle."""
-    found = dict(_interpolated(config, ""))
+    found = {path: _references(path, child._value()) for path, child in interpolated(config)}
     done: set[str] = set()
 
     def follow(path: str, before: tuple[str, ...]) -> None:
@@ -35,8 +35,8 @@ def require_no_cycles(config: DictConfig) -> None:
         follow(path, ())
 
 
-def _interpolated(node: DictConfig | ListConfig, at: str) -> Iterator[tuple[str, list[str]]]:
-    """Path of each value that refers to others, and their paths."""
+def interpolated(node: DictConfig | ListConfig, at: str = "") -> Iterator[tuple[str, Any]]:
+    """Path and node of each value that is made of others; nothing is resolved. `at`: where `node` stands."""
     children: list[tuple[Any, Any]]
     if isinstance(node, ListConfig):
         children = [(place, node._get_node(place)) for place in range(len(node))]
@@ -46,9 +46,15 @@ def _interpolated(node: DictConfig | ListConfig, at: str) -> Iterator[tuple[str,
         path = f"{at}.{key}" if at else str(key)
         text = child._value() if child is not None else None
         if isinstance(text, str) and "${" in text:
-            yield path, [_absolute(one.strip(), at) for one in _REFERENCE.findall(text)]
+            yield path, child
         elif isinstance(child, DictConfig | ListConfig) and not (child._is_none() or child._is_missing()):
-            yield from _interpolated(child, path)
+            yield from interpolated(child, path)
+
+
+def _references(path: str, text: str) -> list[str]:
+    """Paths that the value at a path refers to."""
+    at = path.rpartition(".")[0]
+    return [_absolute(one.strip(), at) for one in _REFERENCE.findall(text)]
 
 
 def _absolute(reference: str, at: str) -> str:
