@@ -20,6 +20,7 @@ from torch import Tensor
 from ..errors import UserError
 from ..lines import parse_json
 from ..nearby import nearest_path
+from ..online import is_online
 from ..sums import CHEAP, require_sum, stored_sums, sum_of_tensor
 
 SHARD_BYTES = 5_000_000_000
@@ -30,15 +31,14 @@ _PICKLE = "pytorch_model.bin"
 _PICKLE_INDEX = "pytorch_model.bin.index.json"
 
 
-def published_folder(source: str | Path, *, online: bool = True) -> Path:
+def published_folder(source: str | Path) -> Path:
     """The folder that a SOURCE means: a local one, or that of a hub name (`facebook/w2v-bert-2.0`).
 
-    A hub name is looked up with `huggingface_hub`, in its cache first; only JSON, tokenizer and safetensors files
-    are fetched, and `pytorch_model*.bin` where there are no safetensors.
+    A hub name is looked up in the cache of `huggingface_hub`. Where it was asked for (`online`), what is not there is
+    fetched: JSON, tokenizer and safetensors files, and `pytorch_model*.bin` where there are no safetensors.
 
     Args:
         source: a folder or hub name.
-        online: fetch what the cache has not. A name that a file says, and no user, is looked up there alone.
 
     Raises:
         UserError: no such folder, or the name cannot be fetched.
@@ -62,15 +62,15 @@ def published_folder(source: str | Path, *, online: bool = True) -> Path:
     wanted = ["*.json", "*.model", "*.txt"]
     try:
         patterns = [*wanted, "model*.safetensors"]
-        folder = Path(snapshot_download(name, allow_patterns=patterns, local_files_only=not online))
-        if online and not any(folder.glob("*.safetensors")):
+        folder = Path(snapshot_download(name, allow_patterns=patterns, local_files_only=not is_online()))
+        if is_online() and not any(folder.glob("*.safetensors")):
             folder = Path(snapshot_download(name, allow_patterns=[*wanted, "pytorch_model*.bin"]))
         return folder
     except Exception as error:
-        if not online:
+        if not is_online():
             raise UserError(
-                f"{source}: no such folder, and not in the cache of huggingface_hub; a name in a file is not fetched: "
-                f"`hf download {name}` does, if you trust the file"
+                f"{source}: no such folder, and not in the cache of huggingface_hub; it is not fetched unless you say "
+                "--online"
             ) from None
         reason = " ".join(str(error).split())[:200]
         raise UserError(f"{source}: no such folder, and the hub gave none ({type(error).__name__}: {reason})") from None

@@ -109,7 +109,8 @@ def from_transformers(
     """Read a folder in the layout of transformers (or a hub name): its parts with their weights, in evaluation mode.
 
     Args:
-        source: a folder with config.json, weights as safetensors (single or sharded) and the tokenizer's files.
+        source: a folder with config.json, weights as safetensors (single or sharded) and the tokenizer's files. A hub
+            name is fetched inside `with online():` alone; elsewhere the cache of huggingface_hub is looked into.
         roles: take these parts alone; None: all.
         compat: whose behaviour the switches are set to (`compat.TABLE`).
         dtype: of the parameters.

@@ -124,8 +124,7 @@ def _where(source: str, what: str) -> str:
         if folder.is_dir():
             return str(folder)
     if not local.is_absolute() and not source.startswith((".", "~")):
-        # A name on the hub, which a file says, not the user: what was fetched before is read, nothing is asked for.
-        return str(published_folder(source, online=False))
+        return str(published_folder(source))  # a name on the hub
     looked = ", ".join(str(folder) for folder in (local, *others))
     raise UserError(
         f"{what} are not in it but in a published folder, which is not there; looked for {looked}. Put it back, or its "

@@ -16,6 +16,7 @@ from typing import Any
 
 from ...components.errors import UserError, printable
 from ...components.lines import json_line
+from ...components.online import online
 from ..processes.forked import is_command
 from ..processes.signals import EXIT_CODES, STOPPED, Interrupted, tell_launcher
 
@@ -55,7 +56,8 @@ def main(argv: list[str] | None = None) -> int:
     status, speaks = 1, True
     result: dict[str, Any]
     # Under --json standard output holds one object and nothing else, whatever a library prints: also below Python.
-    with _only_json() if arguments.json else contextlib.nullcontext(sys.stdout) as out:
+    how = _only_json() if arguments.json else contextlib.nullcontext(sys.stdout)
+    with how as out, online(arguments.online):
         try:
             result = module.run(arguments)
             status = 0 if result.get("status", "ok") == "ok" else 1
@@ -216,6 +218,12 @@ def _parser(verb: str | None) -> argparse.ArgumentParser:
         module.configure(sub)
         for target in _leaves(sub):
             target.add_argument("--json", action="store_true", help="print exactly one JSON object on standard output")
+            target.add_argument(
+                "--online",
+                action="store_true",
+                help="fetch published models that are given, or that files name, by their hub name; without it nothing "
+                "goes online",
+            )
             target.add_argument("--traceback", action="store_true", help="show where an error arose")
     return parser
 

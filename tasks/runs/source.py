@@ -41,7 +41,7 @@ def files_of_source(config: DictConfig) -> dict[str, torch.Tensor]:
         return {}
     path = Path(source)
     if not (path.is_file() or (path / "config.yaml").is_file()):
-        return carried_files(published_folder(source, online=False))
+        return carried_files(published_folder(source))
     _, checkpoint = find_checkpoint(path)
     assets = read_checkpoint(checkpoint, states=False)["voxzoo"]["assets"]
     return {name.removeprefix(FILES): value for name, value in assets.items() if name.startswith(FILES)}

@@ -12,6 +12,7 @@ from typing import Any
 from omegaconf import DictConfig
 
 from ...components.errors import UserError
+from ...components.online import is_online
 from ...configs.compose import to_yaml
 from ...configs.yaml_files import load_map
 from ..processes.child import Child, pass_on, stopped_together
@@ -74,7 +75,7 @@ def start_stage(
     With `meeting` above 0 it is one process of a stage that torchrun or srun started: the processes of each stage meet
     at a port of their own, since what the ones before said at theirs is still there.
     """
-    words = ["train", "--stage", name]
+    words = ["train", "--stage", name, *(["--online"] if is_online() else [])]
     for folder in config_dirs:
         words += ["--config-dir", folder]
     environment = {**environment_of_stage(beside), **child("stop"), "PYTHONUNBUFFERED": "1"}
