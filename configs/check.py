@@ -21,10 +21,10 @@ from omegaconf.errors import OmegaConfBaseException
 from ..components.errors import UserError
 from .build import build
 from .choices import belongs_to, choose
-from .compose import compose
+from .compose import compose, own_cache
 from .inputs import missing_inputs
 from .origins import Origins
-from .places import faults_of_places
+from .places import faults_of_folders, faults_of_places
 from .pretrained import KEY
 from .signatures import FACTORIES, parameters_of, value_class
 from .targets import allow_list, locate, vouched
@@ -85,6 +85,8 @@ def require_valid(config: DictConfig, origins: Origins | None = None, *, inputs:
         inputs: whether files and runs that the config names have to be there.
     """
     found = check(config)
+    if origins is not None and len(origins.folders) > 1:
+        found += [Fault(*each) for each in faults_of_folders(config, origins, own_cache())]
     if inputs:
         found += [Fault(*each) for each in missing_inputs(config) if each[0] not in {fault.path for fault in found}]
     faults = [_placed(fault, origins) for fault in found]

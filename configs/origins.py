@@ -32,6 +32,11 @@ class Origin:
     is_extra: bool = False
     key: str = ""
 
+    @property
+    def is_foreign(self) -> bool:
+        """Whether it is in a folder of choices beside the shipped ones, which may come from anywhere."""
+        return self.file is not None and not self.file.is_relative_to(ROOT)
+
     def __str__(self) -> str:
         if self.file is None:
             return "on the command line"

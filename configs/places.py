@@ -78,6 +78,35 @@ def faults_of_places(config: DictConfig, trusted: tuple[str, ...]) -> Iterator[t
         yield from _within(_value(config, root), root, str(run), trusted)
 
 
+_CHOSEN = ("root", "run_dir", "stage_dir", "cache_dir", "data.cache_dir", "data.corpus.root")
+
+
+def faults_of_folders(config: DictConfig, origins: Any, own_cache: str) -> Iterator[tuple[str, str]]:
+    """Folders to write in that a file of somebody's choices names, and that lie neither below the current folder nor in
+    what the command line chose.
+
+    Args:
+        config: composed.
+        origins: where its keys were written.
+        own_cache: the cache of this machine.
+
+    Yields:
+        Key and what is wrong with its value.
+    """
+    files = {key: origins.exactly(key) for key in _CHOSEN}
+    foreign = [key for key, origin in files.items() if origin is not None and origin.is_foreign]
+    if not foreign:
+        return
+    said = [_value(config, key) for key in ("root", "cache_dir") if key not in foreign]
+    allowed = [os.getcwd(), own_cache, *(value for value in said if isinstance(value, str))]
+    for key in foreign:
+        value: Any = config
+        for name in key.split("."):
+            value = _value(value, name)
+        if isinstance(value, str) and not any(_is_below(value, folder) for folder in allowed):
+            yield key, f"{value!r}: a file chooses no folder elsewhere; if it may, say {key}={value} yourself"
+
+
 def _within(node: Any, path: str, run: str, trusted: tuple[str, ...]) -> Iterator[tuple[str, str]]:
     if isinstance(node, ListConfig):
         for index in range(len(node)):

@@ -401,11 +401,21 @@ def nodes_of(task: Any) -> Nodes:
 
 
 def carried_files(folder: Path) -> dict[str, Tensor]:
-    """Small files beside the weights, as uint8 tensors: what an export writes back as it was."""
+    """Small files beside the weights, as uint8 tensors: what an export writes back as it was.
+
+    Raises:
+        UserError: one is a link out of the folder: a file of this machine would go along with the model.
+    """
     found = {}
+    # The cache of huggingface_hub has links from snapshots/REVISION to blobs.
+    own = [folder.resolve(), folder.resolve().parent.parent / "blobs"]
     for path in sorted(folder.iterdir()):
         if path.suffix not in _CARRIED_SUFFIXES or path.name.endswith(".index.json") or not path.is_file():
             continue
+        if path.is_symlink() and not any(path.resolve().is_relative_to(place) for place in own):
+            raise UserError(
+                f"{path}: a symbolic link out of the folder, to {path.resolve()}; put the file itself there"
+            )
         if path.stat().st_size <= _CARRIED_BYTES:
             found[path.name] = torch.frombuffer(bytearray(path.read_bytes() or b"\n"), dtype=torch.uint8)
     return found

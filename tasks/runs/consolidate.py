@@ -10,7 +10,7 @@ from ...components.errors import UserError
 from ...components.whole import link_whole
 from ..checkpoints.files import read_checkpoint, write_atomically
 from ..checkpoints.shards import is_sharded, remove_unused
-from .folder import pid_lock
+from .folder import pid_lock, require_no_way_out
 from .run import find_checkpoint
 
 
@@ -32,6 +32,8 @@ def consolidate(path: Path, out: Path | None = None) -> list[Path]:
         content = read_checkpoint(checkpoint, verify=True)  # the new file has sums of its own
         write_atomically(out, lambda file: torch.save(content, file))
         return [out]
+    if path.is_dir():
+        require_no_way_out(path)
     found = [checkpoint] if path.is_file() else sorted(path.rglob("checkpoints/*.ckpt"))
     written: dict[int, Path] = {}  # by inode: the best checkpoint often is the last one
     done = []

@@ -55,6 +55,29 @@ def pid_lock(folder: Path) -> Any:
     return file
 
 
+def require_no_way_out(folder: Path, below: str = "") -> None:
+    """Refuse symbolic links in a run folder that lead out of it, before something is written there: the folder may be
+    somebody else's, and what a link leads to would be written or emptied. The run folder itself may be a link.
+
+    Args:
+        folder: of the run.
+        below: look at this file or folder of it alone.
+
+    Raises:
+        UserError: such a link, where it is and where it leads.
+    """
+    own = os.path.realpath(folder)
+    found = [folder / below] if below else []
+    for place, folders, files in os.walk(folder / below):
+        found += [Path(place, name) for name in (*folders, *files)]
+    for path in found:
+        if path.is_symlink() and not Path(os.path.realpath(path)).is_relative_to(own):
+            raise UserError(
+                f"{path}: a symbolic link that leads out of the run, to {os.path.realpath(path)}; remove it (a run "
+                "folder as a whole may be a link)"
+            )
+
+
 def is_trained(folder: Path) -> bool:
     """Whether a run has ended and its checkpoint is there; says so.
 

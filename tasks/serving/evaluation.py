@@ -24,6 +24,7 @@ from ...components.whole import write_whole
 from ...datamodules.audio import SAMPLE_RATE, AudioFiles, audio_blocks, audio_seconds
 from ...datamodules.utterances import UtteranceData
 from ..processes.console import quiet_libraries
+from ..runs.folder import require_no_way_out
 from ..runs.run import load_run
 from ..scoring.care import read_word_lists
 from ..scoring.evaluation import Care, Scored, compare_rows, score_rows
@@ -71,6 +72,8 @@ def evaluate_run(
     quiet_libraries()
     run = load_run(path, device=device, pack=True, precision=precision, verify=verify)
     folder = Path(path) if Path(path).is_dir() else run.folder
+    if not out:
+        require_no_way_out(folder, "evaluation")
     scores = evaluate(
         run.task,
         run.datamodule(manifest, split),

@@ -44,7 +44,7 @@ from ..processes.forked import has_imported
 from ..processes.launcher import watch_processes
 from ..processes.signals import stopped_at_once, watch_parent
 from ..runs.assembly import assemble, set_up
-from ..runs.folder import is_trained, pid_lock, result_of, turns, wait_for_result
+from ..runs.folder import is_trained, pid_lock, require_no_way_out, result_of, turns, wait_for_result
 from ..runs.initial import load_parts, load_pretrained, published_references
 from ..runs.lora import lora_lines
 from ..runs.source import files_of_source, take_tokenizer
@@ -72,6 +72,7 @@ def train(overrides: Sequence[str], *, stage: str | None = None, config_dirs: Se
     watch_parent()
     config = _compose(overrides, stage, config_dirs)
     names = active_stages(config)
+    require_no_way_out(Path(config.run_dir))
     if names:
         stages = {name: _compose(overrides, name, config_dirs) for name in names}
         try:
@@ -153,6 +154,7 @@ def prepare(
         raise UserError(f"these are several trainings: choose one, stage={' or '.join(active_stages(config))}")
     _require_sound(config, origins(overrides, stage=stage, config_dirs=config_dirs))
     folder = Path(config.run_dir)
+    require_no_way_out(folder)
     refuse_another(folder, config)
     data = _settle(config, folder)
     torch.manual_seed(config.seed)

@@ -19,6 +19,7 @@ from voxzoo.configs.stages import active_stages
 from voxzoo.configs.targets import allow_list, locate, trusted
 from voxzoo.datamodules import SpokenPhrases
 from voxzoo.tasks import load_run
+from voxzoo.tasks.commands.cli import main
 from voxzoo.tasks.training import settling
 from voxzoo.tasks.training.settling import settle_config
 from voxzoo.tasks.training.train import train
@@ -451,6 +452,21 @@ def test_a_trusted_package_may_name_functions(monkeypatch: pytest.MonkeyPatch):
     assert build({"_target_": "math.sqrt", "_partial_": True}, allowed=allow_list({"allow": ["math"]})).func(4) == 2
     monkeypatch.setenv("VOXZOO_ALLOW", "fractions, math")
     assert locate("math.sqrt", trusted())(9) == 3
+
+
+def test_advice_for_a_run_with_classes_of_ones_own_works_where_it_is_given(tmp_path: Path, monkeypatch, capsys):
+    config = {"task": {"_target_": "zoo_of_mine.Mine"}}
+    torch.save({"voxzoo": {"config": config, "assets": {}}, "state_dict": {}}, tmp_path / "x.ckpt")
+    (tmp_path / "zoo_of_mine.py").write_text("class Mine:\n    pass\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    assert main(["evaluate", "x.ckpt"]) == 1
+    said = capsys.readouterr().err
+    assert "if you trust it, allow it by VOXZOO_ALLOW=zoo_of_mine in the environment" in said
+    assert "allow=[" not in said  # which evaluate does not take
+    monkeypatch.setenv("VOXZOO_ALLOW", "zoo_of_mine")
+    assert main(["evaluate", "x.ckpt"]) == 1
+    assert "zoo_of_mine.Mine, which is not a Task" in capsys.readouterr().err
 
 
 def test_a_checkpoint_does_not_say_what_is_trusted(tmp_path: Path):

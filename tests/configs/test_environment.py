@@ -98,3 +98,19 @@ def test_a_run_tells_nothing_of_the_environment(tiny: list[str], tmp_path: Path,
 def test_a_value_that_the_user_put_there_is_kept(tmp_path: Path, monkeypatch):
     monkeypatch.setenv("WHO", "alice")
     assert compose(["name=run-${oc.env:WHO}", f"root={tmp_path}"]).run_dir == f"{tmp_path}/run-alice"
+
+
+@pytest.mark.parametrize("key", ["root", "cache_dir", "data.cache_dir", "data.corpus.root", "stage_dir"])
+def test_a_file_chooses_no_folder_elsewhere(key: str, tmp_path: Path, monkeypatch, capsys):
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    content = OmegaConf.create()
+    OmegaConf.update(content, key, str(tmp_path / "elsewhere"), force_add=True)
+    folder = choice(tmp_path / "choices", "experiment", "# @package _global_\n" + OmegaConf.to_yaml(content))
+    words = ["check", "--config-dir", folder, "task=speech_to_text", "data=tiny", "experiment=mine"]
+    assert main(words) == 1
+    assert f"{key}: '{tmp_path / 'elsewhere'}': a file chooses no folder elsewhere" in capsys.readouterr().err
+    assert main([*words, f"{key}={tmp_path / 'elsewhere'}"]) == 0
+    OmegaConf.update(content, key, str(tmp_path / "here" / "below"))
+    choice(tmp_path / "choices", "experiment", "# @package _global_\n" + OmegaConf.to_yaml(content))
+    assert main(words) == 0

@@ -93,6 +93,7 @@ def test_five_steps(name: str, way: str, data: Path, tmp_path: Path, monkeypatch
     call(*train)
     call("evaluate", "runs/tuned", "--manifest", rows, "--batch-size", 3)
     call("export", "runs/tuned", "out")
+    assert json.loads((tmp_path / "out" / "config.json").read_text())["architectures"] == [cls]
     _, report = getattr(transformers, cls).from_pretrained(tmp_path / "out", output_loading_info=True)
     assert not any(report.values()), report
     old, new = (load_file(tmp_path / folder / "model.safetensors") for folder in ("published", "out"))
