@@ -103,8 +103,7 @@ class FSDP2(ModelParallelStrategy):
         """Weights and optimizer states that any strategy wrote, cut up for this one."""
         path = Path(self.broadcast(checkpoint_path))
         assert self.model is not None
-        _compare_sums(path)
-        checkpoint = read_checkpoint(path, whole=False)
+        checkpoint = _read_together(path, whole=False)
         own = self.model.state_dict()
         _require_fit(own, checkpoint, path)
         if SHARDS in checkpoint:
@@ -244,8 +243,7 @@ class FSDP(FSDPStrategy):
         """Weights and optimizer states that any strategy wrote, cut up for this one."""
         path = Path(self.broadcast(checkpoint_path))
         assert self.model is not None
-        _compare_sums(path)
-        checkpoint = in_memory(read_checkpoint(path))
+        checkpoint = in_memory(_read_together(path))
         _require_fit(self._shapes, checkpoint, path)
         with self._whole_states(first_only=False):
             self.model.load_state_dict(checkpoint.pop("state_dict"))
@@ -257,25 +255,27 @@ class FSDP(FSDPStrategy):
         return checkpoint
 
 
-def _compare_sums(path: Path) -> None:
-    """Compare the sums of all of a checkpoint before a training goes on. Each process looks at some of its files; all
-    hear what one of them found.
+def _read_together(path: Path, *, whole: bool = True) -> dict[str, Any]:
+    """`read_checkpoint` before a training goes on: the sums of all of it are compared. Each process looks at some of
+    its files, and all hear what one of them found.
 
     Raises:
-        UserError: it is damaged; on all processes.
+        UserError: as `read_checkpoint`; on all processes.
     """
     rank, world_size = torch.distributed.get_rank(), torch.distributed.get_world_size()
     problem = ""
+    checkpoint: dict[str, Any] = {}
     try:
-        index = read_checkpoint(path, whole=False, verify=rank == 0)
-        if SHARDS in index:
-            require_shard_sums(index, path, whole=True, rank=rank, world_size=world_size)
+        checkpoint = read_checkpoint(path, whole=whole, verify=rank == 0)
+        if SHARDS in checkpoint:
+            require_shard_sums(checkpoint, path, whole=True, rank=rank, world_size=world_size)
     except UserError as error:
         problem = str(error)
     found: list[Any] = [None] * world_size
     torch.distributed.all_gather_object(found, problem)
     if any(found):
         raise UserError(next(filter(None, found)))
+    return checkpoint
 
 
 def cuts_weights(config: DictConfig) -> bool:

@@ -32,7 +32,7 @@ from voxzoo.tasks.checkpoints.files import read_checkpoint, write_atomically
 from voxzoo.tasks.checkpoints.shards import is_sharded, remove_unused, write_shards
 from voxzoo.tasks.commands.cli import main
 from voxzoo.tasks.distributed.running_statistics import RunningStatistics
-from voxzoo.tasks.distributed.strategies import _compare_sums
+from voxzoo.tasks.distributed.strategies import _read_together
 from voxzoo.tasks.runs.consolidate import consolidate
 from voxzoo.tasks.runs.run import load_run
 
@@ -579,14 +579,14 @@ def test_large_shards_are_compared_on_demand_and_before_a_training_goes_on(alone
     read_checkpoint(path)  # it was not looked at
     for read in (
         lambda: read_checkpoint(path, verify=True),
-        lambda: _compare_sums(path),
+        lambda: _read_together(path, whole=False),
         lambda: consolidate(path, tmp_path / "whole.ckpt"),
     ):
         with pytest.raises(UserError, match="damaged: it holds other bytes"):
             read()
     assert not (tmp_path / "whole.ckpt").exists()
     file.write_bytes(before)
-    _compare_sums(path)
+    _read_together(path, whole=False)
     flipped(file, 30)  # what lies where is looked at always
     with pytest.raises(UserError, match="damaged: it holds other bytes"):
         read_checkpoint(path)
