@@ -52,7 +52,7 @@ def test_what_is_named_on_the_command_line_is_looked_up(tmp_path: Path, monkeypa
     with pytest.raises(UserError, match="seed: looks up SECRET"):
         compose([*words, "name=${oc.env:SECRETS,x}"], config_dirs=[folder])
     assert compose([*words, "name=a${oc.env:SECRET}"], config_dirs=[folder]).seed == 7
-    assert compose(["seed=${oc.decode:${oc.env:SECRET}}"], config_dirs=[folder]).seed == 7
+    assert compose(["seed='${oc.decode:${oc.env:SECRET}}'"], config_dirs=[folder]).seed == 7
     assert compose(["name=a${oc.env:SECRET}"]).name == "a7"
 
 

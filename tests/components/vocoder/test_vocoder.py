@@ -332,7 +332,7 @@ def test_resynthesise_leaves_out_what_is_too_long_and_speaks_the_others(trained,
     result = command(*call)
     assert [Path(file).name for file in result["files"]] == ["a.wav", "b.wav"]
     assert result["too_long"] == ["long"]
-    assert capsys.readouterr().err == "left out long: more than 16,384 units\n"
+    assert "left out long: more than 16,384 units\n" in capsys.readouterr().err
 
 
 def test_rows_of_units_go_together_as_far_as_one_may_be_long(monkeypatch):
