@@ -442,16 +442,6 @@ def test_a_run_begins_with_an_extractor_folder(corpus, tmp_path):
         load_parts(task, {"vocoder": str(folder)}, tmp_path / "runs" / "new")
 
 
-@pytest.mark.parametrize(
-    ("trainer", "moved"),
-    [
-        ({}, ["cuda", "cpu"]),
-        ({"accelerator": "auto", "devices": 2}, ["cuda", "cpu"]),
-        ({"accelerator": "gpu", "devices": [3, 1]}, ["cuda:3", "cpu"]),
-        ({"accelerator": "cuda", "devices": "auto"}, ["cuda", "cpu"]),
-        ({"accelerator": "cpu", "devices": 2}, ["cpu", "cpu"]),
-    ],
-)
 def test_a_flipped_byte_of_an_extractor_folder_is_noticed(corpus, tmp_path):
     extractor = KMeansUnits(4, fft_size=320, window_length=320, num_mel_bins=20)
     fit_units(extractor, corpus)
@@ -468,6 +458,16 @@ def test_a_flipped_byte_of_an_extractor_folder_is_noticed(corpus, tmp_path):
     assert torch.equal(load_extractor(tmp_path).centroids, extractor.centroids)
 
 
+@pytest.mark.parametrize(
+    ("trainer", "moved"),
+    [
+        ({}, ["cuda", "cpu"]),
+        ({"accelerator": "auto", "devices": 2}, ["cuda", "cpu"]),
+        ({"accelerator": "gpu", "devices": [3, 1]}, ["cuda:3", "cpu"]),
+        ({"accelerator": "cuda", "devices": "auto"}, ["cuda", "cpu"]),
+        ({"accelerator": "cpu", "devices": 2}, ["cpu", "cpu"]),
+    ],
+)
 def test_the_task_fits_where_the_trainer_says(corpus, tmp_path, monkeypatch, trainer, moved):
     """And keeps what it found as tensors of the CPU. The GPU is pretended: where the task would go is written down."""
     told = []
