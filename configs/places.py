@@ -69,8 +69,8 @@ def faults_of_places(config: DictConfig, trusted: tuple[str, ...]) -> Iterator[t
     Yields:
         Key and what is wrong with its value.
     """
-    for key in _RUN:
-        value = _value(config, key)
+    for key in dict.fromkeys((*_RUN, *_CHOSEN)):
+        value = _at(config, key)
         if isinstance(value, str) and _is_chain(value):
             yield key, f"{value!r}: expected a folder; `::` and `://` mean something else to what opens it"
     run = _value(config, "run_dir")
@@ -100,9 +100,7 @@ def faults_of_folders(config: DictConfig, origins: Any, own_cache: str) -> Itera
     said = [_value(config, key) for key in ("root", "cache_dir") if key not in foreign]
     allowed = [os.getcwd(), own_cache, *(value for value in said if isinstance(value, str))]
     for key in foreign:
-        value: Any = config
-        for name in key.split("."):
-            value = _value(value, name)
+        value = _at(config, key)
         if isinstance(value, str) and not any(_is_below(value, folder) for folder in allowed):
             yield key, f"{value!r}: a file chooses no folder elsewhere; if it may, say {key}={value} yourself"
 
@@ -125,6 +123,13 @@ def _within(node: Any, path: str, run: str, trusted: tuple[str, ...]) -> Iterato
             yield place, f"{value!r}: expected a folder in the run folder, such as ${{run_dir}}/logs"
         elif key in _NAMES and (os.path.isabs(value) or ".." in value.replace("\\", "/").split("/")):
             yield place, f"{value!r}: expected a name that leads out of no folder"
+
+
+def _at(config: Any, path: str) -> Any:
+    """The value at a dotted key; None where there is none."""
+    for key in path.split("."):
+        config = _value(config, key) if isinstance(config, DictConfig) else None
+    return config
 
 
 def _value(node: Any, key: Any) -> Any:

@@ -9,6 +9,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from ..components import parts
 from ..components.errors import UserError
+from .foreign import require_plain
 
 KEY = "pretrained"
 
@@ -65,7 +66,9 @@ def fill_pretrained(config: DictConfig) -> None:
     described = {}
     for role, source in sources.items():
         try:
-            described[source] = described.get(source) or describe(source)
+            if source not in described:
+                described[source] = describe(source)
+                require_plain(described[source], source)
         except UserError as error:
             raise UserError(f"{_written_at(config, role)}.{KEY}={source}: {_reason(error, source)}") from error
     OmegaConf.set_struct(config, False)

@@ -14,6 +14,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from ..components import parts
 from ..components.errors import UserError
+from .foreign import require_plain
 from .pretrained import KEY as PRETRAINED
 from .stages import last_stage
 from .targets import allow_list, locate
@@ -66,6 +67,7 @@ def read_source(source: str) -> Source:
 
     try:
         nodes = describe(source)
+        require_plain(nodes, source)
     except UserError as error:
         raise UserError(f"{KEY}={source}: neither a run nor a published model; {error}") from None
     model_type = read_json(published_folder(source) / "config.json").get("model_type")

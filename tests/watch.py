@@ -14,7 +14,8 @@ from typing import Any
 _REFUSED = frozenset(
     [
         *(f"socket.{name}" for name in ("connect", "bind", "sendto", "getaddrinfo", "gethostbyname")),
-        *(f"os.{name}" for name in ("system", "exec", "fork", "forkpty", "posix_spawn", "spawn")),
+        # A fork alone runs nothing else, and is watched as well.
+        *(f"os.{name}" for name in ("system", "exec", "posix_spawn", "spawn")),
         *("urllib.Request", "subprocess.Popen", "pty.spawn", "webbrowser.open", "ftplib.connect"),
     ]
 )
@@ -54,14 +55,17 @@ class Watch:
             if isinstance(flags, int) and flags & _WRITES and not self._may(path):
                 self.tried.append(f"open {path!r} for writing")
         elif event in _CHANGES and not all(map(self._may, arguments[:2])):
+            if event in ("os.remove", "os.rmdir") and arguments[1] != -1:
+                return  # within `shutil.rmtree`, by a folder that is open
             self.tried.append(f"{event}{arguments!r:.200}")
 
     def _may(self, path: Any) -> bool:
         if not isinstance(path, str | bytes | os.PathLike):
             return True  # a number of an open file, or no path
         # Of a link that is itself replaced or removed, its folder counts.
-        where = os.path.realpath(os.path.dirname(os.path.abspath(os.fsdecode(path))))
-        return any(where == folder or where.startswith(f"{folder}/") for folder in self._allowed)
+        folder, name = os.path.split(os.path.abspath(os.fsdecode(path)))
+        where = os.path.join(os.path.realpath(folder), name)
+        return any(where == one or where.startswith(f"{one}/") for one in self._allowed)
 
 
 def _hook(event: str, arguments: tuple[Any, ...]) -> None:

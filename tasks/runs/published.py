@@ -18,6 +18,7 @@ from ...components.errors import UserError
 from ...components.whole import whole_folder
 from ...configs.check import require_valid
 from ...configs.compose import CONFIG_DIR, compose, to_yaml
+from ...configs.foreign import require_plain
 from ...configs.targets import allow_list
 from ..checkpoints.files import misfit, write_atomically
 from ..task import FILES
@@ -98,6 +99,7 @@ def _no_tokenizer(model: PublishedModel) -> str:
 
 def run_config(model: PublishedModel, folder: Path) -> DictConfig:
     """The config of a run that holds a published model: the root config with the model's nodes in its roles."""
+    require_plain(model.nodes, f"{model.model_type} model")
     nodes = dict(model.nodes)
     task = dict(nodes.pop("task", _CODEC_TASK if "codec" in nodes else _ENCODER_TASK))
     target = str(task["_target_"]).rpartition(".")[2]

@@ -53,7 +53,7 @@ class World:
     @property
     def written(self) -> list[Path]:
         """Where commands may write."""
-        return [self.run, self.out, self.cache, self.top / "cache", self.top / "temp"]
+        return [self.run, self.run.with_name(".run.part"), self.out, self.cache, self.top / "cache", self.top / "temp"]
 
 
 @dataclass(frozen=True)
@@ -122,7 +122,7 @@ def node(path: str, world: World) -> dict[str, Any]:
     """A class with whatever arguments would write, fetch or run something."""
     where = str(world.victim)
     keys = ("save_dir", "root_dir", "log_dir", "dirpath", "root", "folder", "default_root_dir", "dst")
-    url = f"reference::http://127.0.0.1:9/{SECRET}.json"
+    url = "reference::http://127.0.0.1:9/x.json"
     return {"_target_": path, **dict.fromkeys(keys, where), "urlpath": url, "fo": url, "url": url, "repo_or_dir": url,
             "args": "touch " + where + "/made", "command": "touch " + where + "/made"}  # fmt: skip
 
@@ -171,6 +171,12 @@ CONFIGS: dict[str, Change] = {
 FEW = [f"{place} is {CLASSES[number % len(CLASSES)]}" for number, place in enumerate(PLACES)]
 FEW += [name for name in CONFIGS if " is " not in name]
 """Each place and each class once, and all others."""
+
+
+def some(names: Any, step: int) -> list[Any]:
+    """Every `step`-th of some cases; the others are slow."""
+    return [pytest.param(name, marks=[pytest.mark.slow] * (place % step > 0)) for place, name in enumerate(names)]
+
 
 CONTENTS: dict[str, Change] = {
     "best": lambda content, world: put(
@@ -275,9 +281,9 @@ def own_config(world: World, base: Base) -> str:
     return (base.run / "config.yaml").read_text().replace(str(base.run.parent), str(world.run.parent))
 
 
-@pytest.mark.parametrize("name", FEW)
+@pytest.mark.parametrize("name", some(FEW, 5))
 def test_a_foreign_config_in_a_run(name: str, world: World, base: Base, capsys):
-    """A few commands on each; all commands on all are slow."""
+    """Two commands on each; all commands on all are slow."""
     foreign_run(world, base, CONFIGS[name], "config")
     every = commands(world, base)
     verbs = list(every)
@@ -295,7 +301,7 @@ def test_every_foreign_config_in_a_run(name: str, world: World, base: Base, caps
     call(resume(world, base, own_config(world, base)), world, capsys)
 
 
-@pytest.mark.parametrize("name", CONTENTS)
+@pytest.mark.parametrize("name", some(CONTENTS, 4))
 def test_foreign_content_in_a_checkpoint(name: str, world: World, base: Base, capsys):
     foreign_run(world, base, CONTENTS[name], "content")
     for verb in ("translate", "export", "consolidate", "evaluate"):
@@ -304,6 +310,7 @@ def test_foreign_content_in_a_checkpoint(name: str, world: World, base: Base, ca
     call(resume(world, base, own_config(world, base)), world, capsys)
 
 
+@pytest.mark.slow
 def test_without_anything_foreign_the_commands_do_what_they_do(world: World, base: Base, capsys):
     """Or the others would prove nothing."""
     foreign_run(world, base, lambda config, world: None, "config")
@@ -322,7 +329,7 @@ LINKS = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("name", LINKS)
+@pytest.mark.parametrize("name", some(LINKS, 7))
 def test_links_in_a_foreign_run_lead_nowhere(name: str, world: World, base: Base, capsys):
     foreign_run(world, base, lambda config, world: None, "config")
     path = world.run / name
@@ -359,7 +366,7 @@ EXTRACTORS: dict[str, Change] = {
 }
 
 
-@pytest.mark.parametrize("name", EXTRACTORS)
+@pytest.mark.parametrize("name", some(EXTRACTORS, 9))
 def test_a_foreign_unit_extractor(name: str, world: World, capsys):
     config: dict[str, Any] = {"unit_extractor": {"_target_": "voxzoo.components.KMeansUnits", "num_units": 4}}
     EXTRACTORS[name](config, world)
@@ -414,7 +421,7 @@ _FOLDERS: dict[str, Callable[[Path, World], None]] = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("name", _FOLDERS)
+@pytest.mark.parametrize("name", some(_FOLDERS, 7))
 def test_a_foreign_published_folder(name: str, world: World, base: Base, capsys):
     folder = world.top / "published"
     shutil.copytree(base.published, folder)
@@ -465,7 +472,7 @@ def of_choices(folder: Path, world: World, base: Base) -> dict[str, list[Any]]:
     }
 
 
-@pytest.mark.parametrize("name", [*FEW, *CHOICES])
+@pytest.mark.parametrize("name", some([*FEW, *CHOICES], 16))
 def test_a_foreign_folder_of_choices(name: str, world: World, base: Base, capsys):
     change = CONFIGS.get(name) or several(CHOICES[name])
     every = of_choices(folder_of_choices(change, world, base), world, base)
@@ -489,7 +496,7 @@ AUDIO = (
 )  # fmt: skip
 
 
-@pytest.mark.parametrize("audio", AUDIO)
+@pytest.mark.parametrize("audio", some(AUDIO, 7))
 def test_a_foreign_manifest(audio: str, world: World, base: Base, capsys):
     foreign_run(world, base, lambda config, world: None, "config")
     path = world.top / "foreign.jsonl"
