@@ -78,7 +78,7 @@ def base(tiny: list[str], tmp_path_factory: pytest.TempPathFactory) -> Base:
 @pytest.fixture
 def world(tmp_path: Path, shared: Path, monkeypatch: pytest.MonkeyPatch) -> World:
     world = World(tmp_path, shared / "corpora")
-    for name in ("home/.ssh", "here", "victim", "cache", "temp", "out"):
+    for name in ("home/.ssh", "here", "victim", "cache", "temp", "out", "root"):
         (tmp_path / name).mkdir(parents=True)
     (tmp_path / "home" / ".ssh" / "id_rsa").write_text(SECRET)
     for name in ("victim.txt", "metrics.csv", "hparams.yaml", "step00000001.ckpt", ".last.ckpt.1.tmp", "test.json"):
