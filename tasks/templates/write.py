@@ -13,17 +13,16 @@ from pathlib import Path
 from ...components.errors import UserError
 from ...components.roles import ROLES
 from ...configs.choices import belongs
+from .codes import words_for
 
 _HERE = Path(__file__).parent
-NO_TEMPLATE = frozenset({"codec", "speech_lm", "stream_lm"})
-"""Roles that are written from a paper rather than from a template."""
 _GROUPS = {
-    **{role: role for role in ROLES if role not in NO_TEMPLATE},
+    **{role: role for role in ROLES},
     "task": "task",
     "callback": "callbacks",
     "optim": "optim",
+    "schedule": "schedule",
 }
-_GROUPS["schedule"] = "schedule"
 _SOURCES = {"data": "audiofolder"}
 """Template of a kind, where it is called otherwise."""
 KINDS = tuple(_GROUPS)
@@ -32,6 +31,7 @@ _ALSO = {"callbacks": "callback", "optimizer": "optim"}
 
 _TINY = ("frontend", "speech_encoder", "adaptor", "text_seq2seq", "tokenizer", "data")
 _UNITS = ("unit_extractor", "t2u", "vocoder")
+_LMS = ("speech_lm", "stream_lm")
 _SHORT = ("trainer.max_steps=20", "trainer.val_check_interval=20")
 
 
@@ -120,12 +120,17 @@ def _commands(kind: str, group: str, name: str, package: str) -> dict[str, str]:
     if kind == "discriminator":
         tiny = [*(word for word in tiny if word != "vocoder=tiny"), "vocoder=tiny_istft"]
         tiny.append("stages.vocoder.choose.task=gan_vocoder")
-    words = " ".join(tiny)
+    if kind == "codec":
+        tiny = ["data=tiny", "task=train_codec", "discriminator=tiny_ms_stft", "task.crop_seconds=0.3"]
     asked = ROLES.keys() | {"task"}
-    clips = {}
+    clips: dict[str, str] = {}
     if kind == "data":  # something to read
         clips["clips"] = "python -c \"from voxzoo.tasks.templates.clips import write_clips; write_clips('clips')\""
         own += " data.root=clips"
+    if kind in _LMS:  # something to read
+        clips["codes"] = "python -c \"from voxzoo.tasks.templates.codes import write_codes; write_codes('codes')\""
+        tiny = [f"{role}=tiny" for role in _LMS if role != kind] + words_for("codes")
+    words = " ".join(tiny)
     return {
         **clips,
         "check": f"voxzoo {'parts check' if kind in asked else 'check'} {own}",
