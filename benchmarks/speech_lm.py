@@ -3,13 +3,14 @@ once against one code at a time."""
 
 from __future__ import annotations
 
+import copy
 import sys
 from collections.abc import Iterator
 from typing import Any
 
 import torch
 
-from .harness import Case, Options, main, randomise
+from .harness import Case, Options, Other, main, randomise
 from .models import subwords
 
 UNITS, CODES, STREAMS, POSITIONS = 1000, 1024, 8, 1024
@@ -73,15 +74,19 @@ def decoding(name: str, both: tuple[Any, Any], options: Options, prompts: list[i
     memory = Padded.from_list([row[:-1] for row in rows])
     prefix = torch.stack([row[-1:] for row in rows])
 
-    def run_peer() -> list[torch.Tensor]:
+    def run_peer(settings: Any = settings) -> list[torch.Tensor]:
         return list(peer.generate(left, attention_mask=mask, generation_config=settings)[:, width:-1].cpu())
+
+    static = copy.deepcopy(settings)
+    static.cache_implementation, static.disable_compile = "static", True
+    others = {"transformers, static cache": Other(lambda: run_peer(static))} if options.has_others else {}
 
     def run_ours() -> list[torch.Tensor]:
         with torch.inference_mode():
             found = generate(ours, memory, prefix, wanted, 2, 0, 0)
         return [hypotheses[0].tokens[: tokens - 1] for hypotheses in found]
 
-    return Case(name, run_peer, run_ours, tokens * len(rows), "tokens", steps=tokens, **aims)
+    return Case(name, run_peer, run_ours, tokens * len(rows), "tokens", steps=tokens, others=others, **aims)
 
 
 def streams(name: str, options: Options, frames: int, sizes: dict[str, Any], **aims: Any) -> Case:

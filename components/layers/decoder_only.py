@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..roles import DecoderState
-from .positions import Rotation, rotate
+from .positions import Rotation, rotate, turn
 from .transformer import LayerSettings
 
 _STEPS = 64  # behind a prompt, where nobody says how many
@@ -90,18 +90,36 @@ class SelfAttentionLayer(nn.Module):
         return x + self.ffn_dropout(self.ffn(self.ffn_norm(x, *told)))
 
     def step(self, x: Tensor, cache: PromptedCache, layer: int, rotation: Rotation | None = None) -> Tensor:
-        """(B, K, D) newest step of the K beams of each sample -> (B, K, D)."""
-        attention = self.attention
-        query, key, value = attention.own_heads(self.attention_norm(x))
-        if rotation is not None:
-            query, key = rotate(query, rotation), rotate(key, rotation)
-        keys, values = cache.append(layer, key, value)
-        # Queries that read the same keys are steps to attention: beams, and the H / G heads of a group.
-        beams, share = query.shape[2], attention.num_heads // attention.num_kv_heads
-        query = query.unflatten(1, (-1, share)).flatten(2, 3)
+        """(B, K, D) newest step of the K beams of each sample -> (B, K, D).
+
+        Args:
+            x: of the step.
+            cache: behind its `begin`.
+            layer: the place of this layer.
+            rotation: of rotary positions, see `turning`.
+        """
+        attention, rows = self.attention, x.shape[:2]
+        heads, groups = attention.num_heads, attention.num_kv_heads
+        state = self.attention_norm(x)
+        if groups == heads:
+            both = attention.qkv(state).view(*rows, 3, heads, -1)
+            if rotation is not None:
+                turn(both[:, :, :2], rotation)
+            query, keys_values = both[:, :, 0], both[:, :, 1:]
+        else:
+            query = attention.q(state).view(*rows, heads, -1)
+            keys_values = attention.kv(state).view(*rows, 2, groups, -1)
+            if rotation is not None:
+                turn(query[:, :, None], rotation)
+                turn(keys_values[:, :, :1], rotation)
+        keys, values = cache.append(layer, keys_values)
+        query, share = query.transpose(1, 2), heads // groups
+        if share > 1:  # queries that read the same keys are steps to attention, as beams are
+            query = query.unflatten(1, (groups, share)).flatten(2, 3)
         context = F.scaled_dot_product_attention(query, keys, values, cache.mask(share))
-        context = context.unflatten(2, (share, beams)).flatten(1, 2)
-        x = x + attention.out(context.transpose(1, 2).flatten(2))
+        if share > 1:
+            context = context.unflatten(2, (share, rows[1])).flatten(1, 2)
+        x = x + attention.out(context.transpose(1, 2).reshape(x.shape))
         return x + self.ffn(self.ffn_norm(x))
 
 
@@ -137,11 +155,15 @@ class PromptedCache(DecoderState):
         self._width = keys.shape[2]
         self._plain = beams == 1 and min(self._known, default=0) == self._width
         self._prompt: Sequence[tuple[Tensor, Tensor]] | None = prompt
-        self._cache = keys.new_empty(0)
+        self._cache = keys.new_empty(0)  # (L, B, 2, G, places, d)
+        # Of the step that is being written: where it goes, and what it reads, of each layer.
+        self._slots: tuple[Tensor, ...] = ()
+        self._keys: tuple[Tensor, ...] = ()
+        self._values: tuple[Tensor, ...] = ()
         real = torch.arange(self._width, device=keys.device) < self.lengths[:, None]
         self._own = torch.eye(beams, dtype=torch.bool, device=keys.device)
         self._past = real[:, None].expand(-1, beams, -1)  # (B, K, P + steps x K)
-        self._mask: Tensor | None = None
+        self._masks: dict[int, Tensor] = {}
 
     @property
     def rows(self) -> int:
@@ -158,10 +180,10 @@ class PromptedCache(DecoderState):
         if self._prompt is not None:
             keys = self._prompt[0][0]
             batch, heads, _, dim = keys.shape
-            self._cache = keys.new_empty(len(self._prompt), 2, batch, heads, wanted, dim)
+            self._cache = keys.new_empty(len(self._prompt), batch, 2, heads, wanted, dim)
             for layer, both in enumerate(self._prompt):
                 for place, values in enumerate(both):
-                    self._cache[layer, place, :, :, : self._width] = values
+                    self._cache[layer, :, place, :, : self._width] = values
             self._prompt = None
         elif self._cache.shape[4] < wanted:
             grown = self._cache.new_empty(*self._cache.shape[:4], wanted, self._cache.shape[5])
@@ -176,30 +198,33 @@ class PromptedCache(DecoderState):
         """Call before the layers of a step: (B,) the position of the step in each sample, and a bound above them."""
         if self._prompt is not None or self._cache.shape[4] < self.used:
             self.reserve(max(2 * self.steps, _STEPS))
-        self._mask = None
+        end = self.used
+        whole = self._cache[:, :, :, :, :end]
+        self._slots = whole[:, :, :, :, end - self.beams :].unbind(0)
+        self._keys, self._values = whole[:, :, 0].unbind(0), whole[:, :, 1].unbind(0)
         if not self._plain:
-            past = self._past[:, :, : self.used]
+            past = self._past[:, None, :, :end]
             # Added to scores: attention would make it of a boolean mask again in each layer.
-            self._mask = torch.zeros(past.shape, dtype=self._cache.dtype, device=past.device)
-            self._mask.masked_fill_(~past, -torch.inf)
+            added = torch.zeros(past.shape, dtype=self._cache.dtype, device=past.device)
+            self._masks = {1: added.masked_fill_(~past, -torch.inf)}
         return self.lengths + self.steps, max(self._known, default=0) + self.steps + 1
 
     def mask(self, share: int) -> Tensor | None:
         """(B, 1, share x K, used) to add to scores of the step that is being written; None: all count."""
-        if self._mask is None:
-            return None
-        return (self._mask if share == 1 else self._mask.repeat(1, share, 1))[:, None]
+        if self._masks and share not in self._masks:
+            self._masks[share] = self._masks[1].repeat(1, 1, share, 1)
+        return self._masks.get(share)
 
-    def append(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-        """Store (B, G, K, d) of the newest step; return all keys and values of the layer, (B, G, used, d)."""
-        cache, end = self._cache[layer], self.used
-        cache[0, :, :, end - self.beams : end] = key
-        cache[1, :, :, end - self.beams : end] = value
-        return cache[0, :, :, :end], cache[1, :, :, :end]
+    def append(self, layer: int, keys_values: Tensor) -> tuple[Tensor, Tensor]:
+        """Store (B, K, 2, G, d) of the newest step; return all keys and values of the layer, (B, G, used, d)."""
+        self._slots[layer].copy_(keys_values.permute(0, 2, 3, 1, 4))
+        return self._keys[layer], self._values[layer]
 
     def advance(self) -> None:
         """Call once all layers have appended."""
         self.steps += 1
+        self._slots = self._keys = self._values = ()
+        self._masks = {}
 
     def reorder(self, rows: Tensor) -> None:
         """Keep rows `rows` (R',) int64. The rows of one sample stay together and samples keep their order; a sample is
@@ -210,7 +235,7 @@ class PromptedCache(DecoderState):
             self.trail = self.trail[rows]
         if rows.shape[0] != self.rows:
             samples = rows[:: self.beams] // self.beams
-            self._cache = self._cache[:, :, samples]
+            self._cache = self._cache[:, samples]
             self.lengths = self.lengths[samples]
             kept = samples.tolist()
             self._known = [self._known[sample] for sample in kept]

@@ -2,7 +2,8 @@
 
 `F.linear` in float32 goes to MKL, which reads the weight as it stands. oneDNN's kernel over a weight that was reordered
 once is a few times as fast for the few rows of a decoding step, and up to twice for many rows, depending on the
-processor. The layout costs memory: a packed weight is a second copy, and the first stays, since it is the parameter.
+processor; for a row or two the plain way may be the faster one, and is taken then. The layout costs memory: a packed
+weight is a second copy, and the first stays, since it is the parameter.
 
 Letters: N rows, I input width, O output width (the vocabulary, for an output layer).
 """
@@ -10,7 +11,7 @@ Letters: N rows, I input width, O output width (the vocabulary, for an output la
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -26,6 +27,9 @@ from .precision import autocast_dtype
 
 # Rows of the two trials: a step of decoding, and a short utterance. The second only while it takes milliseconds.
 _FEW, _MANY, _MOST_PRODUCTS = 8, 256, 2**31
+_FEWER = (1, 2, 4)  # and of those that say from how many rows on a packed weight is the faster way
+# Bytes that a trial of few rows reads in turn: a step reads each weight once, and finds none of them near a core.
+_FAR = 2**25
 # Packed at neither number of rows slower than this, and at one of them faster than that.
 _NOT_SLOWER, _FASTER = 0.95, 1.15
 # oneDNN's names of activations it can do on the way out.
@@ -43,6 +47,12 @@ class _Packed:
     source: Tensor
     version: int
     address: int
+    least: int = 1
+    """Rows from which it is the faster way."""
+
+    @classmethod
+    def of(cls, weight: Tensor, least: int = 1) -> _Packed:
+        return cls(_reordered(weight), weight, weight._version, weight.data_ptr(), least)
 
     def is_of(self, weight: Tensor) -> bool:
         return weight is self.source and weight._version == self.version and weight.data_ptr() == self.address
@@ -53,6 +63,7 @@ class _Packed:
             and x.dtype == weight.dtype
             and x.dim() > 1
             and x.numel() > 0
+            and (self.least == 1 or x.numel() >= self.least * weight.shape[1])
             and not torch.is_grad_enabled()
             and not torch.is_autocast_enabled("cpu")
         )
@@ -187,7 +198,7 @@ def pack_for_inference(module: nn.Module, memory: int | None = None) -> int:
         if isinstance(layer, _Packable) and (layer._packed is None or not layer._packed.is_of(layer.weight)):
             _restore(layer)
     left = free_memory() // 2 if memory is None else memory
-    faster: dict[Any, bool] = {}
+    faster: dict[Any, int | None] = {}
     count = 0
     # The largest gain more: of output layers a step of decoding reads every row.
     for layer in sorted(_layers(module), key=lambda layer: -layer.weight.numel()):  # pyright: ignore[reportCallIssue]
@@ -198,10 +209,11 @@ def pack_for_inference(module: nn.Module, memory: int | None = None) -> int:
         kind = (*weight.shape, weight.dtype)
         if kind not in faster:
             faster[kind] = _pays(weight)
-        if not faster[kind]:
+        least = faster[kind]
+        if not least:
             continue
         layer.__class__ = _PACKED[type(layer)]  # pyright: ignore[reportAttributeAccessIssue]
-        layer.__dict__["_packed"] = _Packed(_reordered(weight), weight, weight._version, weight.data_ptr())
+        layer.__dict__["_packed"] = _Packed.of(weight, least)
         left -= size
         count += 1
     return count
@@ -242,28 +254,37 @@ def _reordered(weight: Tensor) -> Tensor:
         return torch.ops.mkldnn._reorder_linear_weight(weight.detach())
 
 
-def _pays(weight: Tensor) -> bool:
-    """Whether a product with a packed weight of this kind is faster here. The operators are not of torch's public
-    interface: one that lacks them, or gives something else, packs nothing."""
-    trials = [_FEW] if weight.numel() * _MANY > _MOST_PRODUCTS else [_FEW, _MANY]
-    gains = []
+def _pays(weight: Tensor) -> int | None:
+    """The fewest rows from which a product with a packed weight of this kind is faster here; None: of no number. The
+    operators are not of torch's public interface: one that lacks them, or gives something else, packs nothing."""
     with torch.no_grad():
         try:
-            packed = _Packed(_reordered(weight), weight, weight._version, weight.data_ptr())
-            for rows in trials:
-                x = torch.linspace(-1, 1, rows * weight.shape[1]).view(rows, -1).to(weight.dtype)
-                plain, ours = F.linear(x, weight), packed(x, None)
-                scale = plain.abs().max().float().item() + 1e-12
-                limit = 1e-4 if weight.dtype == torch.float32 else 5e-2
-                if not (plain - ours).abs().max().float().item() <= limit * scale:
-                    return False
-                gains.append(_seconds(lambda x=x: F.linear(x, weight)) / _seconds(lambda x=x: packed(x, None)))
+            size = weight.numel() * weight.element_size()
+            turns = [weight, *(weight.clone() for _ in range(min(_FAR // size, 32)))]
+            packed = [_Packed.of(one) for one in turns]
+            few = _gain(turns, packed, _FEW)
+            many = few if weight.numel() * _MANY > _MOST_PRODUCTS else _gain(turns[:1], packed[:1], _MANY)
+            if min(few, many) < _NOT_SLOWER or max(few, many) < _FASTER:
+                return None
+            return next((rows for rows in _FEWER if _gain(turns, packed, rows) >= 1), _FEW)
         except (RuntimeError, AttributeError, NotImplementedError):
-            return False
-    return min(gains) >= _NOT_SLOWER and max(gains) >= _FASTER
+            return None
 
 
-def _seconds(run: Callable[[], Tensor]) -> float:
+def _gain(weights: Sequence[Tensor], packed: Sequence[_Packed], rows: int) -> float:
+    """By how much products of so many rows are faster packed, one weight after the other; 0 where they give something
+    else."""
+    weight = weights[0]
+    x = torch.linspace(-1, 1, rows * weight.shape[1]).view(rows, -1).to(weight.dtype)
+    plain, ours = F.linear(x, weight), packed[0](x, None)
+    scale = plain.abs().max().float().item() + 1e-12
+    limit = 1e-4 if weight.dtype == torch.float32 else 5e-2
+    if not (plain - ours).abs().max().float().item() <= limit * scale:
+        return 0.0
+    return _seconds(lambda: [F.linear(x, one) for one in weights]) / _seconds(lambda: [one(x, None) for one in packed])
+
+
+def _seconds(run: Callable[[], Any]) -> float:
     """The best of a few runs that together take some milliseconds."""
     best, spent, count = float("inf"), 0.0, 0
     while count < 3 or (spent < 0.003 and count < 50):

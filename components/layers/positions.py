@@ -93,7 +93,7 @@ class LearnedPositions(nn.Module):
 
 
 Rotation = tuple[Tensor, Tensor]
-"""Cosines and sines, each (T, d / 2), or (B, 1, T, d / 2) where rows stand at different steps."""
+"""Cosines and sines, each (T, d / 2) for `rotate`; where rows stand at different steps (B, 1, 1, 1, d) for `turn`."""
 
 
 class RotaryPositions(nn.Module):
@@ -119,9 +119,10 @@ class RotaryPositions(nn.Module):
         return table[:, : self.dim // 2], table[:, self.dim // 2 :]
 
     def at(self, steps: Tensor, last: int, like: Tensor) -> Rotation:
-        """Of one step of each row, (B,) int64, each below `last`: (B, 1, 1, d / 2) each."""
-        table = self._angles(last, like)[steps].to(like.dtype)[:, None, None]
-        return table[..., : self.dim // 2], table[..., self.dim // 2 :]
+        """Of one step of each row, (B,) int64, each below `last`, for `turn`: (B, 1, 1, 1, d) each."""
+        table = self._angles(last, like)[steps].to(like.dtype)[:, None, None, None]
+        cosine, sine = table.chunk(2, dim=-1)
+        return torch.cat([cosine, cosine], dim=-1), torch.cat([-sine, sine], dim=-1)
 
     def _angles(self, count: int, like: Tensor) -> Tensor:
         table = self._table
@@ -140,6 +141,14 @@ def rotate(x: Tensor, rotation: Rotation) -> Tensor:
     cosine, sine = rotation
     first, second = x.chunk(2, dim=-1)
     return torch.cat([first * cosine - second * sine, second * cosine + first * sine], dim=-1)
+
+
+def turn(x: Tensor, rotation: Rotation) -> None:
+    """Queries or keys of one step, (B, K, n, H, d), turned in place as `rotate` does, by what `RotaryPositions.at`
+    gives: fewer passes, for steps that are so short that their number counts."""
+    cosine, sine = rotation
+    halves = x.roll(x.shape[-1] // 2, -1)
+    x.mul_(cosine).addcmul_(halves, sine)
 
 
 def sinusoids(count: int, dim: int, device: torch.device) -> Tensor:

@@ -284,7 +284,8 @@ class _Search:
         states = self._feed_prefix()
         generated = 0
         while True:
-            at_limit = torch.tensor([self.limits[sample] == generated + 1 for sample in self.samples])
+            last = [self.limits[sample] == generated + 1 for sample in self.samples]
+            at_limit = torch.tensor(last) if any(last) else None
             logits, normaliser = self._distribution(states, generated, at_limit)
             if self.options.method == "sample":
                 scores, beams, ids = self._sample(logits, normaliser)
@@ -292,13 +293,14 @@ class _Search:
                 scores, beams, ids = self._best(logits, normaliser)
             generated += 1
             ended = ids == self.eos_id
-            if not self.options.force_eos:
+            if not self.options.force_eos and at_limit is not None:
                 ended = ended | at_limit[:, None].to(ended.device)
             self._collect(scores, beams, ids, ended, generated)
-            # Stable: the best that go on, in order. Of 2K candidates at most K are eos, one for each beam.
-            order = ended.to(torch.int8).sort(dim=1, stable=True).indices[:, : self.beams]
-            scores, beams, ids = (x.gather(1, order) for x in (scores, beams, ids))
-            running = self._running(scores, at_limit, generated)
+            if ids.shape[1] > 1:
+                # Stable: the best that go on, in order. Of 2K candidates at most K are eos, one for each beam.
+                order = ended.to(torch.int8).sort(dim=1, stable=True).indices[:, : self.beams]
+                scores, beams, ids = (x.gather(1, order) for x in (scores, beams, ids))
+            running = self._running(scores, last, generated)
             if not running:
                 return self.found
             states = self._advance(scores, beams, ids, running)
@@ -322,7 +324,7 @@ class _Search:
             self.trail.states.append(states)
         return states
 
-    def _distribution(self, states: Tensor, generated: int, at_limit: Tensor) -> tuple[Tensor, Tensor]:
+    def _distribution(self, states: Tensor, generated: int, at_limit: Tensor | None) -> tuple[Tensor, Tensor]:
         """(R, D) states -> (R, V) logits with what is not allowed at -inf, and their (R, 1) log-normaliser.
 
         The normaliser is that of all tokens: blocking a token does not make the others more probable.
@@ -331,21 +333,22 @@ class _Search:
         if logits.shape[-1] < 2:
             raise ValueError(f"search needs a vocabulary of at least 2; got {logits.shape[-1]}")
         normaliser = log_normaliser(logits)
-        logits[:, self.blocked] = -torch.inf
+        logits.index_fill_(1, self.blocked, -torch.inf)
         if not generated and len(self.blocked_first):
-            logits[:, self.blocked_first] = -torch.inf
+            logits.index_fill_(1, self.blocked_first, -torch.inf)
         if 0 < self.options.unk_penalty < float("inf") and self.unk_id != self.eos_id:
             logits[:, self.unk_id] -= self.options.unk_penalty
         size = self.options.no_repeat_ngram
         if size and self.tokens.shape[1] >= size:
             self._block_ngrams(logits, size)
-        ends = logits[:, self.eos_id].clone()
+        forced = self.options.force_eos and at_limit is not None
+        ends = logits[:, self.eos_id].clone() if forced else None
         early = [generated < self.fewest[sample] for sample in self.samples]
         if all(early):
             logits[:, self.eos_id] = -torch.inf
         elif any(early):
             logits[self._rows(torch.tensor(early)), self.eos_id] = -torch.inf
-        if self.options.force_eos and bool(at_limit.any()):
+        if at_limit is not None and ends is not None:
             rows = self._rows(at_limit)
             logits[rows] = -torch.inf
             logits[rows, self.eos_id] = ends[rows]  # also before min_length, where a decoder has no more positions
@@ -366,7 +369,11 @@ class _Search:
         logits[:, self.eos_id] = eos
 
     def _best(self, logits: Tensor, normaliser: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """The 2K best continuations of each sample: scores, beams and ids, each (A, C), best first."""
+        """The 2K best continuations of each sample: scores, beams and ids, each (A, C), best first. One alone where
+        the best one decides: of one beam, whose search stops once it has ended."""
+        if self.beams == 1 and self.options.early_stopping:
+            values, ids = logits.max(dim=-1, keepdim=True)
+            return values - normaliser + self.scores, torch.zeros_like(ids), ids
         width = min(2 * self.beams, logits.shape[-1])
         values, ids = logits.topk(width, dim=-1)
         # Top-k over a row needs no log-softmax: the normaliser is the same for the row.
@@ -406,11 +413,11 @@ class _Search:
             hypotheses.sort(key=lambda hypothesis: -hypothesis.score)
             del hypotheses[self.beams :]
 
-    def _running(self, scores: Tensor, at_limit: Tensor, generated: int) -> list[int]:
+    def _running(self, scores: Tensor, at_limit: Sequence[bool], generated: int) -> list[int]:
         """Rows (of A) of the samples that go on. `scores` (A, K) are those of the beams that would."""
         best = scores[:, 0].tolist()
         running = []
-        for row, (sample, last) in enumerate(zip(self.samples, at_limit.tolist(), strict=True)):
+        for row, (sample, last) in enumerate(zip(self.samples, at_limit, strict=True)):
             full = len(self.found[sample]) == self.beams
             if full and not self.options.early_stopping:
                 full = self._normalise(best[row], generated) <= self.found[sample][-1].score

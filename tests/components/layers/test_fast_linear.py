@@ -94,6 +94,23 @@ def test_fused_activation(activation):
     assert torch.equal(x, kept)
 
 
+@torch.no_grad()
+def test_fewer_rows_than_it_pays_for_go_the_plain_way(monkeypatch: pytest.MonkeyPatch):
+    torch.manual_seed(0)
+    layer, x = torch.nn.Linear(12, 30).eval(), torch.randn(5, 12)
+    expected = layer(x)
+    monkeypatch.setattr(linear, "_pays", lambda weight: 4)
+    assert pack_for_inference(layer) == 1
+    calls = []
+    inner = linear._Packed.__call__
+    monkeypatch.setattr(
+        linear._Packed, "__call__", lambda self, x, *more: calls.append(len(x)) or inner(self, x, *more)
+    )
+    for rows in (1, 3, 4, 5):
+        torch.testing.assert_close(layer(x[:rows]), expected[:rows], atol=2e-5, rtol=0)
+    assert calls == [4, 5]
+
+
 def test_training_is_unaffected():
     plain, packed = _decoder(), _decoder()
     pack_for_inference(packed)
