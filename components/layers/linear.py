@@ -27,9 +27,10 @@ from .precision import autocast_dtype
 
 # Rows of the two trials: a step of decoding, and a short utterance. The second only while it takes milliseconds.
 _FEW, _MANY, _MOST_PRODUCTS = 8, 256, 2**31
-_FEWER = (1, 2, 4)  # and of those that say from how many rows on a packed weight is the faster way
+# Where one row is faster the plain way, so are two and three: a product with them is one over the weight as it stands.
+_FEWER = 4
 # Bytes that a trial of few rows reads in turn: a step reads each weight once, and finds none of them near a core.
-_FAR = 2**25
+_FAR = 2**24
 # Packed at neither number of rows slower than this, and at one of them faster than that.
 _NOT_SLOWER, _FASTER = 0.95, 1.15
 # oneDNN's names of activations it can do on the way out.
@@ -266,7 +267,7 @@ def _pays(weight: Tensor) -> int | None:
             many = few if weight.numel() * _MANY > _MOST_PRODUCTS else _gain(turns[:1], packed[:1], _MANY)
             if min(few, many) < _NOT_SLOWER or max(few, many) < _FASTER:
                 return None
-            return next((rows for rows in _FEWER if _gain(turns, packed, rows) >= 1), _FEW)
+            return 1 if _gain(turns, packed, 1) >= 1 else _FEWER
         except (RuntimeError, AttributeError, NotImplementedError):
             return None
 
