@@ -258,6 +258,7 @@ class Prediction:
         id, task, src_lang, tgt_lang: as in `Batch`.
         text: translated (or transcribed) text; None where the task has no text.
         units: unit ids, one per entry as the model emitted them; None where the task has no speech output.
+        codes: (T, K) codec frames of the speech output; None where it is not made of such.
         audio: (N,) float32 samples at `sample_rate`, or None.
         score: length-normalised log-probability of the text (of the units where there is no text).
     """
@@ -268,6 +269,7 @@ class Prediction:
     tgt_lang: str | None = None
     text: str | None = None
     units: list[int] | None = None
+    codes: Tensor | None = None
     audio: Tensor | None = None
     sample_rate: int = 16000
     score: float | None = None

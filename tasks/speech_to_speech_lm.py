@@ -1,15 +1,13 @@
 """Speech to speech by one decoder-only speech LM over units and codes, and a model for the other codec streams.
 
-Letters: B batch, U units, T frames, K streams, N samples, P tokens of a prompt.
+Letters: B batch, U units, T frames, K streams, N samples.
 """
 
 from __future__ import annotations
 
 import json
 import math
-import zlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,13 +17,15 @@ from torch import Tensor
 
 from ..components.cards import Card
 from ..components.errors import UserError
-from ..components.joint_vocabulary import PAD
 from ..components.losses.cross_entropy import token_loss
 from ..components.roles import Codec, Frontend, SpeechLM, StreamLM, UnitExtractor
-from ..components.search import SearchOptions, generate
+from ..components.search import SearchOptions
 from ..components.speech_lm.templates import LossOn, Template, label_mask
 from ..components.types import Batch, Loss, Padded, Prediction, Statistic
 from .processes.console import say
+from .speech_lm.chain import RATE, SpeechChain
+from .speech_lm.examples import Example, ExampleMaker, Spoken
+from .speech_lm.languages import row_languages
 from .task import Task
 from .units import card_beside, card_of_vocabulary
 
@@ -36,19 +36,8 @@ TEMPLATES = {
 """MSLM-S2ST's two tasks (arXiv 2403.12408, section 3.1)."""
 CARD = "vocabulary.card.json"
 """The file of a checkpoint that says what its ids are."""
-_RATE = 16000
 _WAYS = {"both": (False, True), "forward": (False,), "backward": (True,)}
 """Directions -> for each, whether it goes backwards."""
-
-
-@dataclass(frozen=True)
-class _Example:
-    """One row of a batch in one task and direction."""
-
-    template: Template
-    pieces: dict[str, Tensor]
-    langs: tuple[str, str]
-    whose: str
 
 
 class SpeechToSpeechLM(Task):
@@ -147,6 +136,10 @@ class SpeechToSpeechLM(Task):
         if frames_per_unit is None and codec is not None and unit_extractor is not None:
             self.frames_per_unit = codec.frame_rate / unit_extractor.frame_rate
         self.needs = self._needs()  # pyright: ignore[reportAttributeAccessIssue]
+        self.maker = ExampleMaker(
+            speech_lm.vocabulary, self.templates, self.upsample, self.ways, self.needs, prompt, prompt_frames,
+            self.prompt_share, None if stream_lm is None else stream_lm.num_streams, speech_lm.max_positions,
+        )  # fmt: skip
         self.freeze_parts([role for role in ("unit_extractor", "codec") if getattr(self, role) is not None])
 
     def _upsample(self, upsample: Mapping[str, int] | None) -> dict[str, int]:
@@ -205,24 +198,20 @@ class SpeechToSpeechLM(Task):
     # Learning
 
     def measure(self, batch: Batch) -> tuple[dict[str, Loss], dict[str, Statistic]]:
-        examples, spoken = self._examples(batch)
-        packed = [one.template.pack(one.pieces, *one.langs, one.whose) for one in examples]
-        self._refuse_long(examples, packed)
-        tokens = Padded.from_list([ids for ids, _ in packed], value=PAD)
-        starts = torch.tensor([start for _, start in packed], device=tokens.device)
+        examples, spoken = self.examples(batch)
+        packed = self.maker.sequences(examples)
+        tokens = packed.tokens
         given = Padded(tokens.data[:, :-1], tokens.lengths - 1)
-        states = self.speech_lm.decode(given, starts - 1)
+        states = self.speech_lm.decode(given, packed.starts - 1)
         labels = tokens.data[:, 1:]
-        mask = label_mask(tokens.lengths, starts, labels.shape[1], self.loss_on)
-        names = list(self.templates)
-        which = torch.tensor([names.index(one.template.name) for one in examples], device=tokens.device)
+        mask = label_mask(tokens.lengths, packed.starts, labels.shape[1], self.loss_on)
         parts, statistics = [], {}
-        for number, name in enumerate(names):
+        for number, name in enumerate(self.templates):
             loss, right = token_loss(
                 self.speech_lm.project,
                 states,
                 labels,
-                mask=mask & (which == number)[:, None],
+                mask=mask & (packed.tasks == number)[:, None],
                 label_smoothing=self.label_smoothing,
                 weight=self.speech_lm.output_weight,
             )
@@ -230,127 +219,19 @@ class SpeechToSpeechLM(Task):
             statistics[f"loss_{name}"] = Statistic(loss.total.detach(), loss.count)
             statistics[f"accuracy_{name}"] = right
         losses = {"lm": sum(parts[1:], parts[0])}
-        if self.stream_lm is not None:
+        if self.stream_lm is not None and spoken is not None:
             found, accuracies = self.stream_lm(*spoken)
             losses.update(found)
             statistics.update({f"accuracy_{name}": value for name, value in accuracies.items()})
         return losses, statistics
 
-    def _examples(self, batch: Batch) -> tuple[list[_Example], tuple[Padded, ...]]:
-        """Rows in their tasks and directions, and what the stream LM learns from: units, codes, prompts, stages."""
-        columns = {name: self._column(batch, name) for name in sorted(self.needs)}
-        shares = [name for name, share in self.upsample.items() for _ in range(share)]
-        ways = self.ways
-        langs_of = self._row_languages(batch)
-        examples: list[_Example] = []
-        spoken: list[tuple[Tensor, ...]] = []
-        stages: list[int] = []
-        for row, name in enumerate(batch.ids):
-            turn = self.current_epoch + self._draw(name, "turn")
-            if self.training:
-                asked = [(shares[turn // len(ways) % len(shares)], ways[turn % len(ways)])]
-            else:
-                asked = [(task, way) for way in ways for task in self.templates]
-            pieces = {way: self._pieces(columns, row, name, way) for way in dict.fromkeys(way for _, way in asked)}
-            for task, way in asked:
-                source, target = langs_of[row]
-                langs = (target, source) if way else (source, target)
-                examples.append(_Example(self.templates[task], pieces[way][0], langs, f"utterance {name}"))
-            if self.stream_lm is not None:
-                for way, (one, codes, prompt) in pieces.items():
-                    spoken.append((one["S_tgt"], codes, prompt))
-                    draw = self._draw(name, f"stage {self.current_epoch if self.training else ''} {way}")
-                    stages.append(1 + draw % (self.stream_lm.num_streams - 1))
-        stacked = [Padded.from_list(list(column)) for column in zip(*spoken, strict=True)]
-        if stacked:
-            stacked.append(torch.tensor(stages, device=stacked[0].device))  # pyright: ignore[reportArgumentType]
-        return examples, tuple(stacked)
+    def examples(self, batch: Batch) -> tuple[list[Example], Spoken | None]:
+        """What is learned from a batch now; see `ExampleMaker.examples`."""
+        return self.maker.examples(batch, self._seed, self.current_epoch if self.training else None)
 
-    def _column(self, batch: Batch, name: str) -> list[Tensor]:
-        found: Padded | None = getattr(batch, name)
-        assert found is not None
-        if name.endswith("codes") and self.stream_lm is not None:
-            wanted, there = self.stream_lm.num_streams, found.data.shape[2]
-            if there < wanted:
-                raise UserError(
-                    f"data.{name} has {there} streams, but stream_lm.num_streams is {wanted}: write the codes of "
-                    f"{wanted} codebooks, or set stream_lm.num_streams={there}"
-                )
-            found = found.with_data(found.data[:, :, :wanted])
-        return found.unpad()
-
-    def _pieces(
-        self, columns: Mapping[str, list[Tensor]], row: int, name: str, backwards: bool
-    ) -> tuple[dict[str, Tensor], Tensor, Tensor]:
-        """What templates put in, 0-based; codes (T, K) of the target; codes of the prompt."""
-
-        def side(field: str, source: bool) -> Tensor | None:
-            column = columns.get(f"source_{field}" if source != backwards else field)
-            return None if column is None else column[row]
-
-        codes = side("codes", source=False)
-        prompt = side("codes", source=self.prompt == "source")
-        if prompt is not None:
-            prompt = self._cut(prompt, name)
-        pieces = {
-            "S_src": side("units", source=True),
-            "S_tgt": side("units", source=False),
-            "A_tgt": None if codes is None else codes[:, 0],
-            "A_prompt": None if prompt is None else prompt[:, 0],
-        }
-        empty = torch.empty(0)
-        return (
-            {key: value for key, value in pieces.items() if value is not None},
-            empty if codes is None else codes,
-            empty if prompt is None else prompt,
-        )
-
-    def _cut(self, codes: Tensor, name: str) -> Tensor:
-        """(T, K) -> the frames that are the prompt, drawn anew in each epoch."""
-        frames, epoch = len(codes), self.current_epoch if self.training else -1
-        if self.prompt == "target":
-            least, greatest = self.prompt_share
-            share = least + (greatest - least) * (self._draw(name, f"share {epoch}") % 1000) / 1000
-            count = max(round(share * frames), 1)
-        else:
-            count = frames if self.prompt_frames is None else self.prompt_frames
-        count = min(count, frames)
-        start = self._draw(name, f"start {epoch}") % (frames - count + 1)
-        return codes[start : start + count]
-
-    def _draw(self, name: str, what: str) -> int:
-        """A number of the seed, an utterance and a word: the same however batches are cut up."""
-        return zlib.crc32(f"{self.config.get('seed', 1)} {what} {name}".encode())
-
-    def _row_languages(self, batch: Batch) -> list[tuple[str, str]]:
-        """Source and target language of each row."""
-        known = self.speech_lm.vocabulary.languages
-        if not batch.src_lang and not batch.tgt_lang:  # made up, for a plan
-            return [(known[0], known[-1])] * len(batch)
-        nothing = ("",) * len(batch)
-        said = zip(batch.ids, batch.src_lang or nothing, batch.tgt_lang or nothing, strict=True)
-        return [self._languages(source, target, f"utterance {name}") for name, source, target in said]
-
-    def _languages(self, source: str, target: str, whose: str) -> tuple[str, str]:
-        """Where one language of two is not said, it is the other."""
-        known = self.speech_lm.vocabulary.languages
-        if source and target:
-            return source, target
-        if len(known) != 2 or not (source or target):
-            raise UserError(f"{whose}: its languages are not said; give both of {', '.join(known)}")
-        said = self.speech_lm.vocabulary.find(source or target)
-        other = known[0] if said != known[0] else known[1]
-        return (source, other) if source else (other, target)
-
-    def _refuse_long(self, examples: Sequence[_Example], packed: Sequence[tuple[Tensor, int]]) -> None:
-        most = self.speech_lm.max_positions
-        for one, (ids, _) in zip(examples, packed, strict=True):
-            if most is not None and len(ids) - 1 > most:
-                raise UserError(
-                    f"{one.whose}: {len(ids)} tokens in the template {one.template.name}, but speech_lm has positions "
-                    f"for {most}: leave it out (data.max_seconds), shorten prompts (task.prompt_frames), or raise "
-                    "speech_lm.max_positions"
-                )
+    @property
+    def _seed(self) -> int:
+        return int(self.config.get("seed", 1))
 
     def _means(self, sums: Mapping[str, Loss | Statistic]) -> dict[str, float]:
         means = super()._means(sums)
@@ -366,29 +247,8 @@ class SpeechToSpeechLM(Task):
         data: Any = getattr(self.trainer, "datamodule", None)
         if not self.trainer.is_global_zero or not hasattr(data, "read_prepared"):
             return
-        for line in self.amounts(data):
+        for line in self.maker.amounts(data):
             say(line)
-
-    def amounts(self, data: Any) -> list[str]:
-        """A line for each task: utterances of the training data that have all it needs, and target tokens of all, each
-        direction once."""
-        ids = [row.id for row in data.rows("train")]
-        tables = {name: data.read_prepared(name) for name in sorted(self.needs)}
-        whole = [name for name in ids if all(name in table for table in tables.values())]
-        lines = []
-        for task, template in self.templates.items():
-            tokens = 0
-            for way in self.ways:
-                for segment in template.segments:
-                    field = "units" if segment.piece == "S_tgt" else "codes"
-                    table = tables[f"source_{field}" if way else field]
-                    tokens += sum(len(table[name]) + 1 for name in whole)
-            both = "both directions" if len(self.ways) > 1 else "one direction"
-            lines.append(
-                f"{task}: {len(whole)} utterances, {tokens:,} target tokens in {both}, {self.upsample[task]} of "
-                f"{sum(self.upsample.values())} examples"
-            )
-        return lines
 
     @classmethod
     def remarks(cls, parameters: Mapping[str, int], config: DictConfig) -> list[str]:
@@ -438,125 +298,63 @@ class SpeechToSpeechLM(Task):
 
     @torch.inference_mode()
     def predict(
-        self, batch: Batch, *, task: str | None = None, options: SearchOptions | None = None
+        self,
+        batch: Batch,
+        *,
+        task: str | None = None,
+        options: SearchOptions | None = None,
+        prompts: Batch | None = None,
     ) -> list[Prediction]:
+        """As of `Task`. `prompts`: rows whose source is the acoustic prompt, in place of each one's own."""
         mode = self.pick_mode(task, batch)
-        units, prompt = self._source(batch)
-        langs = self._row_languages(batch)
-        rows: list[dict[str, Tensor]] = [{"S_src": row} for row in units.unpad()]
-        if prompt is not None:
-            for row, codes in zip(rows, prompt.unpad(), strict=True):
-                row["A_prompt"] = codes[:, 0]
-        names = [f"utterance {name}" for name in batch.ids]
-        first = self.templates.get("trans") or self.templates.get("chain")
-        if first is None:
-            raise UserError("this model has no template that translates (trans or chain): it speaks no other language")
-        scores = self._write(first, 0, rows, langs, names, options or self.search, units.lengths.tolist())
-        speech = None
-        if self.stream_lm is not None and self.codec is not None and prompt is not None:
-            speech = self._speak(rows, langs, names, prompt)
-        found = []
-        for place, (row, score) in enumerate(zip(rows, scores, strict=True)):
-            audio = None if speech is None else speech[place].float().cpu()
-            one = Prediction(
-                id=batch.ids[place], task=mode, src_lang=langs[place][0], tgt_lang=langs[place][1],
-                units=row["S_tgt"].tolist(), audio=audio, sample_rate=_RATE, score=score,
-            )  # fmt: skip
-            found.append(one)
-        return found
+        langs = row_languages(batch, self.speech_lm.vocabulary)
+        made = self.chain.run(batch, langs, options or self.search, prompts)
+        codes = [None] * len(batch) if made.codes is None else [rows.cpu() for rows in made.codes.unpad()]
+        audio = [None] * len(batch) if made.audio is None else [samples.float().cpu() for samples in made.audio]
+        return [
+            Prediction(
+                id=name, task=mode, src_lang=source, tgt_lang=target,
+                units=units.tolist(), codes=frames, audio=samples, sample_rate=RATE, score=score,
+            )
+            for name, (source, target), units, frames, samples, score in zip(
+                batch.ids, langs, made.units, codes, audio, made.scores, strict=True
+            )
+        ]  # fmt: skip
 
-    def _source(self, batch: Batch) -> tuple[Padded, Padded | None]:
-        """Units of the source, and the codes that are the prompt: made of speech where the batch brings none."""
-        units, codes = batch.source_units, batch.source_codes
-        speech = batch.speech
-        if units is None:
-            if self.unit_extractor is None or speech is None:
-                raise UserError(
-                    "this model has no unit extractor: give data.source_units, or train with unit_extractor"
-                )
-            units = self.unit_extractor(speech)
-        if codes is None and self.codec is not None and speech is not None and self.stream_lm is not None:
-            codes = self.codec.encode(speech, self.stream_lm.num_streams, _RATE)
-        if codes is not None and self.prompt_frames is not None:
-            most = self.prompt_frames
-            codes = Padded(codes.data[:, :most], codes.lengths.clamp(max=most))
-        return units, codes
-
-    def _write(
-        self,
-        template: Template,
-        number: int,
-        rows: list[dict[str, Tensor]],
-        langs: Sequence[tuple[str, str]],
-        names: Sequence[str],
-        options: SearchOptions,
-        lengths: Sequence[int],
-    ) -> list[float]:
-        """Generate a segment of a template for all rows, into the rows; their scores."""
-        segment, vocabulary = template.segments[number], self.speech_lm.vocabulary
-        prompts = [
-            template.prompt(row, *lang, name, number) for row, lang, name in zip(rows, langs, names, strict=True)
-        ]
-        most = self.speech_lm.max_positions
-        for name, prompt in zip(names, prompts, strict=True):
-            if most is not None and len(prompt) > most:
-                raise UserError(
-                    f"{name}: a prompt of {len(prompt)} tokens, but speech_lm has positions for {most}: give shorter "
-                    "speech (--segment), or lower task.prompt_frames"
-                )
-        device = prompts[0].device
-        memory = Padded.from_list([prompt[:-1] for prompt in prompts], value=PAD).to(device)
-        found = generate(
-            self.speech_lm,
-            memory,
-            torch.stack([prompt[-1:] for prompt in prompts]),
-            replace(options, suppress=vocabulary.outside(segment.block, segment.end)),
-            segment.end,
-            PAD,
-            PAD,
-            generator=torch.Generator(device).manual_seed(int(self.config.get("seed", 1))),
-            lengths=lengths,
-        )
-        for row, hypotheses in zip(rows, found, strict=True):
-            row[segment.piece] = (hypotheses[0].tokens - segment.block.start).to(device)
-        return [hypotheses[0].score for hypotheses in found]
-
-    def _speak(
-        self,
-        rows: list[dict[str, Tensor]],
-        langs: Sequence[tuple[str, str]],
-        names: Sequence[str],
-        prompt: Padded,
-    ) -> list[Tensor]:
-        """(N,) samples at 16 kHz of each row, in the voice of its prompt."""
-        stream = self.stream_lm
-        assert stream is not None
-        units = Padded.from_list([row["S_tgt"] for row in rows]).to(prompt.device)
-        sizes = [max(round(len(row["S_tgt"]) * self.frames_per_unit), 1) for row in rows]
-        if stream.given_streams:
-            template, number = (self.templates["gen"], 0) if "gen" in self.templates else (self.templates["chain"], 1)
-            self._write(template, number, rows, langs, names, self.acoustic_search, sizes)
-            first = Padded.from_list([row["A_tgt"] for row in rows]).to(prompt.device)
-            codes = stream.generate(units, prompt, first)
-        else:
-            frames = torch.tensor(sizes)
-            generator = torch.Generator(units.device).manual_seed(int(self.config.get("seed", 1)))
-            codes = stream.generate(units, prompt, frames=frames, search=self.acoustic_search, generator=generator)
-        return self._decoded(codes)
-
-    def _decoded(self, codes: Padded) -> list[Tensor]:
-        """(N,) samples at 16 kHz of each row, of all channels together."""
-        assert self.codec is not None
-        found = self.codec.decode(codes, _RATE).unpad()
-        return [samples if samples.dim() == 1 else samples.mean(1) for samples in found]
+    @property
+    def chain(self) -> SpeechChain:
+        """What serves, of the parts as they are now."""
+        return SpeechChain(
+            self.speech_lm, self.stream_lm, self.unit_extractor, self.codec, self.templates,
+            self.acoustic_search, self.frames_per_unit, self.prompt_frames, self._seed,
+        )  # fmt: skip
 
     @torch.inference_mode()
     def resynthesise(self, batch: Batch) -> list[Tensor] | None:
-        """The batch's reference codes through the codec, one (N,) waveform per row: what perfect codes would give. None
-        where there is no codec or the batch has no codes."""
-        if self.codec is None or batch.codes is None:
+        """The reference codes through the codec, one (N,) waveform at 16 kHz per row: what perfect codes would give.
+        Codes of the batch, or of its target speech; None where there is no codec or neither."""
+        codes, stream = batch.codes, self.stream_lm
+        if self.codec is None or (codes is None and batch.target_speech is None):
             return None
-        return self._decoded(batch.codes)
+        if codes is None and batch.target_speech is not None:
+            codes = self.codec.encode(batch.target_speech, stream and stream.num_streams, RATE)
+        assert codes is not None
+        return self.chain.decoded(codes)
+
+    @torch.inference_mode()
+    def reference_units(self, batch: Batch) -> list[Tensor] | None:
+        """(U,) units of the target of each row: those of the batch, or of its target speech; None where there is
+        neither, or no extractor."""
+        if batch.units is not None:
+            return batch.units.unpad()
+        if self.unit_extractor is None or batch.target_speech is None:
+            return None
+        return self.unit_extractor(batch.target_speech).unpad()
+
+    @property
+    def takes_prompts(self) -> bool:
+        """Whether it speaks, in the voice of a prompt."""
+        return self.stream_lm is not None and self.codec is not None
 
     @property
     def languages(self) -> tuple[str, ...]:

@@ -1,4 +1,4 @@
-"""Examples for TensorBoard: text beside its reference, audio beside its target, spectrograms, cross-attention.
+"""Examples for TensorBoard: text beside its reference, audio beside its target, spectrograms, codes, cross-attention.
 
 The first of them is also said in a line, and what it sounds like is a file of the run, for who listens while it trains.
 
@@ -78,6 +78,10 @@ class Examples(Callback):
                     if audio is not None and audio.numel():
                         writer.add_audio(f"{name}/{kind}", audio.float().cpu()[None], step, rate)
                         writer.add_figure(f"{name}/{kind}_spectrogram", spectrogram(audio, rate), step)
+        for row, prediction in enumerate(predictions):
+            if prediction.codes is not None:
+                target = None if batch.codes is None else batch.codes.unpad()[row]
+                writer.add_figure(f"{prediction.id}/codes", codes_picture(prediction.codes, target), step)
         picture = cross_attention(pl_module, first_rows(batch, 1), predictions[0])
         if picture is not None:
             writer.add_figure("cross_attention", attention_picture(*picture), step)
@@ -194,6 +198,24 @@ def spectrogram(audio: Tensor, sample_rate: int) -> Figure:
     axes.set_xlabel("seconds")
     axes.set_ylabel("kHz")
     figure.colorbar(image, ax=axes, label="dB")
+    return figure
+
+
+def codes_picture(codes: Tensor, target: Tensor | None = None) -> Figure:
+    """(T, K) codec frames as a figure, streams down and frames across, above those of the target where there are some;
+    a code has the same colour in both."""
+    shown = {"predicted": codes} | ({} if target is None else {"target": target[:, : codes.shape[1]]})
+    most = max(int(one.max()) if one.numel() else 0 for one in shown.values())
+    figure = Figure(figsize=(7, 0.6 + 1.2 * len(shown)), layout="constrained")
+    panels = figure.subplots(len(shown), 1, squeeze=False, sharex=True)[:, 0]
+    for axes, (name, one) in zip(panels, shown.items(), strict=True):
+        axes.imshow(
+            one.T.cpu().numpy(), aspect="auto", interpolation="nearest", vmin=0, vmax=most, cmap="turbo",
+            extent=(0, max(len(one), 1), one.shape[1] + 0.5, 0.5),
+        )  # fmt: skip
+        axes.set_ylabel(name)
+        axes.yaxis.set_major_locator(MaxNLocator(integer=True))
+    panels[-1].set_xlabel("frame")
     return figure
 
 

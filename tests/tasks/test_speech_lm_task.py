@@ -14,21 +14,20 @@ import soundfile
 import torch
 from conftest import logged
 from lightning import LightningModule
+from speech_lm_corpus import UNITS, K, V, corpus, toy
 from voxzoo.components import TransformerSpeechLM, TransformerStreamLM
 from voxzoo.components.cards import Card
 from voxzoo.components.errors import UserError
 from voxzoo.components.search import SearchOptions
-from voxzoo.components.types import Batch, Padded
+from voxzoo.components.types import Padded
 from voxzoo.configs import build, check, compose
-from voxzoo.datamodules.codes import line_of
 from voxzoo.tasks import SpeechToSpeechLM, load_run
 from voxzoo.tasks.commands.cli import main
 from voxzoo.tasks.contract import check_task, tiny_task
+from voxzoo.tasks.speech_lm.chain import Given
 from voxzoo.tasks.training.train import prepare_data, train
 from voxzoo.tasks.units import extract_codes, extract_units
 
-UNITS, V, K = 6, 12, 3
-LANGS = {"src_lang": "spa", "tgt_lang": "eng"}
 CSV = ("logger=none", "++logger._target_=lightning.pytorch.loggers.CSVLogger", "++logger.save_dir=${run_dir}")
 CHAIN = "<bos> <lang:src> S_src A_prompt <trans> <lang:tgt> | S_tgt <gen> A_tgt <eos>"
 
@@ -41,29 +40,6 @@ def task(stream: bool = True, lm: dict[str, Any] | None = None, **settings: Any)
     return SpeechToSpeechLM(speech_lm=speech_lm, stream_lm=stream_lm, **settings)
 
 
-def toy(rows: int, seed: int, voice: int | None = None) -> Batch:
-    """Translation is a permutation; the first stream follows from units and the voice, which the prompt alone tells;
-    the others from the first and the voice."""
-    draws = np.random.default_rng(seed)
-    permutation = np.array([3, 5, 0, 1, 4, 2])
-    columns: dict[str, list[torch.Tensor]] = {name: [] for name in ("source_units", "units", "codes", "source_codes")}
-    for _ in range(rows):
-        source = draws.integers(0, UNITS, draws.integers(3, 6))
-        target = permutation[source]
-        who = int(draws.integers(0, 2)) if voice is None else voice
-        for name, units in (("source", source), ("", target)):
-            first = 2 * units + who  # whose voice it is, each code tells
-            codes = np.stack([(first + k * (1 + who)) % V for k in range(K)], 1)
-            columns["source_units" if name else "units"].append(torch.as_tensor(units))
-            columns["source_codes" if name else "codes"].append(torch.as_tensor(codes))
-    return Batch(
-        ids=tuple(f"{seed}-{n}" for n in range(rows)),
-        src_lang=("spa",) * rows,
-        tgt_lang=("eng",) * rows,
-        **{name: Padded.from_list(column) for name, column in columns.items()},
-    )
-
-
 # Shares
 
 
@@ -72,7 +48,7 @@ def test_translations_come_three_times_as_often_and_directions_take_turns(monkey
     seen: Counter[tuple[str, str]] = Counter()
     for epoch in range(8):
         monkeypatch.setattr(LightningModule, "current_epoch", epoch)
-        examples, _ = one._examples(batch)
+        examples, _ = one.examples(batch)
         assert [each.whose for each in examples] == [f"utterance {name}" for name in batch.ids]
         found = Counter((each.template.name, each.langs[0]) for each in examples)
         assert min(found.values()) > 0  # mixed in each epoch
@@ -82,9 +58,10 @@ def test_translations_come_three_times_as_often_and_directions_take_turns(monkey
 
 def test_validation_measures_every_task_in_both_directions():
     one, batch = task().eval(), toy(5, 0)
-    examples, spoken = one._examples(batch)
+    examples, spoken = one.examples(batch)
     assert len(examples) == 5 * 2 * 2
-    assert len(spoken[0]) == 5 * 2
+    assert spoken is not None
+    assert len(spoken.units) == 5 * 2
     losses, statistics = one.measure(batch)
     assert list(losses) == ["lm", "streams"]
     assert float(losses["lm"].count) == sum(float(statistics[f"loss_{name}"].count) for name in ("trans", "gen"))
@@ -117,17 +94,17 @@ def test_prompts_are_of_the_source_or_cut_out_of_the_target():
     long = Padded.from_list([torch.arange(40)[:, None].expand(40, K) % V for _ in range(4)])
     batch = replace(batch, source_codes=long)
     one = task(prompt_frames=7).eval()
-    columns = {name: one._column(batch, name) for name in sorted(one.needs)}
-    pieces, codes, prompt = one._pieces(columns, 0, "a", backwards=False)
+    columns = {name: one.maker.column(batch, name) for name in sorted(one.needs)}
+    pieces, codes, prompt = one.maker.pieces(columns, 0, "a", False, 1, None)
     assert prompt.shape == (7, K)
     assert torch.equal(prompt[:, 0], (prompt[0, 0] + torch.arange(7)) % V)
     assert torch.equal(pieces["A_prompt"], prompt[:, 0])
     assert torch.equal(codes, batch.codes.unpad()[0])  # pyright: ignore[reportOptionalMemberAccess]
-    assert one._pieces(columns, 0, "a", backwards=True)[2].shape[0] == min(7, len(codes))
+    assert one.maker.pieces(columns, 0, "a", True, 1, None)[2].shape[0] == min(7, len(codes))
     cut = task(prompt="target", prompt_share=[0.25, 0.3]).eval()
-    sizes = [len(cut._pieces(columns, 0, name, backwards=True)[2]) for name in "abcdefgh"]
+    sizes = [len(cut.maker.pieces(columns, 0, name, True, 1, None)[2]) for name in "abcdefgh"]
     assert set(sizes) <= {10, 11, 12}
-    assert len({int(cut._pieces(columns, 0, name, backwards=True)[2][0, 0]) for name in "abcdefgh"}) > 2
+    assert len({int(cut.maker.pieces(columns, 0, name, True, 1, None)[2][0, 0]) for name in "abcdefgh"}) > 2
 
 
 def test_what_a_task_reads_follows_from_what_it_learns():
@@ -164,7 +141,7 @@ def test_a_toy_is_learned_and_spoken_in_the_voice_of_the_prompt(kind: str):
     assert float(loss.detach()) < 0.2 * first  # pyright: ignore
     one.eval()
     test = toy(20, 7, voice=0)
-    units = one._source(test)[0]
+    units = one.chain.source_units(test)
     found = one.predict(test)
     right = [p.units == row.tolist() for p, row in zip(found, test.units.unpad())]  # pyright: ignore
     assert sum(right) >= 19
@@ -177,9 +154,10 @@ def test_a_toy_is_learned_and_spoken_in_the_voice_of_the_prompt(kind: str):
         rows = [{"S_src": row, "A_prompt": codes} for row, codes in zip(units.unpad(), prompts)]
         langs, names = [("spa", "eng")] * 20, [f"u{n}" for n in range(20)]
         template = one.templates["chain" if chain else "trans"]
-        one._write(template, 0, rows, langs, names, greedy, units.lengths.tolist())
+        written = Given(rows, langs, names)
+        one.chain.write(template, 0, written, greedy, units.lengths.tolist())
         acoustic, number = (template, 1) if chain else (one.templates["gen"], 0)
-        one._write(acoustic, number, rows, langs, names, greedy, [len(row["S_tgt"]) for row in rows])
+        one.chain.write(acoustic, number, written, greedy, [len(row["S_tgt"]) for row in rows])
         wanted = [codes[:, 0] for codes in given.codes.unpad()]  # pyright: ignore
         equal = [torch.equal(row["A_tgt"], codes) for row, codes in zip(rows, wanted)]
         assert sum(equal) >= 17, (voice, sum(equal))
@@ -264,32 +242,8 @@ def test_cards_that_differ_are_refused():
 # Runs
 
 
-def corpus(folder: Path, rows: int = 12) -> list[str]:
-    """Manifests without audio or texts, units and codes."""
-    batch = toy(rows, 3)
-    files: dict[str, list[str]] = {name: [] for name in ("units", "source_units", "codes", "source_codes")}
-    for name, lines in files.items():
-        for one, row in zip(batch.ids, getattr(batch, name).unpad()):
-            codes = name.endswith("codes")
-            lines.append(line_of(one, row.numpy()) if codes else json.dumps({"id": one, "units": row.tolist()}) + "\n")
-        (folder / f"{name}.jsonl").write_text("".join(lines))
-    for split in ("train", "valid"):
-        text = (json.dumps({"id": one, "audio": "none.wav", "duration": 1, **LANGS}) for one in batch.ids)
-        (folder / f"{split}.jsonl").write_text("\n".join(text) + "\n")
-    (folder / "units.card.json").write_text(json.dumps({"centroids": "a"}))
-    (folder / "source_units.card.json").write_text(json.dumps({"centroids": "a"}))
-    return [
-        "task=speech_to_speech_lm", "speech_lm=tiny", "stream_lm=tiny", "unit_extractor=none", "data=manifest",
-        "codec=none", "task.codec=null", f"codec.codebook_size={V}",
-        f"stream_lm.num_streams={K}", f"unit_extractor.num_units={UNITS}",
-        "task.unit_extractor=null", f"data.train={folder}/train.jsonl", f"data.valid={folder}/valid.jsonl",
-        *(f"data.{name}={folder}/{name}.jsonl" for name in files), "data.min_seconds=0", "data.num_workers=0",
-        "data.batch_size=4", f"root={folder}/runs", "logger=none", "optim.lr=1e-2", "schedule=constant",
-    ]  # fmt: skip
-
-
 def test_a_run_trains_goes_on_and_serves_and_refuses_other_units(tmp_path: Path, capfd: pytest.CaptureFixture[str]):
-    words = [*corpus(tmp_path), "trainer.val_check_interval=3", "checkpoint.every_steps=3"]
+    words = [*corpus(tmp_path), f"root={tmp_path}/runs", "trainer.val_check_interval=3", "checkpoint.every_steps=3"]
     assert check(compose(words)) == []
     whole = train([*words, "name=whole", "trainer.max_steps=6"])
     said = capfd.readouterr().err
@@ -314,7 +268,14 @@ def test_a_run_trains_goes_on_and_serves_and_refuses_other_units(tmp_path: Path,
 
 
 def test_losses_and_perplexities_of_each_task_are_logged(tmp_path: Path):
-    words = [*corpus(tmp_path), *CSV, "trainer.max_steps=2", "trainer.log_every_n_steps=1", "name=run"]
+    words = [
+        *corpus(tmp_path),
+        f"root={tmp_path}/runs",
+        *CSV,
+        "trainer.max_steps=2",
+        "trainer.log_every_n_steps=1",
+        "name=run",
+    ]
     train([*words, "trainer.val_check_interval=2"])
     for name in ("lm", "loss_trans", "perplexity_trans", "accuracy_trans", "streams"):
         assert logged(tmp_path / "runs" / "run", f"train/{name}")

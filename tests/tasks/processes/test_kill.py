@@ -15,6 +15,7 @@ from typing import Any
 import forkserver
 import pytest
 import torch
+from speech_lm_corpus import corpus
 from voxzoo.tasks.processes.signals import EXIT_CODES
 
 # Loaded by the runs through `callbacks.spy`. It notes what each process does, and sends the process a signal at the
@@ -85,7 +86,8 @@ SETTINGS = [
     "+callbacks.spy._target_=spy.Spy",
 ]  # fmt: skip
 CPU = ["trainer.accelerator=cpu", "trainer.precision=32-true", "trainer.max_epochs=-1", "trainer.devices=2"]
-HOW = {"one": [], "ddp": ["trainer=ddp", *CPU], "fsdp2": ["trainer=fsdp2", *CPU]}
+HOW = {"one": [], "lm": [], "ddp": ["trainer=ddp", *CPU], "fsdp2": ["trainer=fsdp2", *CPU]}
+LM = ["speech_lm.dropout=0.1", "stream_lm.dropout=0.1"]
 
 
 class Runs:
@@ -94,10 +96,16 @@ class Runs:
     def __init__(self, folder: Path, tiny: list[str]) -> None:
         self.folder, self.tiny = folder, tiny
         (folder / "spy.py").write_text(SPY)
+        self.own = {"lm": [*corpus(folder, 40), *LM]}  # the task of a speech LM, on data of its own
 
     def start(self, name: str, how: str, spy: str = "none 0 0 0", *more: str) -> subprocess.Popen[str]:
         (self.folder / f"notes-{name}").mkdir(exist_ok=True)
-        words = [*HOW[how], *self.tiny, *SETTINGS, f"+callbacks.spy.folder={self.folder}/notes-{name}"]
+        words = [
+            *HOW[how],
+            *self.own.get(how, self.tiny),
+            *SETTINGS,
+            f"+callbacks.spy.folder={self.folder}/notes-{name}",
+        ]
         command = [*forkserver.COMMAND, "train", *words, f"root={self.folder}", f"name={name}"]
         paths = os.pathsep.join([str(self.folder), os.environ.get("PYTHONPATH", "")])
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": paths, "SPY": spy}
@@ -163,11 +171,14 @@ def whole(runs: Runs, how: str) -> str:
     return name
 
 
-MOMENTS = {"one": ["step", "write", "validation", "write", "step"], "ddp": ["step", "write", "validation"]}
+MOMENTS = {
+    "one": ["step", "write", "validation", "write", "step"], "lm": ["step", "write", "validation"],
+    "ddp": ["step", "write", "validation"],
+}  # fmt: skip
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("how", ["one", "ddp", "fsdp2"])
+@pytest.mark.parametrize("how", ["one", "ddp", "fsdp2", "lm"])
 def test_killed_at_random_moments_ends_bit_equal(how: str, runs: Runs):
     expected = whole(runs, how)
     seed = time.time_ns() % 10**9
@@ -176,7 +187,7 @@ def test_killed_at_random_moments_ends_bit_equal(how: str, runs: Runs):
     name = f"killed-{how}"
     for moment in MOMENTS.get(how, MOMENTS["ddp"]):
         # A write belongs to the first process; otherwise any one of the processes dies, or (-1) all at once.
-        rank = 0 if how == "one" or moment == "write" else draw.choice([0, 1, -1])
+        rank = 0 if how in ("one", "lm") or moment == "write" else draw.choice([0, 1, -1])
         count = draw.randint(2, 4) if moment == "step" else draw.randint(1, 2)
         code, said = runs.run(name, how, f"{moment} {rank} {count} {int(signal.SIGKILL)}")
         print(moment, rank, count, code)

@@ -15,7 +15,15 @@ from voxzoo.components.search import SearchOptions
 from voxzoo.components.types import Batch
 from voxzoo.configs import build, compose
 from voxzoo.tasks.commands.cli import main
-from voxzoo.tasks.training.examples import Examples, attention_picture, cross_attention, example_mode, first_rows
+from voxzoo.tasks.contract import tiny_task
+from voxzoo.tasks.training.examples import (
+    Examples,
+    attention_picture,
+    codes_picture,
+    cross_attention,
+    example_mode,
+    first_rows,
+)
 from voxzoo.tasks.training.train import build_for_training, prepare_data
 from voxzoo.tasks.units import extract_units, fit_units
 
@@ -103,6 +111,27 @@ class FakeTrainer:
     def __init__(self, folder: Path) -> None:
         self.loggers = [TensorBoardLogger(str(folder), name="", version="")]
         self.default_root_dir = str(folder)
+
+
+def test_a_speech_lm_is_shown_as_audio_and_codes(tiny: list[str], tmp_path: Path):
+    cache = next(word for word in tiny if word.startswith("cache_dir"))
+    task, batches = tiny_task(["task=speech_to_speech_lm", cache])
+    trainer, examples = FakeTrainer(tmp_path), Examples(count=1)
+    examples.on_validation_batch_start(trainer, task, batches[0], 0)  # pyright: ignore[reportArgumentType]
+    examples.on_validation_end(trainer, task.eval())  # pyright: ignore[reportArgumentType]
+    trainer.loggers[0].experiment.flush()
+    found, name = events(tmp_path), batches[0].ids[0]
+    assert f"{name}/predicted" in found.Tags()["audio"]
+    assert f"{name}/codes" in found.Tags()["images"]
+
+
+def test_equal_codes_have_the_same_colour():
+    codes = torch.tensor([[0, 7], [3, 7], [7, 0]])
+    figure = codes_picture(codes, codes.flip(0))
+    shown = [axes.images[0] for axes in figure.axes]
+    assert [image.get_array().tolist() for image in shown] == [codes.T.tolist(), codes.flip(0).T.tolist()]
+    assert {image.get_clim() for image in shown} == {(0, 7)}
+    assert len(codes_picture(codes).axes) == 1
 
 
 def test_speech_is_shown_as_audio_and_spectrograms(unity, tmp_path: Path, capsys):
