@@ -7,7 +7,7 @@ import math
 from typing import Any
 
 from ...components.errors import UserError, printable
-from ..serving.choices import CODECS, EVALUATED, QUALITIES, RECOGNISERS
+from ..serving.choices import CODECS, EVALUATED, PROMPTS, QUALITIES, RECOGNISERS
 from . import flags
 
 HELP = "score a run on a split: text, and speech through a recogniser"
@@ -77,6 +77,14 @@ def configure(parser: argparse.ArgumentParser) -> None:
         help="words of a language, one a line: how often an output has some though its source has none; once for each "
         "language",
     )
+    parser.add_argument(
+        "--prompts",
+        choices=PROMPTS,
+        default="own",
+        help="of a model that speaks in the voice of a prompt: own (default), its source; shuffled, another row; "
+        "other, a row of another speaker. With the last two each row is also spoken with its own, and the files are "
+        "called SPLIT.shuffled or SPLIT.other",
+    )
     flags.device(parser)
     flags.precision(parser)
     flags.verify(parser)
@@ -109,6 +117,7 @@ def run(args: argparse.Namespace) -> dict:
         by=_words(args.by),
         labels=args.labels,
         toxicity=_pairs(args.toxicity),
+        prompts=args.prompts,
     )
     if not args.json:
         show(answer)
@@ -149,11 +158,17 @@ _SHOWN = {
     "asr_bleu_resynthesis": "ASR-BLEU of the target units through the vocoder",
     "asr_bleu_ratio": "ASR-BLEU / ceiling",
     "resynthesis_ratio": "resynthesis / ceiling",
+    "asr_bleu_own": "ASR-BLEU with its own prompt",
     "asr_wer": "WER % of what the recogniser heard",
+    "asr_wer_own": "that with its own prompt",
+    "unit_bleu": "BLEU of units",
+    "unit_exact": "% of outputs with exactly the reference units",
     "duration_ratio": "duration / target duration",
     "speaker_similarity": "speaker similarity to the source (0 to 1)",
     "speaker_similarity_ceiling": "that of the target recordings (ceiling)",
     "speaker_similarity_control": "that to another speaker's source (control)",
+    "speaker_similarity_prompt": "speaker similarity to the prompt",
+    "nearer_to_prompt": "% of outputs nearer to their prompt than to their source",
     "speaker_similarity_target": "speaker similarity to the target recordings",
     "speaker_match": "% of outputs nearest to their own speaker",
     "speaker_match_ceiling": "that of the target recordings (ceiling)",

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import groupby
 from statistics import fmean
 from typing import Any
 
@@ -28,6 +29,8 @@ class Scored:
         audio: file of the output speech; duration in seconds.
         heard, heard_reference, heard_resynthesis: what the recogniser made of the output speech, of the target
             recording and of the reference units through the vocoder.
+        heard_own: that of the output in the voice of its own source, where another was the prompt of `audio`.
+        units, reference_units: of the target, as the model wrote them and as they should be.
         speaker: of the source, as the manifest labels it.
         src_text: text of the source, "" where there is none; not in the file.
         toxic: words of a list that the output has though its source has none (`scoring.care`), None where nobody asked.
@@ -50,6 +53,9 @@ class Scored:
     heard: str | None = None
     heard_reference: str | None = None
     heard_resynthesis: str | None = None
+    heard_own: str | None = None
+    units: list[int] | None = None
+    reference_units: list[int] | None = None
     speaker: str | None = None
     quality: dict[str, float] | None = None
     src_text: str = ""
@@ -138,7 +144,13 @@ _HEARD = {
     "asr_bleu": "heard",
     "asr_bleu_ceiling": "heard_reference",
     "asr_bleu_resynthesis": "heard_resynthesis",
+    "asr_bleu_own": "heard_own",
 }
+
+
+def _spelt(units: Sequence[int]) -> str:
+    """Units as words, without repetitions: how long each lasts is no part of what is said."""
+    return " ".join(str(unit) for unit, _ in groupby(units))
 
 
 @dataclass(frozen=True)
@@ -175,6 +187,12 @@ def _texts(rows: Sequence[Scored], recogniser: str | None) -> dict[str, _Text]:
     elif said:
         found["bleu"] = _Text(Bleu(lang), said, texts, references)
         found["chrf"] = _Text(Chrf(), said, texts, references)
+    if written := [row for row in rows if row.units is not None and row.reference_units is not None]:
+        ours, theirs = (
+            [_spelt(row.units or ()) for row in written],
+            [_spelt(row.reference_units or ()) for row in written],
+        )
+        found["unit_bleu"] = _Text(Bleu(tokenize="none"), written, ours, theirs, "units:merged|")
     if recogniser is None:
         return found
     metric, judged = Bleu(lang, lowercase=True), f"{recogniser}|{cleaned}"
@@ -183,8 +201,8 @@ def _texts(rows: Sequence[Scored], recogniser: str | None) -> dict[str, _Text]:
             ours = [normalise(getattr(row, heard_as), lang) for row in there]
             theirs = [each_of(row.said(), lambda text: normalise(text, lang)) for row in there]
             found[name] = _Text(metric, there, ours, theirs, judged)
-            if name == "asr_bleu":
-                found["asr_wer"] = _Text(rate, there, ours, theirs, judged)
+            if name in ("asr_bleu", "asr_bleu_own"):
+                found[name.replace("bleu", "wer")] = _Text(rate, there, ours, theirs, judged)
     return found
 
 
@@ -218,7 +236,7 @@ def _of_texts(texts: Mapping[str, _Text]) -> dict[str, Measured]:
 
 
 def _of_numbers(rows: Sequence[Scored], quality: Mapping[str, str]) -> dict[str, Measured]:
-    """Means over rows: how long their speech is, and how it sounds."""
+    """Means over rows: how long their speech is, how it sounds, and whether its units are right."""
     found: dict[str, Measured] = {}
 
     def put(mean: Mean, values: Mapping[str, float]) -> None:
@@ -227,6 +245,9 @@ def _of_numbers(rows: Sequence[Scored], quality: Mapping[str, str]) -> dict[str,
 
     spoken = [row for row in rows if row.duration is not None and row.reference_duration]
     put(Mean("duration_ratio"), {row.id: row.duration / row.reference_duration for row in spoken})  # pyright: ignore[reportOptionalOperand]
+    written = [row for row in rows if row.units is not None and row.reference_units is not None]
+    exact = {row.id: 100.0 * (_spelt(row.units or ()) == _spelt(row.reference_units or ())) for row in written}
+    put(Mean("unit_exact", "units:merged"), exact)
     for name, signature in quality.items():
         heard = [row for row in rows if row.quality and name in row.quality]
         put(Mean(name, signature), {row.id: row.quality[name] for row in heard if row.quality})

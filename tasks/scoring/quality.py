@@ -25,7 +25,8 @@ SAMPLE_RATE = 16_000
 JUDGED_SECONDS = 60
 """Of an utterance, from its beginning, by the two networks: a voice and its quality are known by then."""
 _SIMILARITY = ("speaker_similarity", "speaker_similarity_ceiling", "speaker_similarity_control",
-               "speaker_similarity_target", "speaker_match", "speaker_match_ceiling")  # fmt: skip
+               "speaker_similarity_target", "speaker_similarity_prompt", "nearer_to_prompt",
+               "speaker_match", "speaker_match_ceiling")  # fmt: skip
 _NATURALNESS = ("dnsmos", "dnsmos_ceiling", "dnsmos_speech", "dnsmos_background")
 _MELODY = tuple(
     f"{name}{of}" for name in ("f0_correlation", "voicing_error") for of in ("", "_resynthesis", "_control")
@@ -44,10 +45,12 @@ class _Voices:
     has_source: bool
     target: Tensor | None = None
     has_target: bool = False
+    prompt: Tensor | None = None
+    has_prompt: bool = False
 
 
 class SpeechQuality:
-    """Fills `quality` of rows. What is kept of an utterance are its numbers and three embeddings.
+    """Fills `quality` of rows. What is kept of an utterance are its numbers and at most four embeddings.
 
     Without the packages of one network its scores are left out, and `notes` says how to get them.
     """
@@ -101,6 +104,14 @@ class SpeechQuality:
                 found = None if source is None else next(points)
                 self._voices[id(row)] = _Voices(row, output, found, source is not None)
         self._rate(rows, outputs, "")
+
+    def add_prompts(self, rows: Sequence[Scored], prompts: Sequence[Tensor]) -> None:
+        """Speech that rows which were added last had as their prompt in place of their source: (N,) samples each at
+        16 kHz."""
+        if self.encoder is not None:
+            points = self.encoder.embed([_beginning(samples) for samples in prompts])
+            for row, point in zip(rows, points, strict=True):
+                self._voices[id(row)].prompt, self._voices[id(row)].has_prompt = point, True
 
     def _rate(self, rows: Sequence[Scored], audio: Sequence[Tensor], of: str) -> None:
         if self.dnsmos is None:
@@ -175,6 +186,10 @@ class SpeechQuality:
             if not each.has_source:
                 continue
             quality["speaker_similarity"] = similarity(each.output, each.source)
+            if each.has_prompt:
+                quality["speaker_similarity_prompt"] = similarity(each.output, each.prompt)
+                nearer = quality["speaker_similarity_prompt"] > quality["speaker_similarity"]
+                quality["nearer_to_prompt"] = 100.0 * nearer
             if each.has_target:
                 quality["speaker_similarity_ceiling"] = similarity(each.target, each.source)
         for place, each in enumerate(sources):

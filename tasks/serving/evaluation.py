@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 import sys
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -33,7 +34,7 @@ from ..scoring.outputs import read_rows
 from ..scoring.quality import JUDGED_SECONDS, SpeechQuality
 from ..scoring.recogniser import Recogniser
 from ..scoring.speech import write_wav
-from .choices import EVALUATED, SPEECH_IN
+from .choices import EVALUATED, PROMPTS, SPEECH_IN
 from .distortions import Condition, DistortedAudio, conditions_of
 from .names import FileNames
 from .translator import Item, Translator, joined, require_positive, require_short, search_options
@@ -108,6 +109,7 @@ def evaluate(
     by: Sequence[str] = (),
     labels: str | None = None,
     toxicity: Mapping[str, str] | None = None,
+    prompts: str = "own",
 ) -> dict[str, Any]:
     """Predict a split and score it; write `<split>.json`, `<split>.hypotheses.jsonl`, `<split>/<id>.wav` into `out`.
 
@@ -127,6 +129,9 @@ def evaluate(
         by: fields of the manifest; each of their groups is scored, and the gap between them.
         labels: a manifest or table with these fields, by id; None: the split's manifest.
         toxicity: language -> file of words: how often an output has some though its source has none.
+        prompts: whose voice a model with acoustic prompts (`Task.takes_prompts`) speaks in: `own`, that of the source;
+            `shuffled`, that of another row; `other`, of a row of another speaker. With the last two each row is also
+            spoken in its own voice, and the files are called `<split>.<prompts>`.
 
     Returns:
         Plain dict. `tasks` holds the scores of each task (see `scoring.evaluation.score_rows`); the first
@@ -138,18 +143,22 @@ def evaluate(
         UserError: unknown split, a task the model cannot do, or nothing left to score.
     """
     rows, dropped = choose_rows(model, data, split, task, limit)
+    voices = choose_prompts(model, rows, prompts, split)
     notes: list[str] = []
     care = Care(across_speakers, labels_of(data, split, by, labels), read_word_lists(toxicity or {}))
     heard = [row for row in rows if row.audio and row.task in SPEECH_IN]
     others = [row.audio for row in data.rows(split) if row.audio] if "babble" in noise else []
     conditions = conditions_of(noise, snr, codec, others, _reader(data))
+    if conditions and prompts != "own":
+        raise UserError(f"--prompts {prompts} goes without --noise and --codec: change one thing at a time")
     if conditions and not heard:
         raise UserError("--noise and --codec change source speech, and none is read here")
     speaks = any(row.task.endswith("2st") or row.task == "u2s" for row in rows)
     judge = open_recogniser(recogniser, notes) if speaks else None
     ears = SpeechQuality() if speaks and quality == "all" else None
+    stem = split if prompts == "own" else f"{split}.{prompts}"
     options = {"batch_size": batch_size, "beam": beam, "segment": segment}
-    evaluation = _Evaluation(model, data, out / split, judge, ears, notes, dropped, **options)
+    evaluation = _Evaluation(model, data, out / stem, judge, ears, notes, dropped, **options, prompts=voices)
     scored = evaluation.serve(rows)
     if not scored:
         reason = dropped[0]["reason"]
@@ -172,8 +181,8 @@ def evaluate(
     lines = "".join(json_line(row.line()) + "\n" for row in scored)
     answer: dict[str, Any] = {
         "split": split,
-        **{name: value for name, value in main.items() if name not in ("num_utterances", "directions")},
-        **{name: scores["asr"][name] for name in ("wer", "cer") if name in scores.get("asr", {})},
+        **{key: value for key, value in main.items() if key not in ("num_utterances", "directions")},
+        **{key: scores["asr"][key] for key in ("wer", "cer") if key in scores.get("asr", {})},
         "num_utterances": len(scored),
         "num_dropped": len(dropped),
         "dropped": dropped,
@@ -181,11 +190,13 @@ def evaluate(
         "tasks": scores,
         **({"conditions": harder} if harder else {}),
         "notes": notes,
-        "hypotheses": str(out / f"{split}.hypotheses.jsonl"),
+        "hypotheses": str(out / f"{stem}.hypotheses.jsonl"),
     }
-    write_whole(out / f"{split}.hypotheses.jsonl", lines.encode())
+    if prompts != "own":
+        answer["prompts"] = prompts
+    write_whole(out / f"{stem}.hypotheses.jsonl", lines.encode())
     text = json.dumps(answer, ensure_ascii=False, indent=1)
-    write_whole(out / f"{split}.json", text.encode(errors="backslashreplace"))
+    write_whole(out / f"{stem}.json", text.encode(errors="backslashreplace"))
     return answer
 
 
@@ -276,6 +287,37 @@ def choose_rows(
     return rows, dropped
 
 
+def choose_prompts(model: Any, rows: Sequence[Any], prompts: str, split: str) -> dict[str, Any] | None:
+    """Id -> the row whose source is the prompt; None where each has its own.
+
+    Raises:
+        UserError: the model takes no prompts, or there are none to choose from.
+    """
+    if prompts == "own":
+        return None
+    if prompts not in PROMPTS:
+        raise UserError(f"--prompts {prompts}: expected {', '.join(PROMPTS)}")
+    if not getattr(model, "takes_prompts", False):
+        raise UserError(f"--prompts {prompts}: this run does not speak in the voice of a prompt")
+    unique = list({row.id: row for row in rows}.values())
+    order = list(range(len(unique)))
+    random.Random(0).shuffle(order)  # each row then takes the next one in this circle
+    found: dict[str, Any] = {}
+    for place, number in enumerate(order):
+        row = unique[number]
+        circle = (unique[order[(place + step) % len(order)]] for step in range(1, len(order)))
+        if prompts == "other":
+            others = (each for each in circle if row.speaker and each.speaker and each.speaker != row.speaker)
+        else:
+            others = (each for each in circle if each.audio != row.audio or not row.audio)
+        chosen = next(others, None)
+        if chosen is None:
+            what = "two speakers (column speaker)" if prompts == "other" else "two recordings"
+            raise UserError(f"--split {split}: {row.id} has no prompt; --prompts {prompts} needs {what}")
+        found[row.id] = chosen
+    return found
+
+
 def open_recogniser(name: str, notes: list[str]) -> Any:
     """The recogniser, or None with a note that says how to get it."""
     if name == "none":
@@ -309,7 +351,9 @@ class _Evaluation:
         beam: int | None,
         segment: float | None,
         condition: Condition | None = None,
+        prompts: Mapping[str, Any] | None = None,
     ) -> None:
+        self.prompts = prompts
         self.model, self.data, self.folder = model, data, folder
         kept = None if data.cache_dir is None else Path(data.cache_dir) / "heard"
         self.listener = None if judge is None else Listener(judge, kept)
@@ -369,7 +413,11 @@ class _Evaluation:
     def _batch(self, rows: list[Any]) -> Iterator[Any]:
         try:
             batch = self.collate(rows).to(self.model.device)
-            predictions = self.model.predict(batch, task=rows[0].task, options=self.options)
+            own = self.model.predict(batch, task=rows[0].task, options=self.options)
+            predictions = own
+            if self.prompts is not None:
+                voices = self.collate([self.prompts[row.id] for row in rows]).to(self.model.device)
+                predictions = self.model.predict(batch, task=rows[0].task, options=self.options, prompts=voices)
         except Exception as error:
             # What cannot be read or served is named and counted, and takes nothing else with it.
             if len(rows) > 1:
@@ -379,7 +427,10 @@ class _Evaluation:
             known = isinstance(error, ValueError | RuntimeError | OSError)
             self._drop(rows[0], str(error) if known else f"{type(error).__name__}: {error}")
             return
-        yield from self._enter(rows, predictions)
+        entered = self._enter(rows, predictions)
+        if self.prompts is not None:
+            self._compare_own(rows, own, entered)
+        yield from entered
 
     def _drop(self, row: Any, reason: str) -> None:
         reason = " ".join(reason.split())
@@ -397,6 +448,9 @@ class _Evaluation:
     def _in_pieces(self, row: Any) -> Iterator[Any]:
         """Serve audio that is too long as `voxzoo translate` does."""
         assert self.segment is not None
+        if self.prompts is not None:
+            self._drop(row, f"longer than {self.segment:g} s: other prompts are for speech that is served whole")
+            return
         translator = Translator(
             self.model,
             row.task,
@@ -447,6 +501,7 @@ class _Evaluation:
                 write_wav(path, prediction.audio, prediction.sample_rate)
                 scored.audio = str(path.relative_to(self.root))
             entered.append(scored)
+        self._compare_units(rows, predictions, entered)
         if all(prediction.audio is not None for prediction in predictions):
             self._compare_speech(rows, predictions, entered)
         return entered
@@ -476,6 +531,36 @@ class _Evaluation:
             self.listener.add(spoken, "heard_resynthesis", again, rate)
         if self.quality is not None:
             self.quality.add_recordings(spoken, recordings, again, rate)
+
+    def _compare_units(self, rows: list[Any], predictions: list[Any], entered: list[Any]) -> None:
+        """Enter units beside those that they should be, where the model says which."""
+        reference: Callable[[Any], list[Any] | None] | None = getattr(self.model, "reference_units", None)
+        if reference is None or any(prediction.units is None for prediction in predictions):
+            return
+        stored = self.data.units_path is not None and getattr(self.model, "unit_extractor", None) is None
+        places = [place for place, row in enumerate(rows) if stored or row.tgt_audio]
+        if not places:
+            return
+        try:
+            batch = self.data.collator({"units" if stored else "target_speech"})([rows[place] for place in places])
+            found = reference(batch.to(self.model.device))
+        except ValueError as error:
+            self.notes.append(f"no reference units for {len(places)} utterances: {' '.join(str(error).split())}")
+            return
+        for place, units in zip(places, found or (), strict=bool(found)):
+            entered[place].units, entered[place].reference_units = list(predictions[place].units), units.tolist()
+
+    def _compare_own(self, rows: list[Any], own: list[Any], entered: list[Any]) -> None:
+        """What became of rows with their own prompts, beside what became of them with others."""
+        if any(prediction.audio is None for prediction in own):
+            return
+        assert self.prompts is not None
+        if self.listener is not None:
+            self.listener.add(entered, "heard_own", [prediction.audio for prediction in own], own[0].sample_rate)
+        voices = [self._source(replace(self.prompts[row.id], task=row.task)) for row in rows]
+        places = [place for place, voice in enumerate(voices) if voice is not None]
+        if self.quality is not None and places:
+            self.quality.add_prompts([entered[place] for place in places], [voices[place] for place in places])
 
     def _resynthesis(self, batch: Any, task: str) -> list[Any] | None:
         """The units of target recordings through the vocoder, where the model has one and does something else."""

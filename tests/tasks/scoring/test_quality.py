@@ -106,6 +106,20 @@ def test_outputs_in_the_voice_of_their_source_and_in_another(judge: SpeechQualit
     assert wrong["speaker_match_ceiling"] == 100
 
 
+def test_whether_the_voice_follows_the_prompt(judge: SpeechQuality):
+    order, prompts = ["low", "high", "middle"], ["high", "low", "low"]
+    rows = [Scored(f"u{n}", "s2st", "spa", "eng", "text", source_audio=f"{n}.wav") for n in range(3)]
+    # The last one keeps the voice of its source.
+    outputs = [tone(HERTZ[name], rate=24000) for name in ("high", "low", "middle")]
+    judge.add(rows, outputs, 24000, [tone(HERTZ[name]) for name in order])
+    judge.add_prompts(rows, [tone(HERTZ[name]) for name in prompts])
+    judge.finish(rows)
+    found = score_rows(rows, quality=judge.signatures)
+    assert found["nearer_to_prompt"] == pytest.approx(200 / 3)
+    assert found["speaker_similarity_prompt"] > found["speaker_similarity"]
+    assert rows[0].quality["speaker_similarity_prompt"] == pytest.approx(1, abs=1e-3)  # pyright: ignore
+
+
 def test_what_is_silent_counts(judge: SpeechQuality):
     order = ["low", "high", "middle"]
     outputs = [torch.zeros(12000), torch.zeros(0), tone(220, rate=24000)]

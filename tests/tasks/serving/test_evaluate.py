@@ -143,6 +143,74 @@ def test_text_scores_files_and_order(data, tmp_path):
     assert json.loads((tmp_path / "out" / "test.json").read_text()) == json.loads(json.dumps(found))
 
 
+class Mimic(Parrot):
+    """Says its units in the voice of a prompt: as loud as it is."""
+
+    takes_prompts = True
+
+    def predict(self, batch: Batch, *, task=None, options=None, prompts: Batch | None = None):
+        voice = batch if prompts is None else prompts
+        assert voice.speech is not None
+        found = super().predict(batch, task=task, options=options)
+        return [
+            replace(one, units=[1, 2, 3, 3, 4, int(one.id[1])], audio=one.audio * float(row.abs().max()))  # pyright: ignore
+            for one, row in zip(found, voice.speech.unpad(), strict=True)
+        ]
+
+    def reference_units(self, batch: Batch):
+        assert batch.target_speech is not None
+        return [torch.tensor([1, 2, 3, 4, min(int(name[1]), 3)]) for name in batch.ids]
+
+
+def test_units_are_scored_beside_what_was_heard(data, tmp_path, monkeypatch):
+    monkeypatch.setattr(engine, "open_recogniser", lambda name, notes: Judge())
+    found = evaluate(Mimic(answers()), data, "test", tmp_path, task="s2st", quality="none")
+    assert found["unit_exact"] == 80.0  # all but the last; repetitions are one
+    assert 0 < found["unit_bleu"] < 100
+    assert found["signatures"]["unit_bleu"].startswith("units:merged|")
+    assert len(found["intervals"]["unit_exact"]) == 2
+    line = json.loads((tmp_path / "test.hypotheses.jsonl").read_text().splitlines()[4])
+    assert (line["units"], line["reference_units"]) == ([1, 2, 3, 3, 4, 4], [1, 2, 3, 4, 3])
+    assert "asr_wer_own" not in found
+
+
+@pytest.mark.parametrize("prompts", ["shuffled", "other"])
+def test_another_prompt_changes_the_voice_and_is_compared_with_its_own(prompts: str, data, tmp_path, monkeypatch):
+    monkeypatch.setattr(engine, "open_recogniser", lambda name, notes: Judge())
+    manifest = tmp_path / "test.jsonl"  # which `data` has written
+    lines = [json.loads(line) | {"speaker": "ab"[n % 2]} for n, line in enumerate(manifest.read_text().splitlines())]
+    manifest.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    data = SpeechTranslationData(test={"test": str(manifest)}, frontend=Samples(), batch_size=2)  # pyright: ignore
+    model = Mimic(answers())
+    chosen = engine.choose_prompts(model, data.rows("test"), prompts, "test")
+    assert chosen is not None
+    speakers = {row.id: row.speaker for row in data.rows("test")}
+    assert all(name != row.id for name, row in chosen.items())
+    if prompts == "other":
+        assert all(speakers[name] != row.speaker for name, row in chosen.items())
+    else:
+        assert len({row.id for row in chosen.values()}) == 5  # each once
+    found = evaluate(model, data, "test", tmp_path / "out", task="s2st", quality="none", prompts=prompts)
+    assert {"asr_wer", "asr_wer_own", "asr_bleu_own"} <= found.keys()
+    assert found["prompts"] == prompts
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
+        f"test.{prompts}", f"test.{prompts}.hypotheses.jsonl", f"test.{prompts}.json",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("model", "prompts", "words"),
+    [
+        (Parrot, "other", "--prompts other: this run does not speak in the voice of a prompt"),
+        (Mimic, "other", "--split test: u[0-4] has no prompt; --prompts other needs two speakers"),
+        (Mimic, "loud", "--prompts loud: expected own, shuffled, other"),
+    ],
+)
+def test_prompts_that_there_are_not_are_refused(model, prompts: str, words: str, data, tmp_path):
+    with pytest.raises(UserError, match=words):
+        evaluate(model(answers()), data, "test", tmp_path, task="s2st", recogniser="none", prompts=prompts)
+
+
 class LongSpeech(Parrot):
     """One that takes a second at most."""
 
