@@ -1,10 +1,12 @@
-"""Loops over blocks of which many are alike: a simulation of memory and FLOPs runs few of them."""
+"""Loops over blocks and layers of which many are alike: a simulation of memory and FLOPs runs few of them."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
+
+from torch import nn
 
 Block = TypeVar("Block")
 
@@ -15,18 +17,30 @@ class Tally(Protocol):
     flops: int
 
 
+Layers = Sequence[nn.Module] | nn.ModuleList
+Stacks = Callable[[Layers], Iterable[Any]]
+"""Gives what is called instead of the layers of a stack."""
+
 _tally: Tally | None = None
+_stacks: Stacks | None = None
 
 
 @contextmanager
-def counted_once(tally: Tally) -> Iterator[None]:
-    """Inside, `each` leaves out blocks like those before them, and adds what they cost to the tally."""
-    global _tally
-    before, _tally = _tally, tally
+def counted_once(tally: Tally, stacks: Stacks | None = None) -> Iterator[None]:
+    """Inside, `each` leaves out blocks like those before them, and adds what they cost to the tally; `in_turn` gives
+    what `stacks` gives."""
+    global _tally, _stacks
+    before, _tally, _stacks = (_tally, _stacks), tally, stacks
     try:
         yield
     finally:
-        _tally = before
+        _tally, _stacks = before
+
+
+def in_turn(layers: Layers) -> Iterable[Any]:
+    """The layers of a stack. Each is called once, with what the one before gave and with the same further arguments;
+    nothing else reads what is between them. One that is left out of a simulation gives back what it got."""
+    return layers if _stacks is None else _stacks(layers)
 
 
 def each(blocks: Sequence[Block], kind: Callable[[Block], Hashable]) -> Iterator[Block]:

@@ -37,7 +37,8 @@ class CharacterTable:
             raise ValueError(f"{len(pieces)} pieces for the {table.shape[0]} rows of the table: give one each")
         self._ids = table.to(torch.int32)
         self._sizes = (table > 0).sum(1)
-        self._kinds = torch.tensor([_kind(piece) for piece in pieces or ()], dtype=torch.uint8, device=table.device)
+        kinds = {piece: _kind(piece) for piece in dict.fromkeys(pieces or ())}  # where all are "", there is one
+        self._kinds = torch.tensor([kinds[piece] for piece in pieces or ()], dtype=torch.uint8, device=table.device)
 
     def __len__(self) -> int:
         return self._ids.shape[0]

@@ -7,22 +7,25 @@ Letters: B batch, T steps, D model dim.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from .alike import Layers, in_turn
 
-def run_layers(layers: Iterable[nn.Module], x: Tensor, *given: Any, drop: float) -> Tensor:
+
+def run_layers(layers: Layers, x: Tensor, *given: Any, drop: float) -> Tensor:
     """(B, T, D) through layers that each take it and `given`, left out with probability `drop` (0 outside training).
 
     A layer has run by then: every rank issues the same collectives and every parameter gets a gradient (zero when
     dropped), and reading the coin costs no device synchronisation.
     """
-    for layer in layers:
+    for layer in in_turn(layers):
         y = layer(x, *given)
-        x = torch.where(torch.rand((), device=y.device) < drop, x, y) if drop > 0 else y
+        if drop > 0 and y is not x:
+            y = torch.where(torch.rand((), device=y.device) < drop, x, y)
+        x = y
     return x
 
 

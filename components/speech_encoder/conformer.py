@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from ..layers.alike import in_turn
 from ..layers.attention import key_mask
 from ..layers.conformer import ConformerLayer
 from ..layers.convolution import ConvNorm
@@ -156,7 +157,7 @@ class ConformerEncoder(SpeechEncoder):
             x = x.masked_fill(~keep[..., None], 0)
         mask = self._mask(None if keep is None else key_mask(speech), x)
         table = positions(self.position, x.shape[1], x, self.left_context, self.right_context)
-        for layer in self.layers:
+        for layer in in_turn(self.layers):
             x = layer(x, keep, mask, table, left_out(self.layer_drop, self.training))
         if self.final_norm is not None:
             x = self.final_norm(x)

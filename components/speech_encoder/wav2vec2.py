@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..layers.activations import Activation
+from ..layers.alike import in_turn
 from ..layers.attention import key_mask
 from ..layers.convolution import conv_lengths
 from ..layers.dropout import Dropout
@@ -195,12 +196,11 @@ class Wav2Vec2Encoder(SpeechEncoder):
             x = self.norm(x)
         x = self.dropout(x)
         wanted = len(self.layers) if self.layer is None else self.layer
-        for index, block in enumerate(self.layers):
-            behind = index >= wanted
-            if behind and not self.training:
-                break
-            # What lies behind gets zero gradients while training: DDP and FSDP wait for every parameter.
-            x = block(x, mask, behind or left_out(self.layer_drop, self.training))
+        layers = list(self.layers)
+        for block in in_turn(layers[:wanted]):
+            x = block(x, mask, left_out(self.layer_drop, self.training))
+        for block in layers[wanted:] if self.training else ():
+            x = block(x, mask, True)  # zero gradients: DDP and FSDP wait for every parameter
         if self.norm_first:
             if self.layer is None:
                 x = self.norm(x)

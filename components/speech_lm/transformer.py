@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from ..joint_vocabulary import PAD, JointVocabulary
 from ..layers.activations import Activation
+from ..layers.alike import in_turn
 from ..layers.attention import key_mask
 from ..layers.decoder_only import PromptedCache, SelfAttentionLayer, prompt_mask
 from ..layers.linear import project
@@ -137,7 +138,7 @@ class TransformerSpeechLM(SpeechLM):
         mask, causal = None, True
         if self.mask == "prefix" and prompt is not None:
             mask, causal = prompt_mask(x.shape[1], prompt.to(x.device), tokens.lengths), False
-        for layer in self.layers:
+        for layer in in_turn(self.layers):
             x = layer(x, rotation, mask, causal)
         return tokens.with_data(self.norm(x))
 

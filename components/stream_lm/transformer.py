@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..layers.activations import Activation
+from ..layers.alike import in_turn
 from ..layers.decoder_only import PromptedCache, SelfAttentionLayer
 from ..layers.positions import SinusoidalPositions
 from ..layers.transformer import LayerSettings
@@ -209,8 +210,9 @@ class TransformerStreamLM(StreamLM):
         mask = mask | (~mask.any(1, keepdim=True) & (torch.arange(mask.shape[1], device=mask.device) == 0))
         x = self.dropout(x)
         condition = self.stage_embedding(stage - 1)
-        for layer in self.layers:
-            x = layer(x, None, mask[:, None, None], False, condition)
+        mask = mask[:, None, None]
+        for layer in in_turn(self.layers):
+            x = layer(x, None, mask, False, condition)
         return self.norm(x[:, given.shape[1] :])
 
     def _given(self, units: Padded, prompt: Padded) -> tuple[Tensor, Tensor]:
@@ -254,7 +256,7 @@ class TransformerStreamLM(StreamLM):
         # Padding of the prompt sees itself alone: what comes out of it is not read.
         mask = mask | (place == place[:, None])
         x = self.dropout(x)
-        for layer in self.layers:
+        for layer in in_turn(self.layers):
             x = layer(x, None, mask, False)
         states = self.norm(x[:, width:])
         losses, accuracies = [], {}

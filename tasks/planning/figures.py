@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from .simulation import Kind
+from .ledger import Kind
 
 GB = 10**9
 

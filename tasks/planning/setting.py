@@ -15,7 +15,7 @@ from ...components.memory import memory_limit
 from ...configs.bounds import count_devices, device_problem
 from ..distributed.precision import precision_name
 from .figures import GB
-from .simulation import Kind
+from .ledger import Kind
 
 _CONTEXT = {1: 0.6, 2: 1.0}  # GB that CUDA (and NCCL, on several devices) keeps on each GPU
 

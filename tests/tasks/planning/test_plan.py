@@ -22,10 +22,11 @@ from voxzoo.configs.compose import compose
 from voxzoo.tasks.commands.cli import main
 from voxzoo.tasks.distributed.gradients import parameter_groups
 from voxzoo.tasks.planning.figures import GB
+from voxzoo.tasks.planning.ledger import Ledger
 from voxzoo.tasks.planning.plan import plan_run
 from voxzoo.tasks.planning.rehearsal import Rehearsal
 from voxzoo.tasks.planning.setting import Setting
-from voxzoo.tasks.planning.simulation import Footprint, Ledger, make_fake, simulate, simulate_optimizer
+from voxzoo.tasks.planning.simulation import Footprint, make_fake, simulate, simulate_optimizer
 
 GPU = ["trainer=gpu", "trainer.precision=32-true"]
 
