@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -23,6 +24,7 @@ from ..layers.seanet import Norm, PadMode, SEANetDecoder, SEANetEncoder, SEANetS
 from ..roles import Codec
 from ..types import Loss, Padded, Reconstruction
 
+_BLOCK = 750  # frames: what is longer is coded piece by piece, where nothing sees what comes later
 _QUIET = 1e-8
 """What is added to the loudness of a chunk, so that silence can be divided by it."""
 
@@ -109,7 +111,8 @@ class EnCodec(Codec):
                 f"chunk_seconds={chunk_seconds} are {self.chunk_length} samples, which must be a multiple of the "
                 f"product of ratios, {self.hop_length}"
             )
-        self.streams = causal and not normalise and chunk_seconds is None
+        # A norm over all steps sees what comes later.
+        self.streams = causal and norm == "weight" and not normalise and chunk_seconds is None
         self.decay, self.dead_share = decay, dead_share
         settings = SEANetSettings(
             channels, dim, num_filters, tuple(ratios), num_residual_layers, kernel_size, last_kernel_size,
@@ -154,7 +157,7 @@ class EnCodec(Codec):
     @torch.no_grad()
     def encode(self, speech: Padded, num_codebooks: int | None = None, sample_rate: int | None = None) -> Padded:
         count = self._count(num_codebooks)
-        with full_float32(speech.device.type), parametrize.cached():
+        with full_float32(speech.device.type), self._weights_kept(len(speech)):
             encoder = _in_float32(self.encoder)
             rows = [self._encode(encoder, row, count) for row in self._rows(speech, sample_rate)]
         return Padded(Padded.from_list(rows).data, self.output_lengths(speech.lengths, sample_rate))
@@ -163,8 +166,9 @@ class EnCodec(Codec):
         """(C, N) -> (T, K)."""
         codes = [row.new_zeros(0, count, dtype=torch.int64)]
         for chunk in self._chunks(row):
-            latents = encoder(chunk[None] / self._scale(chunk) if self.normalise else chunk[None])
-            codes.append(self.quantizer.encode(latents[0].T, count))
+            chunk = chunk / self._scale(chunk) if self.normalise else chunk
+            for latents in self._in_blocks(encoder, chunk, _BLOCK * self.hop_length):
+                codes.append(self.quantizer.encode(latents.T, count))
         return torch.cat(codes)
 
     @torch.no_grad()
@@ -184,7 +188,7 @@ class EnCodec(Codec):
         `loudness` is (B, chunks)."""
         self._refuse(codes)
         levels: list[Tensor | None] = [None] * len(codes) if loudness is None else [*loudness.unpad()]
-        with full_float32(codes.device.type), parametrize.cached():
+        with full_float32(codes.device.type), self._weights_kept(len(codes)):
             decoder = _in_float32(self.decoder)
             rows = [self._decode(decoder, row, level) for row, level in zip(codes.unpad(), levels, strict=True)]
             rows = [resampled(row, self.sample_rate, sample_rate or self.sample_rate) for row in rows]
@@ -197,12 +201,35 @@ class EnCodec(Codec):
         if not len(codes):
             return torch.zeros(self.channels, 0, device=codes.device)
         sizes = self._sizes(len(codes), None if level is None else len(level))
-        chunks = [decoder(self.quantizer.decode(part).T[None])[0] for part in codes.split(sizes)]
+        chunks = [
+            torch.cat([*self._in_blocks(decoder, self.quantizer.decode(part).T, _BLOCK)], -1)
+            for part in codes.split(sizes)
+        ]
         if self.normalise:
             if level is None:
                 level = torch.full((len(chunks),), self.default_loudness, device=codes.device)
             chunks = [chunk * scale for chunk, scale in zip(chunks, level, strict=True)]
         return chunks[0] if self.chunk_stride is None else _overlap_add(chunks, self.chunk_stride)
+
+    def _weights_kept(self, rows: int) -> AbstractContextManager:
+        """The product of direction and length that each weight is: made once for all rows; for one, layer by layer, so
+        that no second copy of the weights is there."""
+        return parametrize.cached() if rows > 1 or self.chunk_length is not None else nullcontext()
+
+    def _in_blocks(self, module: nn.Module, x: Tensor, steps: int) -> Iterator[Tensor]:
+        """(C, N) through encoder or decoder: whole, or where nothing sees what comes later `steps` at a time, so that
+        long speech takes no more memory than a block of it."""
+        count = x.shape[-1] // steps
+        if not self.streams or count < 2:
+            yield module(x[None])[0]
+            return
+        assert isinstance(module.layers, nn.ModuleList)
+        state = None
+        for number in range(count):
+            last = number == count - 1
+            piece = x[:, number * steps : None if last else (number + 1) * steps]
+            out, state = stream_through(module.layers, piece[None], state, last)
+            yield out[0]
 
     def _sizes(self, frames: int, chunks: int | None) -> list[int]:
         """Frames of each chunk that `frames` frames are of; `chunks` says how many those are, where that is known."""

@@ -18,6 +18,8 @@ from .packing import Packing
 
 _EDGE_KERNEL = 7
 """Width of the first and the last convolution."""
+_BLOCK = 1000
+"""Frames: without gradients, more than twice as many come in blocks."""
 
 
 class HiFiGANGenerator(nn.Module):
@@ -73,6 +75,8 @@ class HiFiGANGenerator(nn.Module):
         self.post = nn.Conv1d(widths[-1], 1, _EDGE_KERNEL, padding=_EDGE_KERNEL // 2)
         self.gap = self._gap(upsample_kernels, resblock_kernels, resblock_dilations)
         """Frames of zeros between two packed rows."""
+        self.reach = self._reach(upsample_kernels, resblock_kernels, resblock_dilations)
+        """Frames on each side that a sample depends on, at most."""
 
     def forward(self, states: Padded) -> Padded:
         """(B, T, D) -> (B, N) samples in -1..1, zero beyond the length."""
@@ -89,7 +93,23 @@ class HiFiGANGenerator(nn.Module):
         return Padded(samples, lengths).zeroed()
 
     def _run(self, x: Tensor, empty: Tensor | None) -> Tensor:
-        """(B, D, T) and the frames between rows, (G,) or None -> (B, N)."""
+        """(B, D, T) and the frames between rows, (G,) or None -> (B, N). Of many frames without gradients, blocks that
+        overlap by what a sample depends on: memory does not grow with length."""
+        frames = x.shape[2]
+        block = max(_BLOCK // len(x), 8 * self.reach)
+        if frames <= 2 * block or torch.is_grad_enabled():
+            return self._samples(x, empty)
+        parts = []
+        for start in range(0, frames, block):
+            first, last = max(start - self.reach, 0), start + block + self.reach
+            here = None if empty is None else empty[(empty >= first) & (empty < last)] - first
+            made = self._samples(x[:, :, first:last], here)
+            end = min(start + block, frames)
+            parts.append(made[:, (start - first) * self.samples_per_frame : (end - first) * self.samples_per_frame])
+        return torch.cat(parts, 1)
+
+    def _samples(self, x: Tensor, empty: Tensor | None) -> Tensor:
+        """`_run` all at once."""
         x = _zero(self.pre(x), empty)
         for stage, (rate, upsampler) in enumerate(zip(self.rates, self.upsamplers)):
             if empty is not None:
@@ -104,6 +124,15 @@ class HiFiGANGenerator(nn.Module):
             x = total.div_(self.num_kernels)
         x = self.post(functional.leaky_relu(x, self.final_slope, inplace=True))
         return torch.tanh(x)[:, 0]
+
+    def _reach(self, upsample_kernels, resblock_kernels, resblock_dilations) -> int:
+        blocks = max((k - 1) // 2 * (sum(d) + len(d)) for k, d in zip(resblock_kernels, resblock_dilations))
+        reach, scale = float(_EDGE_KERNEL // 2), 1
+        for rate, kernel in zip(self.rates, upsample_kernels):
+            reach += (kernel + rate) / 2 / rate / scale
+            scale *= rate
+            reach += blocks / scale
+        return math.ceil(reach + _EDGE_KERNEL // 2 / scale) + 1
 
     def _gap(self, upsample_kernels, resblock_kernels, resblock_dilations) -> int:
         reach = max((k - 1) // 2 * max(d) for k, d in zip(resblock_kernels, resblock_dilations))

@@ -82,15 +82,19 @@ class Conv(nn.Module):
         self.stride = stride
         self.padding = (kernel - 1) * dilation + 1 - stride
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, C, T) -> (B, outputs, ceil(T / stride)); T at least 1."""
+    def forward(self, x: Tensor, active: bool = False) -> Tensor:
+        """(B, C, T) -> (B, outputs, ceil(T / stride)); T at least 1. `active`: of ELU(x)."""
         more = -x.shape[-1] % self.stride
         right = 0 if self.causal else self.padding // 2
-        return self._run(_pad(x, self.padding - right, right + more, self.pad_mode))
+        padded = _pad(x, self.padding - right, right + more, self.pad_mode)
+        if active:  # padding repeats steps or adds zeros, which ELU leaves: it can come second, and write over the copy
+            padded = functional.elu(padded, inplace=padded is not x)
+        return self._run(padded)
 
-    def stream(self, x: Tensor, held: Held | None, last: bool) -> tuple[Tensor, Held]:
-        """As `forward` for the next piece of a causal one of stride 1. Reflection wants the first steps of the stream
-        all at once: nothing comes out before they are there."""
+    def stream(self, x: Tensor, held: Held | None, last: bool, active: bool = False) -> tuple[Tensor, Held]:
+        """As `forward` for the next piece of a causal one. Reflection wants the first steps of the stream all at once:
+        nothing comes out before they are there. Of a stride, the last piece reaches back over what is left over."""
+        given = x
         if held is not None:
             x = torch.cat([held.steps, x], -1)
         begun = held is not None and held.begun
@@ -99,8 +103,20 @@ class Conv(nn.Module):
             if x.shape[-1] <= wanted:
                 return self._nothing(x), Held(x, False)
             x = _pad(x, self.padding, 0, self.pad_mode)
-        rest = Held(x[..., x.shape[-1] - self.padding :], True)
-        return (self._run(x) if x.shape[-1] > self.padding else self._nothing(x)), rest
+        if last and x.shape[-1] > self.padding:
+            x = _pad(x, 0, -(x.shape[-1] - self.padding) % self.stride, self.pad_mode)
+        used = (x.shape[-1] - self.padding) // self.stride * self.stride
+        rest = Held(x[..., used:].clone(), True)
+        if not used:
+            return self._nothing(x), rest
+        if active:
+            x = functional.elu(x, inplace=x is not given)
+        return self._run(x[..., : used + self.padding]), rest
+
+    @property
+    def matrix(self) -> Tensor:
+        """(outputs, C) of a convolution that sees one step at a time."""
+        return self.conv.weight[..., 0]
 
     def _run(self, x: Tensor) -> Tensor:
         x = self.conv(x)
@@ -126,8 +142,10 @@ class TransposedConv(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, T) -> (B, outputs, T * stride)."""
         steps = x.shape[-1] * self.stride
-        x = self.conv(x)
-        x = x if self.norm is None else self.norm(x)
+        if self.norm is None:
+            x = self._spread(functional.pad(x, (1, 1 if self.left else 0)))
+        else:
+            x = self.norm(self.conv(x))
         return x[..., self.left : self.left + steps]
 
     def stream(self, x: Tensor, before: Tensor | None, last: bool) -> tuple[Tensor, Tensor]:
@@ -135,8 +153,17 @@ class TransposedConv(nn.Module):
         before = x.new_zeros(*x.shape[:2], 1) if before is None else before
         if not x.shape[-1]:
             return x.new_zeros(x.shape[0], self.outputs, 0), before
-        out = self.conv(torch.cat([before, x], -1))
-        return out[..., self.stride : self.stride * (x.shape[-1] + 1)], x[..., -1:]
+        return self._spread(torch.cat([before, x], -1)), x[..., -1:].clone()
+
+    def _spread(self, x: Tensor) -> Tensor:
+        """(B, C, 1 + T) -> (B, outputs, T * stride): what each step gives together with the one before it, as two
+        products of matrices. A kernel of two strides reaches no further, and torch's own transposed convolution takes
+        twice as long on a CPU."""
+        now, later = (part.permute(1, 2, 0).flatten(0, 1) for part in self.conv.weight.split(self.stride, 2))
+        bias = self.conv.bias.repeat_interleave(self.stride)[:, None]
+        out = torch.baddbmm(bias, now.expand(len(x), -1, -1), x[..., 1:])
+        out = out.baddbmm_(later.expand(len(x), -1, -1), x[..., :-1])
+        return out.unflatten(1, (self.outputs, self.stride)).transpose(2, 3).flatten(2)
 
 
 class Recurrence(nn.Module):
@@ -164,31 +191,38 @@ class ResidualUnit(nn.Module):
     def __init__(self, settings: SEANetSettings, dim: int, dilation: int) -> None:
         super().__init__()
         hidden = dim // settings.compress
-        self.block = nn.ModuleList(
-            [
-                nn.ELU(),  # not in place: the shortcut reads what it reads
-                Conv(settings, dim, hidden, settings.residual_kernel_size, dilation=dilation),
-                nn.ELU(inplace=True),
-                Conv(settings, hidden, dim, 1, gain=_ELU * _HALF),
-            ]
-        )
+        narrow = Conv(settings, dim, hidden, settings.residual_kernel_size, dilation=dilation)
+        widen = Conv(settings, hidden, dim, 1, gain=_ELU * _HALF)
+        self.block = nn.ModuleList([nn.ELU(), narrow, nn.ELU(inplace=True), widen])  # as published weights name them
         self.shortcut = Conv(settings, dim, dim, 1, gain=_HALF) if settings.conv_shortcut else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
-        out = x
-        for layer in self.block:
-            out = layer(out)
-        return self.shortcut(x) + out
+        _, narrow, _, _ = self.block
+        return self._join(x, narrow(x, active=True))
 
     def stream(self, x: Tensor, state: Any, last: bool) -> tuple[Tensor, Any]:
-        """As `forward`; what the convolutions still hold back, the shortcut holds back too."""
-        waiting, states = state or (x[..., :0], None)
-        waiting = torch.cat([waiting, x], -1)
-        out, states = stream_through(self.block, x, states, last)
-        ready = out.shape[-1]
-        if ready:
-            out = self.shortcut(waiting[..., :ready]) + out
-        return out, (waiting[..., ready:], states)
+        """As `forward`; what the convolution still holds back, the shortcut holds back too."""
+        waiting, held = state or (x[..., :0], None)
+        _, narrow, _, _ = self.block
+        assert isinstance(narrow, Conv)
+        hidden, held = narrow.stream(x, held, last, active=True)
+        if waiting.shape[-1]:
+            x = torch.cat([waiting, x], -1)
+        ready = hidden.shape[-1]
+        out = self._join(x[..., :ready], hidden) if ready else x[..., :0]
+        return out, (x[..., ready:].clone(), held)
+
+    def _join(self, x: Tensor, hidden: Tensor) -> Tensor:
+        """(B, C, T) and (B, hidden, T) behind the first convolution -> (B, C, T)."""
+        widen = self.block[3]
+        assert isinstance(widen, Conv)
+        hidden = functional.elu(hidden, inplace=True)
+        if not isinstance(self.shortcut, Conv) or widen.norm is not None:
+            return self.shortcut(x) + widen(hidden)
+        # Both see one step: as products of matrices they need no other layout, and add up in one place.
+        bias = self.shortcut.conv.bias + widen.conv.bias
+        out = torch.baddbmm(bias[:, None], self.shortcut.matrix.expand(len(x), -1, -1), x)
+        return out.baddbmm_(widen.matrix.expand(len(x), -1, -1), hidden)
 
 
 class SEANetEncoder(nn.Module):
@@ -281,6 +315,9 @@ def _scale(conv: nn.Conv1d | nn.ConvTranspose1d, met: int, gain: float) -> None:
 
 
 def _pad(x: Tensor, left: int, right: int, mode: PadMode) -> Tensor:
+    """`x` itself where there is nothing to add; else a copy."""
+    if not left and not right:
+        return x
     if mode != "reflect":
         return functional.pad(x, (left, right), mode)
     short = max(left, right) - x.shape[-1] + 1

@@ -16,6 +16,9 @@ from torch.nn import functional
 from ..layers.mel import LogMel
 from ..types import Loss, Padded
 
+_BLOCK = 2**18
+"""Samples whose spectra are there at once."""
+
 
 def waveform_loss(made: Padded, target: Padded, frames: Tensor) -> Loss:
     """The mean distance of (B, N) samples, per frame of (B,) `frames` (EnCodec, arXiv 2210.13438, section 3.4)."""
@@ -52,14 +55,24 @@ class MelLoss(nn.Module):
         rows = []
         for mel in self.mels:
             assert isinstance(mel, LogMel)
-            hop = mel.hop_length
-            more = (0, -ours.shape[1] % hop)
-            distance = mel(functional.pad(ours, more)) - mel(functional.pad(theirs, more))
-            steps = (made.lengths.to(distance.device) + hop - 1) // hop
-            # What stands behind a row reaches a frame or two behind its end: they are cut off.
-            kept = Padded(distance.abs(), steps).zeroed().data
-            rows.append(kept.sum((1, 2)) / (steps * mel.num_mel_bins).clamp(min=1))
+            steps = (made.lengths.to(ours.device) + mel.hop_length - 1) // mel.hop_length
+            rows.append(_distances(mel, ours, theirs, steps) / (steps * mel.num_mel_bins).clamp(min=1))
         return _weigh(torch.stack(rows).mean(0), frames)
+
+
+def _distances(mel: LogMel, ours: Tensor, theirs: Tensor, steps: Tensor) -> Tensor:
+    """(B, N) twice and (B,) frames that count -> (B,) sums of the distances of their log-mels."""
+    hop, margin = mel.hop_length, mel.stft.margin
+    sides, block = (margin, margin + -ours.shape[1] % hop), _BLOCK // hop * hop
+    ours, theirs = functional.pad(ours, sides), functional.pad(theirs, sides)
+    total = torch.zeros(len(ours), device=ours.device)
+    for start in range(0, ours.shape[1] - 2 * margin, block):
+        part = slice(start, start + block + 2 * margin)
+        distance = (mel.inner(ours[:, part]) - mel.inner(theirs[:, part])).abs()
+        # What stands behind a row reaches a frame or two behind its end: they are cut off.
+        kept = Padded(distance, (steps - start // hop).clamp(0, distance.shape[1])).zeroed().data
+        total = total + kept.sum((1, 2))
+    return total
 
 
 def _weigh(rows: Tensor, frames: Tensor) -> Loss:

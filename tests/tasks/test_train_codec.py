@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader
 from voxzoo.components import EnCodec, MSSTFTDiscriminator
 from voxzoo.components.errors import UserError
 from voxzoo.components.layers.residual_quantizer import ResidualQuantizer, perplexity
+from voxzoo.components.losses import reconstruction
 from voxzoo.components.losses.balancer import Balancer
 from voxzoo.components.losses.reconstruction import MelLoss, waveform_loss
 from voxzoo.components.types import Batch, Padded
@@ -168,6 +169,19 @@ def test_losses_of_a_batch_are_the_sums_of_its_rows():
         assert float(whole.count) == 17
         same = loss(Padded.from_list(made), Padded.from_list(made), frames)
         assert float(same.total) == 0
+
+
+def test_spectra_of_long_speech_come_in_blocks(monkeypatch: pytest.MonkeyPatch):
+    generator = torch.Generator().manual_seed(0)
+    made, target = (
+        Padded.from_list([0.1 * torch.randn(n, generator=generator) for n in (5000, 1700, 40)]) for _ in range(2)
+    )
+    for windows in ((512, 128), (600, 160)):
+        mel, frames = MelLoss(16000, windows, (20, 8)), torch.tensor([10, 6, 1])
+        whole = mel(made, target, frames)
+        with monkeypatch.context() as patch:
+            patch.setattr(reconstruction, "_BLOCK", 1000)
+            torch.testing.assert_close(mel(made, target, frames).total, whole.total)
 
 
 def test_an_entry_that_is_not_used_starts_anew_where_there_are_too_few():

@@ -8,7 +8,9 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 from voxzoo.components import EnCodec
+from voxzoo.components.codec import encodec
 from voxzoo.components.converters import from_encodec, from_transformers, to_encodec, to_transformers
 from voxzoo.components.converters.published import load_part
 from voxzoo.components.errors import UserError
@@ -166,6 +168,45 @@ def test_pieces_of_a_stream_are_the_whole(mono, size: int):
     # The seven frames that the first convolution reflects, then each frame as it comes.
     if size == 1:
         assert [piece.shape[1] for piece in pieces] == [0] * 6 + [7 * 320] + [320] * 33
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("samples", [320 * 60, 320 * 67 + 1, 320 * 79 + 319])
+def test_long_speech_in_blocks_is_the_whole(mono, samples: int, monkeypatch: pytest.MonkeyPatch):
+    _, codec = mono
+    given = Padded.from_list([noise(samples)[:, 0], noise(700, seed=1)[:, 0]])
+    codes = codec.encode(given)
+    whole = codec.decode(codes)
+    monkeypatch.setattr(encodec, "_BLOCK", 20)
+    with _Largest() as held:
+        again = codec.encode(given)
+        assert torch.equal(again.data, codes.data)
+        assert torch.equal(again.lengths, codes.lengths)
+        blocks = codec.decode(codes)
+    assert torch.equal(blocks.lengths, whole.lengths)
+    torch.testing.assert_close(blocks.data, whole.data, atol=1e-6, rtol=0)
+    # The widest layer has 4 channels at the rate of samples: of all samples they would be larger.
+    assert held.most <= 2.2 * 4 * 20 * 320 < 4 * samples
+
+
+class _Largest(TorchDispatchMode):
+    """Numbers of the largest tensor that an operation gives, the whole speech itself aside."""
+
+    most = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        for x in out if isinstance(out, tuple) else (out,):
+            if isinstance(x, Tensor) and (x.dim() < 2 or min(x.shape[-2:]) > 1):
+                self.most = max(self.most, x.numel())
+        return out
+
+
+def test_a_norm_over_all_steps_is_no_stream():
+    codec = EnCodec(causal=True, norm="time_group", num_filters=2, dim=4, num_codebooks=1)
+    assert not codec.streams
+    with pytest.raises(NotImplementedError, match="only a causal EnCodec"):
+        codec.start(1)
 
 
 @torch.no_grad()

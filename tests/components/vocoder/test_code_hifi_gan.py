@@ -10,6 +10,7 @@ import torch
 from omegaconf import OmegaConf
 from voxzoo.components import CodeHiFiGAN
 from voxzoo.components.converters.code_hifi_gan import SPEAKERS
+from voxzoo.components.layers import hifi_gan
 from voxzoo.components.layers.hifi_gan import HiFiGANGenerator
 from voxzoo.components.types import Padded
 
@@ -76,21 +77,16 @@ def test_a_row_in_a_batch_is_the_row_alone(lengths: tuple[int, ...], given: bool
         torch.testing.assert_close(audio, alone.data[0], atol=1e-5, rtol=1e-5)
 
 
+SHAPES: list[dict[str, Any]] = [
+    {},
+    {"upsample_rates": (2, 2), "upsample_kernels": (14, 4), "resblock_kernels": (3,), "resblock_dilations": ((1,),)},
+    {"upsample_rates": (2,), "upsample_kernels": (4,), "resblock_kernels": (9,), "resblock_dilations": ((1, 6),)},
+    {"upsample_rates": (8, 5), "upsample_kernels": (8, 5), "resblock_kernels": (1,), "resblock_dilations": ((1,),)},
+]
+
+
 @pytest.mark.parametrize("factor", [0, 1])
-@pytest.mark.parametrize(
-    "shape",
-    [
-        {},
-        {
-            "upsample_rates": (2, 2),
-            "upsample_kernels": (14, 4),
-            "resblock_kernels": (3,),
-            "resblock_dilations": ((1,),),
-        },
-        {"upsample_rates": (2,), "upsample_kernels": (4,), "resblock_kernels": (9,), "resblock_dilations": ((1, 6),)},
-        {"upsample_rates": (8, 5), "upsample_kernels": (8, 5), "resblock_kernels": (1,), "resblock_dilations": ((1,),)},
-    ],
-)
+@pytest.mark.parametrize("shape", SHAPES)
 def test_the_gap_between_packed_rows_is_as_wide_as_it_must_be(shape: dict[str, Any], factor: int):
     """With random states; a gap of nothing lets rows hear each other."""
     torch.manual_seed(0)
@@ -104,6 +100,31 @@ def test_the_gap_between_packed_rows_is_as_wide_as_it_must_be(shape: dict[str, A
         alone = [generator(Padded.from_list([row])).data[0] for row in states.unpad()]
     same = all(torch.allclose(row, own, atol=1e-5) for row, own in zip(rows, alone))
     assert same == bool(factor)
+
+
+@pytest.mark.parametrize("factor", [0, 1])
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("lengths", [(470,), (440, 440), (300, 90, 200)])
+def test_long_rows_in_blocks_are_the_rows_whole(
+    shape: dict[str, Any], lengths: tuple[int, ...], factor: int, monkeypatch: pytest.MonkeyPatch
+):
+    """Of packed rows too; blocks that do not overlap are heard."""
+    torch.manual_seed(0)
+    generator = HiFiGANGenerator(6, 32, **shape)
+    with torch.no_grad():
+        for parameter in generator.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.05)
+    states = Padded.from_list([torch.randn(n, 6) for n in lengths])
+    whole = generator(states).data.detach()
+    monkeypatch.setattr(hifi_gan, "_BLOCK", 40)
+    generator.reach *= factor
+    ran: list[int] = []
+    real = HiFiGANGenerator._samples
+    monkeypatch.setattr(HiFiGANGenerator, "_samples", lambda *args: ran.append(1) or real(*args))
+    with torch.no_grad():
+        blocks = generator(states).data
+    assert len(ran) > 1
+    assert torch.allclose(blocks, whole, atol=1e-6) == bool(factor)
 
 
 def test_length_is_the_sum_of_durations_and_none_is_silence():
