@@ -274,7 +274,9 @@ class SpeechToSpeechLM(Task):
         data: Any = getattr(self.trainer, "datamodule", None)
         paths = dict(getattr(data, "prepared_paths", {}) or {})
         cards = {name: card_beside(Path(path)) for name, path in paths.items() if name in self.needs}
-        card = self.card(cards)
+        # Parts of a run that goes on have no weights yet: its checkpoint says what they are.
+        parts = (None, None) if self.goes_on else (self.unit_extractor, self.codec)
+        card = card_of_vocabulary(self.speech_lm.vocabulary, cards, *parts)
         self.files[CARD] = torch.frombuffer(bytearray(card.json.encode()), dtype=torch.uint8)
 
     def card(self, cards: Mapping[str, Card | None]) -> Card:
@@ -290,9 +292,10 @@ class SpeechToSpeechLM(Task):
         super().on_load_checkpoint(checkpoint)
         theirs = self.files.get(CARD)
         if ours is not None and theirs is not None:
-            _card(ours).require(
-                _card(theirs), "this run", "the checkpoint learned other ids: train anew under another name"
-            )
+            now, before = _card(ours), _card(theirs)
+            known = {name: before.values.get(name) if value is None else value for name, value in now.values.items()}
+            advice = "the checkpoint learned other ids: train anew under another name"
+            Card(now.kind, known).require(before, "this run", advice)
 
     # Serving
 

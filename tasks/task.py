@@ -68,6 +68,7 @@ class Task(LightningModule, ABC):
         self.tokenizer: Tokenizer | None = None
         self.frontend: Frontend | None = None
         self.frozen: frozenset[str] = frozenset()
+        self.goes_on = False  # whether a checkpoint is to fill it, which it has not yet
         self._still: frozenset[str] = frozenset()  # roles whose running statistics are held
         self.references: dict[str, Any] = {}  # frozen weights that its checkpoints leave to published folders
         self.files: dict[str, Tensor] = {}  # small files of the published model it was imported from

@@ -284,6 +284,7 @@ def build_for_training(config: DictConfig, folder: Path, *, empty: bool = True) 
     mapped = mapped_parts(config, allowed, in_file=cuts_weights(config)) if fresh else {}
     parts = {role: part for role, (part, _) in mapped.items()}
     task = assemble(config, allowed, weights="drawn" if fresh or not empty else "empty", parts=parts)
+    task.goes_on = not fresh and empty
     if not fresh and not loads_by_shards(config):
         materialise(task, torch.device("cpu"))
     if fresh:  # a run that goes on has all weights of its own

@@ -59,9 +59,10 @@ def test_the_textless_run_has_no_stage_that_reads_text():
     assert stages["lm"].data.corpus.source_languages == ["fra"]
 
 
-def trained(voxzoo: Callable[..., Any], tiny: list[str], root: Path, *words: str) -> tuple[Path, str]:
+def trained(voxzoo: Callable[..., Any], tiny: list[str], root: Path, *words: str, steps: int = 2) -> tuple[Path, str]:
     cache = next(word for word in tiny if word.startswith("cache_dir"))
-    done = voxzoo("train", *words, *TINY, cache, f"root={root}", "name=run", "--json", cwd=root, timeout=300)
+    small = [word if word != "trainer.max_steps=2" else f"trainer.max_steps={steps}" for word in TINY]
+    done = voxzoo("train", *words, *small, cache, f"root={root}", "name=run", "--json", cwd=root, timeout=300)
     assert done.returncode == 0, done.stderr
     return root / "run", done.stderr
 
@@ -105,7 +106,7 @@ def test_each_head_trains_is_scored_and_translates(
 def test_a_language_without_text_is_spoken_and_its_codec_judged_first(
     voxzoo: Callable[..., Any], tiny: list[str], tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ):
-    words = ["data.corpus.source_languages=[fra]", "stages.codes.set.task.judged=3"]
+    words = ["data.corpus.source_languages=[fra]", "stages.codes.set.task.judged=3", "schedule=constant"]
     run, said = trained(voxzoo, tiny, tmp_path, "experiment=textless", *words)
     judged = said.index("[codes] resynthesis from codes: 6 recordings; mel distance ")
     assert "; unit error " in said[judged:].splitlines()[0]
@@ -122,6 +123,9 @@ def test_a_language_without_text_is_spoken_and_its_codec_judged_first(
             assert np.array_equal(ours[name], theirs[turned])
     assert scored(run, capfd)["num_utterances"] == 4
     assert spoken(run, tmp_path / "out", capfd)["tgt_lang"] in ("eng", "en")
+    # A codec and an extractor that a checkpoint brings are known when it is read, not before.
+    _, said = trained(voxzoo, tiny, tmp_path, "experiment=textless", *words, "--stage", "lm", steps=4)
+    assert "resuming from" in said
     strict = tmp_path / "strict"
     strict.mkdir()
     words.append("stages.codes.set.task.most_unit_error=1")
