@@ -317,8 +317,10 @@ class _View:
 
     def drop_endless_texts(self, most: int, count: Count) -> None:
         """Of all texts that are cut into tokens."""
-        source = ["src_text"] if self.needs & {"transcript", "source"} else []
-        for key in dict.fromkeys([*source, *([self.target] if "target" in self.needs else [])]):
+        keys: list[str] = ["src_text"] if self.needs & {"transcript", "source"} else []
+        if "target" in self.needs and self.target not in keys:
+            keys.append(self.target)
+        for key in keys:
             side = "source" if key == "src_text" else "target"
             self.drop(self._longer(key, most, count), f"a {side} text of more than {most:,} tokens")
 
