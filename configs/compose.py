@@ -487,12 +487,15 @@ def _absolute(config: DictConfig) -> None:
 
 def _set(config: DictConfig, key: str, value: Any) -> None:
     """Make a path, or each of several, absolute where it is written."""
-    several = isinstance(value, ListConfig) and value and all(isinstance(one, str) for one in value)
-    if not (isinstance(value, str) or several):
+    if isinstance(value, str):
+        full: Any = _full(value)
+    elif isinstance(value, ListConfig) and value and all(isinstance(one, str) for one in value):
+        full = [_full(one) for one in value]
+    else:
         return
     parent = OmegaConf.select(config, key.rpartition(".")[0]) if "." in key else config
     if not OmegaConf.is_interpolation(parent, key.rpartition(".")[2]):
-        OmegaConf.update(config, key, [_full(one) for one in value] if several else _full(value))
+        OmegaConf.update(config, key, full)
 
 
 def _full(path: str) -> str:

@@ -64,10 +64,10 @@ class Rows:
         """As `texts`, of rows that may have a list of references in the place of a text, or in `references`, as what
         `voxzoo evaluate` wrote. Empty ones hold the place of none."""
         several = {
-            place: found
+            place: row[key]
             for place, row in enumerate(self.rows)
             for key in ([field] if field else [SEVERAL, *usual])
-            if isinstance(found := row.get(key), list)
+            if isinstance(row.get(key), list)
         }
         if not several:
             return [*self.texts(field, usual)]

@@ -114,11 +114,11 @@ def read_corpus(
     notes: list[str] = []
     if known.ids is not None and (silent := [p for p, text in enumerate(references) if not first_of(text).strip()]):
         # As in `voxzoo evaluate`. Plain text is scored as it stands, like sacrebleu's command line.
-        kept = [place for place, text in enumerate(references) if text.strip()]
+        kept = [place for place, text in enumerate(references) if first_of(text).strip()]
         if not kept:
             raise UserError(f"{known.path}: no row has a reference text")
         notes.append(f"{len(silent)} without a reference left out: {few([ids[place] for place in silent])}")
-        ids, references = ([column[place] for place in kept] for column in (ids, references))
+        ids, references = [ids[place] for place in kept], [references[place] for place in kept]
         systems = {name: [texts[place] for place in kept] for name, texts in systems.items()}
         labels = {name: [values[place] for place in kept] for name, values in labels.items()}
     for name, texts in systems.items():

@@ -374,6 +374,11 @@ def test_several_references_count_as_sacrebleu_counts_them(folder, normalise):
             assert "nrefs:var" in answer[key]["signature"]
     assert "refs:first" in found["wer"]["signature"]
     assert found["wer"]["systems"]["run.hypotheses.jsonl"]["score"] == there["wer"]["systems"]["a.jsonl"]["score"]
+    silent = [{**row, "tgt_text": ["", None]} if n == 4 else row for n, row in enumerate(manifest)]
+    (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in silent))
+    corpus = read_corpus(["a.jsonl"], "rows.jsonl")
+    assert "u4" not in corpus.ids
+    assert len(corpus.references) == 49
     manifest[5]["tgt_text"] = ["x", 5]
     (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in manifest))
     with pytest.raises(UserError, match=r"rows\.jsonl, line 6, .*expected text, got 5"):
