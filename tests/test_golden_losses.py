@@ -26,6 +26,7 @@ FOLDER = Path(__file__).parent / "assets" / "losses"
 REWRITE = "python tests/test_golden_losses.py writes the files anew"
 STEPS = 20
 TOLERANCE = 1e-5
+FAR, FAR_TOLERANCE = 10, 5e-5  # by then rounding of another processor has been trained on: seen 1.4e-5 on a Xeon
 NO_LOSSES = ("accuracy", "grad_norm", "lr", "per_second", "score", "skipped_steps")
 COMMON = [
     *PARTS, "data=tiny", "logger=none", "++logger._target_=lightning.pytorch.loggers.CSVLogger",
@@ -117,7 +118,8 @@ def compare(name: str, found: dict[str, list[float]]) -> None:
     for key, values in expected.items():
         assert len(found[key]) == len(values) == (STEPS if "inertia" not in expected else 1), key
         for step, (was, value) in enumerate(zip(values, found[key], strict=True), 1):
-            near = abs(value - was) <= TOLERANCE * max(abs(was), 1)
+            tolerance = TOLERANCE if step <= FAR else FAR_TOLERANCE
+            near = abs(value - was) <= tolerance * max(abs(was), 1)
             assert near, (
                 f"{name}: {key} at step {step} is {value:.8g} and was {was:.8g}. Where that is meant, {REWRITE}"
             )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import pickle
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from lightning import LightningDataModule
+from lightning.fabric.utilities.rank_zero import rank_zero_only
 from voxzoo.components import Fbank
 from voxzoo.components.errors import UserError
 from voxzoo.components.roles import DataModule
@@ -150,6 +152,8 @@ def test_a_validation_split_under_another_name_is_refused(name: str, monkeypatch
 
 def test_data_without_validation_say_so(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture):
     monkeypatch.setattr(Own, "splits", lambda self: ("train", "newstest"))
+    monkeypatch.setattr(logging.getLogger("voxzoo.datamodules.resume"), "disabled", False)  # as another test leaves it
+    monkeypatch.setattr(rank_zero_only, "rank", 0)
     assert Own(batch_size=4, frontend=Fbank()).val_dataloader() == []
     (record,) = caplog.records
     assert record.getMessage() == "Own: no split 'valid': nothing is validated, the last checkpoint counts"

@@ -84,7 +84,7 @@ def test_what_a_kill_left_undone_is_done(
 
     with monkeypatch.context() as patch:
         if moment == "before the link":
-            patch.setattr(files, "_link", killed(files._link))
+            patch.setattr(files, "link_whole", killed(files.link_whole))
         else:
             write = killed(Checkpointer._write_ranking, after=moment == "before the removal")
             patch.setattr(Checkpointer, "_write_ranking", write)
