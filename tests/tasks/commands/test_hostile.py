@@ -174,13 +174,13 @@ FEW += [name for name in CONFIGS if " is " not in name]
 
 
 EVERY = bool(os.environ.get("VOXZOO_EVERY_CASE"))
-"""All cases take an hour: without it one in four of those that are slow is tried."""
+"""All cases take an hour: without it one in ten of those that are slow is tried."""
 
 
 def some(names: Any, step: int) -> list[Any]:
     """Every `step`-th of some cases; the others are slow."""
     cases = [pytest.param(name, marks=[pytest.mark.slow] * (place % step > 0)) for place, name in enumerate(names)]
-    return [case for place, case in enumerate(cases) if EVERY or place % step == 0 or place % 4 == 1]
+    return [case for place, case in enumerate(cases) if EVERY or place % step == 0 or place % 10 == 1]
 
 
 CONTENTS: dict[str, Change] = {
@@ -298,7 +298,7 @@ def test_a_foreign_config_in_a_run(name: str, world: World, base: Base, capsys):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", CONFIGS if EVERY else FEW[::4])
+@pytest.mark.parametrize("name", CONFIGS if EVERY else FEW[::10])
 def test_every_foreign_config_in_a_run(name: str, world: World, base: Base, capsys):
     foreign_run(world, base, CONFIGS[name], "config")
     for words in commands(world, base).values():
@@ -488,7 +488,7 @@ def test_a_foreign_folder_of_choices(name: str, world: World, base: Base, capsys
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", [*CONFIGS, *CHOICES] if EVERY else FEW[2::4])
+@pytest.mark.parametrize("name", [*CONFIGS, *CHOICES] if EVERY else FEW[2::10])
 def test_every_foreign_folder_of_choices(name: str, world: World, base: Base, capsys):
     change = CONFIGS.get(name) or several(CHOICES[name])
     for words in of_choices(folder_of_choices(change, world, base), world, base).values():
