@@ -30,7 +30,7 @@ def sum_of_tensor(tensor: Tensor) -> str:
     """Of the dtype, the shape and the bytes of a tensor, as eight hexadecimal digits."""
     kind = zlib.crc32(f"{tensor.dtype} {tuple(tensor.shape)}".encode())
     content = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
-    return f"{zlib.crc32(content, kind):08x}"
+    return f"{zlib.crc32(content.data, kind):08x}"
 
 
 def require_sum(tensor: Tensor, expected: object, key: str, where: object) -> None:

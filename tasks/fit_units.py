@@ -14,7 +14,7 @@ from ..datamodules.audio import AudioFiles
 from .checkpoints.files import write_atomically
 from .distributed.devices import device_of_trainer
 from .task import Task
-from .units import both_sides, extract_units, fit_units, sides
+from .units import Sides, both_sides, extract_units, fit_units, sides
 
 
 class FitUnits(Task):
@@ -42,7 +42,7 @@ class FitUnits(Task):
     ) -> None:
         super().__init__()
         self.unit_extractor = unit_extractor
-        self.column = column
+        self.column: Sides = column
         self.max_hours = max_hours
         self.seed = seed
 

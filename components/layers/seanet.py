@@ -116,7 +116,7 @@ class Conv(nn.Module):
     @property
     def matrix(self) -> Tensor:
         """(outputs, C) of a convolution that sees one step at a time."""
-        return self.conv.weight[..., 0]
+        return _weight(self.conv)[..., 0]
 
     def _run(self, x: Tensor) -> Tensor:
         x = self.conv(x)
@@ -159,8 +159,8 @@ class TransposedConv(nn.Module):
         """(B, C, 1 + T) -> (B, outputs, T * stride): what each step gives together with the one before it, as two
         products of matrices. A kernel of two strides reaches no further, and torch's own transposed convolution takes
         twice as long on a CPU."""
-        now, later = (part.permute(1, 2, 0).flatten(0, 1) for part in self.conv.weight.split(self.stride, 2))
-        bias = self.conv.bias.repeat_interleave(self.stride)[:, None]
+        now, later = (part.permute(1, 2, 0).flatten(0, 1) for part in _weight(self.conv).split(self.stride, 2))
+        bias = _bias(self.conv).repeat_interleave(self.stride)[:, None]
         out = torch.baddbmm(bias, now.expand(len(x), -1, -1), x[..., 1:])
         out = out.baddbmm_(later.expand(len(x), -1, -1), x[..., :-1])
         return out.unflatten(1, (self.outputs, self.stride)).transpose(2, 3).flatten(2)
@@ -220,7 +220,7 @@ class ResidualUnit(nn.Module):
         if not isinstance(self.shortcut, Conv) or widen.norm is not None:
             return self.shortcut(x) + widen(hidden)
         # Both see one step: as products of matrices they need no other layout, and add up in one place.
-        bias = self.shortcut.conv.bias + widen.conv.bias
+        bias = _bias(self.shortcut.conv) + _bias(widen.conv)
         out = torch.baddbmm(bias[:, None], self.shortcut.matrix.expand(len(x), -1, -1), x)
         return out.baddbmm_(widen.matrix.expand(len(x), -1, -1), hidden)
 
@@ -312,6 +312,17 @@ def _scale(conv: nn.Conv1d | nn.ConvTranspose1d, met: int, gain: float) -> None:
     nn.init.normal_(conv.weight, std=gain / met**0.5)
     if conv.bias is not None:
         nn.init.zeros_(conv.bias)
+
+
+def _weight(conv: nn.Module) -> Tensor:
+    """Of a convolution, with its norm."""
+    assert isinstance(conv.weight, Tensor)
+    return conv.weight
+
+
+def _bias(conv: nn.Module) -> Tensor:
+    assert isinstance(conv.bias, Tensor)
+    return conv.bias
 
 
 def _pad(x: Tensor, left: int, right: int, mode: PadMode) -> Tensor:

@@ -117,7 +117,7 @@ def pass_on(children: Iterable[Child], seconds: float) -> None:
 
 
 @contextmanager
-def stopped_together(running: Mapping[Any, Child]) -> Iterator[None]:
+def stopped_together(running: Mapping[Any, Any]) -> Iterator[None]:
     """Inside, the first signal raises `Interrupted`; whatever ends it asks the children that run to save and stop."""
 
     def stop(number: int, frame: Any) -> None:

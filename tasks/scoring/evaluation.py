@@ -192,7 +192,7 @@ def _texts(rows: Sequence[Scored], recogniser: str | None) -> dict[str, _Text]:
             [_spelt(row.units or ()) for row in written],
             [_spelt(row.reference_units or ()) for row in written],
         )
-        found["unit_bleu"] = _Text(Bleu(tokenize="none"), written, ours, theirs, "units:merged|")
+        found["unit_bleu"] = _Text(Bleu(tokenize="none"), written, ours, [*theirs], "units:merged|")
     if recogniser is None:
         return found
     metric, judged = Bleu(lang, lowercase=True), f"{recogniser}|{cleaned}"
@@ -243,8 +243,12 @@ def _of_numbers(rows: Sequence[Scored], quality: Mapping[str, str]) -> dict[str,
         if values:
             found[mean.name] = Measured(list(values), mean.counted(list(values.values())), mean.signature)
 
-    spoken = [row for row in rows if row.duration is not None and row.reference_duration]
-    put(Mean("duration_ratio"), {row.id: row.duration / row.reference_duration for row in spoken})  # pyright: ignore[reportOptionalOperand]
+    ratios = {
+        row.id: row.duration / row.reference_duration
+        for row in rows
+        if row.duration is not None and row.reference_duration
+    }
+    put(Mean("duration_ratio"), ratios)
     written = [row for row in rows if row.units is not None and row.reference_units is not None]
     exact = {row.id: 100.0 * (_spelt(row.units or ()) == _spelt(row.reference_units or ())) for row in written}
     put(Mean("unit_exact", "units:merged"), exact)
@@ -345,7 +349,8 @@ def compare_rows(rows: Sequence[Scored], plain: Sequence[Scored], recogniser: st
             one, other = (side[name] for side in found)
             if [row.id for row in one.rows] == [row.id for row in other.rows]:
                 tables = [Counted.of(text.metric, text.hypotheses, text.references) for text in (one, other)]
-                pair = comparison(*tables, *bootstrap(tables))
+                in_noise, in_quiet = tables
+                pair = comparison(in_noise, in_quiet, *bootstrap(tables))
                 part[name] = {key: pair[key] for key in ("score", "difference", "low", "high", "p_value")}
                 part[name]["plain"] = pair["baseline"]
         parts.append(part)

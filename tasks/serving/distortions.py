@@ -102,6 +102,7 @@ class Noise(Condition):
             return torch.from_numpy(_pink(generator.standard_normal(count)))
         if self.kind == "babble":
             return self._babble(count, sample_rate, key, generator)
+        name = ""
         for _ in range(_TRIES):
             name = self._sources[int(generator.integers(len(self._sources)))]
             stretch = _cut(_load(self._files, name, sample_rate).double(), count, generator)

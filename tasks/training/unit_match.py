@@ -34,7 +34,13 @@ class UnitMatch(Callback):
         self._found = []
 
     def on_validation_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Batch, *args: Any
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Batch,
+        batch_idx: int,
+        dataloader_idx: int = 0,
     ) -> None:
         enough = len(self._found) * trainer.world_size >= self.count
         if enough or batch.units is None or not _translates(pl_module):
