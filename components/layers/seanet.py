@@ -75,7 +75,7 @@ class Conv(nn.Module):
         super().__init__()
         conv = nn.Conv1d(inputs, outputs, kernel, stride, dilation=dilation)
         _scale(conv, inputs * kernel, gain)
-        self.conv = weight_norm(conv) if settings.norm == "weight" else conv
+        self.conv: Any = weight_norm(conv) if settings.norm == "weight" else conv
         self.norm = nn.GroupNorm(1, outputs) if settings.norm == "time_group" else None
         self.causal, self.outputs = settings.causal, outputs
         self.pad_mode: PadMode = settings.pad_mode
@@ -134,7 +134,7 @@ class TransposedConv(nn.Module):
         super().__init__()
         conv = nn.ConvTranspose1d(inputs, outputs, 2 * stride, stride)
         _scale(conv, inputs * 2, _ELU)  # two steps meet in each sample
-        self.conv = weight_norm(conv) if settings.norm == "weight" else conv
+        self.conv: Any = weight_norm(conv) if settings.norm == "weight" else conv
         self.norm = nn.GroupNorm(1, outputs) if settings.norm == "time_group" else None
         self.outputs, self.stride = outputs, stride
         self.left = 0 if settings.causal else stride - stride // 2
