@@ -78,6 +78,13 @@ class Fault:
         return f"{self.path}: {self.message}" + (f" ({self.origin})" if self.origin else "")
 
 
+def foreign_folders(config: DictConfig, origins: Origins) -> list[Fault]:
+    """Folders to write in that a folder of choices beside the shipped ones names, where it may not."""
+    if len(origins.folders) == 1:
+        return []
+    return [Fault(*each) for each in faults_of_folders(config, origins, own_cache())]
+
+
 def require_valid(config: DictConfig, origins: Origins | None = None, *, inputs: bool = False) -> None:
     """Raise one UserError that lists every fault, with the file and line of each where `origins` are given.
 
@@ -85,8 +92,8 @@ def require_valid(config: DictConfig, origins: Origins | None = None, *, inputs:
         inputs: whether files and runs that the config names have to be there.
     """
     found = check(config)
-    if origins is not None and len(origins.folders) > 1:
-        found += [Fault(*each) for each in faults_of_folders(config, origins, own_cache())]
+    if origins is not None:
+        found += foreign_folders(config, origins)
     if inputs:
         found += [Fault(*each) for each in missing_inputs(config) if each[0] not in {fault.path for fault in found}]
     faults = [_placed(fault, origins) for fault in found]

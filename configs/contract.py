@@ -15,8 +15,8 @@ from omegaconf import DictConfig, OmegaConf
 from ..components import parts
 from ..components.errors import UserError
 from .build import build
-from .check import check
-from .compose import compose
+from .check import check, foreign_folders
+from .compose import compose, origins
 from .targets import allow_list, class_of
 
 if TYPE_CHECKING:
@@ -71,6 +71,7 @@ def check_choices(overrides: Sequence[str], config_dirs: Sequence[str] = ()) -> 
     tiny += [f"{wide}.dim={_WIDE}"] if wide else []
     config = compose([*tiny, *overrides], config_dirs=config_dirs)
     faults = [fault for fault in check(config) if fault.path.split(".")[0] in chosen]
+    faults += foreign_folders(config, origins([*tiny, *overrides], config_dirs=config_dirs))
     if faults:
         raise UserError(
             "\n  ".join([f"{len(faults)} fault{'s' * (len(faults) > 1)} in the config:", *map(str, faults)])

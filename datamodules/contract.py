@@ -32,8 +32,8 @@ from ..components.errors import UserError
 from ..components.roles import DataModule, Tokenizer
 from ..components.types import Batch, Padded
 from ..configs.build import build
-from ..configs.check import check
-from ..configs.compose import compose
+from ..configs.check import check, foreign_folders
+from ..configs.compose import compose, origins
 from ..configs.targets import allow_list
 from .audio import AudioError, AudioFiles
 from .collator import FROM_SPEECH
@@ -109,6 +109,8 @@ def examine_choice(overrides: Sequence[str], config_dirs: Sequence[str] = ()) ->
     """
     config = compose([*_BESIDE, *overrides], config_dirs=config_dirs)
     faults = [str(fault) for fault in check(config) if fault.path.split(".")[0] == "data"]
+    asked = origins([*_BESIDE, *overrides], config_dirs=config_dirs)
+    faults += [str(fault) for fault in foreign_folders(config, asked)]
     if faults:
         raise UserError("\n  ".join([f"{len(faults)} fault{'s' * (len(faults) > 1)} in the config:", *faults]))
     allowed = allow_list(config)

@@ -21,7 +21,7 @@ from ..components.search import SearchOptions
 from ..components.types import Batch, Loss, Padded, Prediction, Statistic
 from ..configs.build import build
 from ..configs.check import require_valid
-from ..configs.compose import compose
+from ..configs.compose import compose, origins
 from ..configs.targets import allow_list, class_of
 from ..datamodules.codes import line_of
 from .runs.run import load_run
@@ -93,7 +93,8 @@ def tiny_task(overrides: Sequence[str], config_dirs: Sequence[str | Path] = ()) 
     named = {override.split("=", 1)[0].lstrip("+~") for override in overrides}
     with tempfile.TemporaryDirectory() as folder:
         words = [f"root={folder}", *(f"{role}=tiny" for role in _PARTS if role not in named), *overrides]
-        config = compose(words, config_dirs=[str(each) for each in config_dirs])
+        folders = [str(each) for each in config_dirs]
+        config = compose(words, config_dirs=folders)
         found: Any = class_of(config.task, config)
         if found is not None and {"t2u", "vocoder", "unit_extractor"} & {*getattr(found, "roles", ())}:
             more = [f"{role}=tiny" for role in _UNITS if role not in named]
@@ -104,11 +105,13 @@ def tiny_task(overrides: Sequence[str], config_dirs: Sequence[str | Path] = ()) 
                 # Speech goes in as it is; an encoder has nothing to do.
                 more += [f"{role}=tiny" for role in _SPEECH_LM if role not in named]
                 words = ["frontend=raw" if word == "frontend=tiny" else word for word in words]
-            config = compose([*words[: len(_PARTS) + 1], *more, *words[1:]], config_dirs=[str(e) for e in config_dirs])
+            words = [*words[: len(_PARTS) + 1], *more, *words[1:]]
+            config = compose(words, config_dirs=folders)
         elif found is not None and "codec" in getattr(found, "roles", ()):
             more = [word for word in ("codec=tiny", "discriminator=tiny_ms_stft") if word.split("=")[0] not in named]
-            config = compose([*words, *more], config_dirs=[str(e) for e in config_dirs])
-        require_valid(config)
+            words = [*words, *more]
+            config = compose(words, config_dirs=folders)
+        require_valid(config, origins(words, config_dirs=folders))
         if hasattr(class_of(config.task, config), "run_once"):
             raise UserError(f"{config.task._target_} takes no gradient steps: there is no contract for it")
         data = prepare_data(config)
