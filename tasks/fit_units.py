@@ -5,13 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
-
 from ..components.roles import UnitExtractor
 from ..components.search import SearchOptions
 from ..components.types import Batch, Loss, Prediction, Statistic
 from ..datamodules.audio import AudioFiles
-from .checkpoints.files import write_atomically
+from .checkpoints.files import write_unstepped
 from .distributed.devices import device_of_trainer
 from .task import Task
 from .units import Sides, both_sides, extract_units, fit_units, sides
@@ -66,9 +64,7 @@ class FitUnits(Task):
                 self.unit_extractor, rows, column, folder / f"{name}.jsonl", audio=audio, other=other
             )
         self.to("cpu")
-        content: dict[str, Any] = {"state_dict": self.state_dict()}
-        self.on_save_checkpoint(content)
-        write_atomically(folder / "checkpoints" / "last.ckpt", lambda file: torch.save(content, file))
+        write_unstepped(self, folder / "checkpoints" / "last.ckpt")
         paths = {name: str(folder / f"{name}.jsonl") for name in written}
         return {"task": "FitUnits", **paths, "fit": fitted, "extract": written["units"]}
 

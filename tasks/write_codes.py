@@ -20,7 +20,7 @@ from ..components.search import SearchOptions
 from ..components.types import Batch, Loss, Padded, Prediction, Statistic
 from ..datamodules.audio import SAMPLE_RATE, AudioFiles
 from ..datamodules.manifest import Utterance
-from .checkpoints.files import write_atomically
+from .checkpoints.files import write_unstepped
 from .distributed.devices import device_of_trainer
 from .processes.console import say
 from .scoring.normalise import normalise
@@ -93,9 +93,7 @@ class WriteCodes(Task):
                 self.codec, rows, column, folder / f"{name}.jsonl", self.num_codebooks, audio=audio, other=other
             )
         self.to("cpu")
-        content: dict[str, Any] = {"state_dict": self.state_dict()}
-        self.on_save_checkpoint(content)
-        write_atomically(folder / "checkpoints" / "last.ckpt", lambda file: torch.save(content, file))
+        write_unstepped(self, folder / "checkpoints" / "last.ckpt")
         paths = {name: str(folder / f"{name}.jsonl") for name in written}
         return {"task": "WriteCodes", **paths, "resynthesis": quality, "extract": written["codes"]}
 

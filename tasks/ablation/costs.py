@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ...components.lines import read_json
-from ..checkpoints.files import write_atomically
+from ...components.whole import write_whole
 
 _FILE = "cost.json"
 _MEGABYTE = 1024  # of what getrusage counts, in KB
@@ -28,7 +28,7 @@ def note_cost(folder: Path, seconds: float, process: Any) -> None:
     if usage is not None:
         cost["cpu_seconds"] = round(cost.get("cpu_seconds", 0.0) + usage.ru_utime + usage.ru_stime, 1)
         cost["peak_mb"] = max(cost.get("peak_mb", 0), usage.ru_maxrss // _MEGABYTE)
-    write_atomically(folder / _FILE, lambda file: file.write(json.dumps(cost).encode()))
+    write_whole(folder / _FILE, json.dumps(cost).encode())
 
 
 def cost_of(folder: Path) -> dict[str, float]:

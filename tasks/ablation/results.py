@@ -36,7 +36,6 @@ class Run:
 
     name: str
     seed: str = ""
-    folder: Path | None = None
     rows: list[Scored] = field(default_factory=list)
     answer: dict[str, Any] = field(default_factory=dict)
     facts: dict[str, float] = field(default_factory=dict)
@@ -260,10 +259,10 @@ def _means(parts: Sequence[Mapping[str, float]]) -> dict[str, float]:
     return {name: int(value) if float(value).is_integer() else value for name, value in means.items()}
 
 
-def read_run(name: str, folder: Path, split: str, scores: Path, trainings: Sequence[Path], seed: str = "") -> Run:
+def read_run(name: str, split: str, scores: Path, trainings: Sequence[Path], seed: str = "") -> Run:
     """A point that was trained, and scored where its file is there."""
     facts, metrics = facts_of(trainings)
-    run = Run(name, seed, folder, facts=facts, metrics=metrics)
+    run = Run(name, seed, facts=facts, metrics=metrics)
     answer = scores / f"{split}.json"
     if answer.exists():
         run.answer = read_json(answer)

@@ -12,8 +12,8 @@ from rich.console import Console
 from rich.table import Table
 
 from ...components.errors import UserError
+from ...components.whole import write_whole
 from ...configs.compose import compose
-from ..checkpoints.files import write_atomically
 from ..processes.console import quiet_libraries
 from ..processes.forked import has_imported
 from ..processes.signals import watch_parent
@@ -101,9 +101,8 @@ def runs_of(outcome: Outcome) -> dict[str, list[Run]]:
     """System -> its runs, those that failed too."""
     runs: dict[str, list[Run]] = {}
     for point in outcome.points:
-        run = Run(point.point.system, point.point.seed, point.folder, error=point.error)
-        if point.error is None:
-            run = _read(point, outcome)
+        failed = Run(point.point.system, point.point.seed, error=point.error)
+        run = _read(point, outcome) if point.error is None else failed
         runs.setdefault(point.point.system, []).append(run)
     return runs
 
@@ -111,8 +110,7 @@ def runs_of(outcome: Outcome) -> dict[str, list[Run]]:
 def _read(point: Prepared, outcome: Outcome) -> Run:
     trainings = [outcome.trainings[key].folder for key in point.keys.values()]
     split, scores = outcome.scoring.split or "", outcome.scoring.folder(point)
-    assert point.folder is not None
-    run = read_run(point.point.system, point.folder, split, scores, trainings, point.point.seed)
+    run = read_run(point.point.system, split, scores, trainings, point.point.seed)
     costs = [cost_of(folder) for folder in trainings]
     run.costs = {name: sum(one[name] for one in costs if name in one) for name in ("seconds", "cpu_seconds")}
     run.costs["peak_mb"] = max((one["peak_mb"] for one in costs if "peak_mb" in one), default=0)
@@ -156,8 +154,7 @@ def write_table(folder: Path, results: Mapping[str, Any], costs: Mapping[str, Ma
         "costs.csv": as_csv(*cost_cells(costs)),
     }
     for name, text in files.items():
-        content = text.encode(errors="backslashreplace")
-        write_atomically(folder / name, lambda file, content=content: file.write(content))
+        write_whole(folder / name, text.encode(errors="backslashreplace"))
 
 
 def show(answer: Mapping[str, Any]) -> None:

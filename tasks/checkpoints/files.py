@@ -70,6 +70,17 @@ def write_atomically(path: Path, write: Any) -> None:
         ) from error
 
 
+def write_unstepped(task: LightningModule, path: Path) -> None:
+    """Write the checkpoint of a task without gradient steps, which no trainer saves.
+
+    Raises:
+        UserError: as `write_atomically`.
+    """
+    content: dict[str, Any] = {"state_dict": task.state_dict()}
+    task.on_save_checkpoint(content)
+    write_atomically(path, lambda file: torch.save(content, file))
+
+
 def read_checkpoint(path: Path, *, whole: bool = True, states: bool = True, verify: bool = False) -> dict[str, Any]:
     """Read a checkpoint with `weights_only=True`: nothing in it is executed.
 

@@ -8,6 +8,8 @@ import sys
 from collections.abc import Iterator
 from typing import Any
 
+from ..serving.choices import NORMALISERS, TOKENIZERS
+
 HELP = "score any system's text: BLEU, chrF, TER, WER, CER with intervals, and compare systems"
 EXAMPLE = "voxzoo score ours.jsonl theirs.txt --reference test.tsv --normalise iwslt --by gender"
 
@@ -26,7 +28,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--metrics", metavar="NAMES", help="of bleu,chrf2,chrf2++,ter,wer,cer (default: all)")
     parser.add_argument(
         "--normalise",
-        choices=("none", "iwslt", "speech"),
+        choices=NORMALISERS,
         default="none",
         help="before scoring: none (default); iwslt, lower case without punctuation; speech, as evaluate does before "
         "WER and ASR-BLEU",
@@ -34,7 +36,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--keep", default="", metavar="MARKS", help='punctuation that iwslt leaves, such as "\'"')
     parser.add_argument(
         "--tokenize",
-        choices=("13a", "char", "intl", "zh", "none"),
+        choices=TOKENIZERS,
         help="of BLEU (default: 13a, or char for languages without spaces)",
     )
     parser.add_argument("--lang", help="ISO 639-3 code of the text (default: tgt_lang of the rows, or eng)")

@@ -88,8 +88,7 @@ class Child:
     def why(self) -> str:
         """Why it failed."""
         if self.code < 0:  # what it said last has nothing to do with it
-            by = signal.Signals(-self.code).name
-            return f"killed by {by}{' (out of memory?)' if by == 'SIGKILL' else ''}"
+            return killed_by(self.code)
         return self.reason or f"exit {self.code}"
 
     def stop(self, running: Iterable[Child]) -> None:
@@ -104,6 +103,12 @@ class Child:
         until = time.monotonic() + 5
         while self.speaks and time.monotonic() < until:
             pass_on([self], 0.05)
+
+
+def killed_by(code: int) -> str:
+    """What ended a process whose exit code is negative."""
+    by = signal.Signals(-code).name
+    return f"killed by {by}{' (out of memory?)' if by == 'SIGKILL' else ''}"
 
 
 def pass_on(children: Iterable[Child], seconds: float) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import groupby
 from statistics import fmean
 from typing import Any
 
@@ -15,6 +14,7 @@ from .normalise import normalise
 from .normalise import signature as normaliser_signature
 from .significance import bootstrap, comparison, interval
 from .text import Bleu, Chrf, error_rate_for
+from .unit_errors import merged
 
 
 @dataclass
@@ -149,8 +149,8 @@ _HEARD = {
 
 
 def _spelt(units: Sequence[int]) -> str:
-    """Units as words, without repetitions: how long each lasts is no part of what is said."""
-    return " ".join(str(unit) for unit, _ in groupby(units))
+    """Units as words, without repetitions."""
+    return " ".join(map(str, merged(units)))
 
 
 @dataclass(frozen=True)

@@ -19,9 +19,6 @@ from .text import Bleu, Chrf, ErrorRate, Ter
 METRICS = {"bleu": "BLEU", "chrf2": "chrF2", "chrf2++": "chrF2++", "ter": "TER", "wer": "WER", "cer": "CER"}
 """Name -> how it is written in a table."""
 
-NORMALISERS = ("none", "iwslt", "speech")
-TOKENIZERS = ("13a", "char", "intl", "zh", "none")
-
 
 @dataclass(frozen=True)
 class Normaliser:

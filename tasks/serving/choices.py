@@ -10,6 +10,10 @@ TRANSLATED = ("s2st", "s2tt", "asr", "t2tt", "t2st")
 RECOGNISERS = ("base", "tiny.en", "none")
 QUALITIES = ("all", "none")
 """How output speech sounds: measured as far as the packages are there, or not."""
+NORMALISERS = ("none", "iwslt", "speech")
+"""Of the texts that `score` compares."""
+TOKENIZERS = ("13a", "char", "intl", "zh", "none")
+"""Of its BLEU."""
 PROMPTS = ("own", "shuffled", "other")
 """Whose voice output speech is to have: that of its source, of another row, or of a row of another speaker."""
 PRECISIONS = ("32-true", "bf16-true", "16-true")

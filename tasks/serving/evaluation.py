@@ -537,7 +537,7 @@ class _Evaluation:
         reference: Callable[[Any], list[Any] | None] | None = getattr(self.model, "reference_units", None)
         if reference is None or any(prediction.units is None for prediction in predictions):
             return
-        stored = self.data.units_path is not None and getattr(self.model, "unit_extractor", None) is None
+        stored = self._units_are_stored
         places = [place for place, row in enumerate(rows) if stored or row.tgt_audio]
         if not places:
             return
@@ -581,11 +581,14 @@ class _Evaluation:
             return torch.cat(list(islice(audio_blocks(row.audio, 16000, float(JUDGED_SECONDS)), 1)))
         return self.audio.load(row.audio, 16000)
 
+    @property
+    def _units_are_stored(self) -> bool:
+        """Whether units are those of a file: the model cannot make them from the recording."""
+        return self.data.units_path is not None and getattr(self.model, "unit_extractor", None) is None
+
     def _target_batch(self, rows: list[Any]) -> Any:
-        # Units of a file where the model cannot make them from the recording.
-        stored = self.data.units_path is not None and getattr(self.model, "unit_extractor", None) is None
         try:
-            return self.data.collator({"target_speech", *(["units"] if stored else [])})(rows)
+            return self.data.collator({"target_speech", *(["units"] if self._units_are_stored else [])})(rows)
         except UserError as error:
             self.notes.append(f"no ceiling for {len(rows)} utterances: {' '.join(str(error).split())}")
             return None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import signal
 import sys
 import time
 from collections.abc import Sequence
@@ -15,7 +14,7 @@ from ...components.errors import UserError
 from ...components.online import is_online
 from ...configs.compose import to_yaml
 from ...configs.yaml_files import load_map
-from ..processes.child import Child, pass_on, stopped_together
+from ..processes.child import Child, killed_by, pass_on, stopped_together
 from ..processes.signals import child
 from ..runs.folder import is_done, is_trained, wait_for_result
 from .settling import DAMAGED, settle_config, take_languages
@@ -90,10 +89,8 @@ class StageFailed(UserError):
 
     def __init__(self, name: str, code: int, reason: str) -> None:
         if code < 0:  # what it said last has nothing to do with it
-            by = signal.Signals(-code).name
-            often = " (out of memory?)" if by == "SIGKILL" else ""
             super().__init__(
-                f"stage {name} was killed by {by}{often}; the same command goes on from the last save of this stage"
+                f"stage {name} was {killed_by(code)}; the same command goes on from the last save of this stage"
             )
         else:
             super().__init__(f"stage {name} stopped (exit {code}): {reason or 'see the lines above'}")

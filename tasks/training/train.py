@@ -76,8 +76,8 @@ def train(overrides: Sequence[str], *, stage: str | None = None, config_dirs: Se
     if names:
         stages = {name: _compose(overrides, name, config_dirs) for name in names}
         try:
-            for name in stages:  # every stage's faults before the first stage runs
-                checked(overrides, stage=name, config_dirs=config_dirs)
+            for name, one in stages.items():  # every stage's faults before the first stage runs
+                _vouch(one, overrides, name, config_dirs)
             return train_stages(config, stages, overrides, config_dirs)
         finally:
             _sound.clear()
@@ -94,9 +94,13 @@ def checked(overrides: Sequence[str], *, stage: str | None = None, config_dirs: 
         UserError: its faults.
     """
     config = _compose(overrides, stage, config_dirs)
+    _vouch(config, overrides, stage, config_dirs)
+    return config
+
+
+def _vouch(config: DictConfig, overrides: Sequence[str], stage: str | None, config_dirs: Sequence[str]) -> None:
     _require_sound(config, origins(overrides, stage=stage, config_dirs=config_dirs))
     _sound.add(to_yaml(config))
-    return config
 
 
 _sound: set[str] = set()  # configs found sound by the process that this one was forked from to train a stage
