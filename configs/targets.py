@@ -24,7 +24,8 @@ _MOVED = {
     "voxzoo.tasks.strategies.": "voxzoo.tasks.distributed.strategies.",
 }
 """Where configs of version 0.1.0, and the checkpoints that carry them, looked for what has moved."""
-_REFUSED = ("lightning.pytorch.cli.",)  # it builds whatever class its own arguments name
+# The first builds whatever class its own arguments name, the others start processes and commands.
+_REFUSED = ("lightning.pytorch.cli.", "voxzoo.tasks.ablation.", "voxzoo.tasks.commands.", "voxzoo.tasks.processes.")
 _ENVIRONMENT = "VOXZOO_ALLOW"
 
 

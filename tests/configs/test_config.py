@@ -430,7 +430,10 @@ def test_code_outside_the_allow_list_is_refused_and_can_be_allowed():
         "torch.optim.lr_scheduler.partial",  # what a module imports is not its own
         "lightning.pytorch.callbacks.model_checkpoint.Path",
         "lightning.pytorch.cli.LightningCLI",
+        "voxzoo.tasks.training.train._Stage",
+        "voxzoo.tasks.processes.child.Child",
         "voxzoo.tasks.training.stages.Child",  # which it imports
+        "voxzoo.tasks.ablation.cluster.Call",
         "voxzoo.tasks.train",
         "voxzoo.configs.targets.locate",
         "voxzoo.tasks.checkpoints.files.Path",
