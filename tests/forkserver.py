@@ -158,7 +158,10 @@ def _serve_one(path: str, line: socket.socket, listener: socket.socket, children
     head, streams, _, _ = socket.recv_fds(line, 8, 3)
     size, content = int.from_bytes(head, "big"), b""
     while len(content) < size:
-        content += line.recv(size - len(content))
+        more = line.recv(size - len(content))
+        if not more:
+            raise ConnectionError("who asked has ended")  # and others wait to be served
+        content += more
     request = json.loads(content)
     pid = os.fork()
     if not pid:

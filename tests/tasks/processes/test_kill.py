@@ -96,13 +96,12 @@ class Runs:
     def __init__(self, folder: Path, tiny: list[str]) -> None:
         self.folder, self.tiny = folder, tiny
         (folder / "spy.py").write_text(SPY)
-        self.own = {"lm": [*corpus(folder, 40), *LM]}  # the task of a speech LM, on data of its own
 
     def start(self, name: str, how: str, spy: str = "none 0 0 0", *more: str) -> subprocess.Popen[str]:
         (self.folder / f"notes-{name}").mkdir(exist_ok=True)
         words = [
             *HOW[how],
-            *self.own.get(how, self.tiny),
+            *(self._speech_lm() if how == "lm" else self.tiny),
             *SETTINGS,
             f"+callbacks.spy.folder={self.folder}/notes-{name}",
         ]
@@ -113,6 +112,12 @@ class Runs:
             [*command, *more], cwd=self.folder, env=environment, stderr=subprocess.PIPE, text=True,
             start_new_session=True,
         )  # fmt: skip
+
+    def _speech_lm(self) -> list[str]:
+        """The task of a speech LM, on data of its own: beside what a test has written."""
+        folder = self.folder / "speech_lm"
+        folder.mkdir(exist_ok=True)
+        return [*corpus(folder, 40), *LM]
 
     def run(self, name: str, how: str, spy: str = "none 0 0 0", *more: str) -> tuple[int, str]:
         process = self.start(name, how, spy, *more)
