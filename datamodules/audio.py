@@ -19,8 +19,9 @@ from torch import Tensor
 from torchaudio.transforms import Resample
 
 from ..components.errors import UserError
+from .members import Member
 from .resampling import Interpolation, resampler
-from .segments import Segment, segment_of
+from .segments import Segment, member_name, segment_of
 
 SAMPLE_RATE = 16000
 MIN_SECONDS = 0.025
@@ -68,8 +69,8 @@ def load_audio(path: str | Path, sample_rate: int = SAMPLE_RATE) -> Tensor:
 def read_audio(path: str | Path) -> tuple[Tensor, int]:
     """Like `load_audio`, at the file's own rate: (N,) samples and the rate."""
     segment = segment_of(path)
-    _require(segment.path)
-    with _open(segment.path, _Forward) as file:
+    _require(segment)
+    with _open(segment, _Forward) as file:
         rate = file.samplerate
         first, count = _bounds(segment, file.frames, rate, file.channels, path)
         if first:
@@ -94,9 +95,9 @@ def audio_blocks(path: str | Path, sample_rate: int = SAMPLE_RATE, seconds: floa
         AudioError: as `load_audio`.
     """
     segment = segment_of(path)
-    _require(segment.path)
+    _require(segment)
     count, finite = 0, True
-    with _open(segment.path, _Forward if segment.is_whole else soundfile.SoundFile) as file:
+    with _open(segment, _Forward if segment.is_whole else soundfile.SoundFile) as file:
         rate = file.samplerate
         first, there = _bounds(segment, file.frames, rate, file.channels, path)
         if first:
@@ -186,10 +187,20 @@ class _Forward(soundfile.SoundFile):
 
 
 @contextmanager
-def _open(path: str | Path, kind: type[soundfile.SoundFile] = soundfile.SoundFile) -> Iterator[soundfile.SoundFile]:
-    opened = False
+def _source(segment: Segment) -> Iterator[_Name | Member]:
+    """What libsndfile reads: a file by its name, or a member of one."""
+    if segment.place is None:
+        yield _Name(segment.path)
+    else:
+        with Member(segment.path, *segment.place) as member:
+            yield member
+
+
+@contextmanager
+def _open(segment: Segment, kind: type[soundfile.SoundFile] = soundfile.SoundFile) -> Iterator[soundfile.SoundFile]:
+    opened, path = False, _file_name(segment)
     try:
-        with kind(_Name(path)) as file:
+        with _source(segment) as source, kind(source) as file:  # pyright: ignore[reportArgumentType]
             opened = True
             yield file
     except AudioError:
@@ -248,9 +259,10 @@ def _check_read(path: str | Path, count: int, rate: int, promised: float, finite
 def audio_seconds(path: str | Path) -> float:
     """Seconds of a file, from its header. Raises AudioError where it is missing or unreadable."""
     segment = segment_of(path)
-    _require(segment.path)
+    _require(segment)
     try:
-        about = soundfile.info(_Name(segment.path))
+        with _source(segment) as source:
+            about = soundfile.info(source)
     except (soundfile.LibsndfileError, RuntimeError, ValueError) as error:
         raise AudioError(f"{path}: cannot be read as audio ({_reason(error)}); convert it to wav or flac") from None
     return _bounds(segment, about.frames, about.samplerate, about.channels, path)[1] / about.samplerate
@@ -290,8 +302,14 @@ def level(waveform: Tensor) -> Level:
     return Level(peak, peak < _SILENT, float((magnitude >= _CLIPPED).float().mean()) > 1e-3)
 
 
-def _require(path: str | Path) -> None:
+def _file_name(segment: Segment) -> str:
+    """Of the file of a part, or of the member that it is of."""
+    return segment.path if segment.place is None else member_name(segment.path, *segment.place)
+
+
+def _require(segment: Segment) -> None:
     """Raises AudioError: no file that can be read, or an empty one."""
+    path = segment.path
     try:
         about = os.stat(path)
     except (FileNotFoundError, NotADirectoryError):
@@ -308,6 +326,15 @@ def _require(path: str | Path) -> None:
         raise AudioError(f"{path}: the audio is empty")
     if not os.access(path, os.R_OK):
         raise AudioError(f"{path}: no permission to read it")
+    if segment.place is None:
+        return
+    if sum(segment.place) > about.st_size:
+        raise AudioError(
+            f"{_file_name(segment)}: lies beyond the {about.st_size:,} bytes of the file: it is cut off, or was written"
+            " anew since its manifest"
+        )
+    if not segment.place[1]:
+        raise AudioError(f"{_file_name(segment)}: the audio is empty")
 
 
 def _promised(file: soundfile.SoundFile, count: int, segment: Segment) -> float:
@@ -315,7 +342,7 @@ def _promised(file: soundfile.SoundFile, count: int, segment: Segment) -> float:
     if segment.end is not None:
         return count
     if file.format == "OGG":  # no header says its length
-        return math.inf if _ends_within_page(segment.path) else count
+        return math.inf if _ends_within_page(segment) else count
     share = _share_there(file.extra_info)
     return count / share if share else count  # a header alone is empty audio
 
@@ -323,12 +350,13 @@ def _promised(file: soundfile.SoundFile, count: int, segment: Segment) -> float:
 _PAGE = 27 + 255 + 255 * 255  # bytes: the longest page of ogg
 
 
-def _ends_within_page(path: str) -> bool:
+def _ends_within_page(segment: Segment) -> bool:
     """Whether an ogg file ends before its last page does (RFC 3533, section 6)."""
-    with open(path, "rb") as file:
-        size = file.seek(0, os.SEEK_END)
-        file.seek(max(0, size - _PAGE))
-        end = file.read()
+    with open(segment.path, "rb") as file:
+        place, size = segment.place or (0, file.seek(0, os.SEEK_END))
+        first = max(0, size - _PAGE)
+        file.seek(place + first)
+        end = file.read(size - first)
     begin = end.rfind(b"OggS\0")
     if begin < 0:
         return False

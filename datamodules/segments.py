@@ -2,6 +2,9 @@
 
 A manifest says `offset`, `duration` and `channel`; from there on the recording is one name, so that whatever reads,
 measures or caches audio means the same samples.
+
+A recording may itself be part of a file: `shard.tar#bytes=1536,48044` is the 48,044 bytes from 1536 on, a member of a
+tar file, read in place. Both together: `shard.tar#bytes=1536,48044&t=12.5,15.7`.
 """
 
 from __future__ import annotations
@@ -10,7 +13,11 @@ import os
 import re
 from dataclasses import dataclass
 
-_FRAGMENT = re.compile(r"#(?:t=(?P<start>\d+(?:\.\d+)?)(?:,(?P<end>\d+(?:\.\d+)?))?)?&?(?:channel=(?P<channel>\d+))?$")
+_FRAGMENT = re.compile(
+    r"#(?:bytes=(?P<place>\d{1,18}),(?P<size>\d{1,18}))?&?"
+    r"(?:t=(?P<start>\d+(?:\.\d+)?)(?:,(?P<end>\d+(?:\.\d+)?))?)?&?(?:channel=(?P<channel>\d+))?$"
+)
+_MEMBER = re.compile(r"#bytes=\d{1,18},\d{1,18}$")
 
 
 @dataclass(frozen=True)
@@ -22,15 +29,18 @@ class Segment:
         start: seconds from its beginning.
         end: seconds from its beginning, or None for its end.
         channel: which, from 0; None is the mean of all.
+        place: first byte and bytes of the recording, where it is a member of an archive; None: the file is it.
     """
 
     path: str
     start: float = 0.0
     end: float | None = None
     channel: int | None = None
+    place: tuple[int, int] | None = None
 
     @property
     def is_whole(self) -> bool:
+        """Whether it is all of its recording."""
         return self.start == 0 and self.end is None and self.channel is None
 
     def frames(self, rate: int) -> tuple[int, int | None]:
@@ -39,14 +49,21 @@ class Segment:
 
 
 def segment_name(path: str, offset: float | None, duration: float | None, channel: int | None) -> str:
-    """The name of a part; without offset and channel that of the file, whatever its duration."""
+    """The name of a part; without offset and channel that of the recording, whatever its duration. `path` may be that
+    of a member."""
     parts = []
     if offset is not None:
         end = "" if duration is None else f",{_plain(offset + duration)}"
         parts.append(f"t={_plain(offset)}{end}")
     if channel is not None:
         parts.append(f"channel={channel}")
-    return f"{path}#{'&'.join(parts)}" if parts else path
+    behind = "&" if _MEMBER.search(path) else "#"
+    return f"{path}{behind}{'&'.join(parts)}" if parts else path
+
+
+def member_name(path: str, place: int, size: int) -> str:
+    """The name of `size` bytes of a file from `place` on."""
+    return f"{path}#bytes={place},{size}"
 
 
 def segment_of(name: str | os.PathLike[str]) -> Segment:
@@ -55,12 +72,13 @@ def segment_of(name: str | os.PathLike[str]) -> Segment:
     found = _FRAGMENT.search(name) if "#" in name else None
     if found is None or found.end() == found.start() + 1 or os.path.lexists(name):
         return Segment(name)
-    start, end, channel = (found[key] for key in ("start", "end", "channel"))
+    start, end, channel, place = (found[key] for key in ("start", "end", "channel", "place"))
     return Segment(
         name[: found.start()],
         float(start or 0),
         None if end is None else float(end),
         None if channel is None else int(channel),
+        None if place is None else (int(place), int(found["size"])),
     )
 
 

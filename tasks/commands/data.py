@@ -1,4 +1,4 @@
-"""`voxzoo data`: validate manifests, make the built-in corpus."""
+"""`voxzoo data`: validate manifests, make the built-in corpus; the verbs on corpora are in `corpora`."""
 
 from __future__ import annotations
 
@@ -8,19 +8,22 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from ...components.errors import UserError, printable
+from . import corpora
 
 if TYPE_CHECKING:
     from ...datamodules.validation import Report
 
-HELP = "check manifests and their audio; make the built-in corpus"
+HELP = "manifests: convert corpora to them, check, count, split, mix and pack them; make the built-in corpus"
 EXAMPLE = """voxzoo data validate train.jsonl valid.jsonl
+  voxzoo data convert common_voice cv-corpus-22.0/es --out es.jsonl
   voxzoo data prepare spoken_phrases num_train=2000 source_languages=[spa,fra] --out corpora"""
 
 CORPORA = ("spoken_phrases",)
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    verbs = parser.add_subparsers(dest="data_verb", metavar="validate|prepare", required=True)
+    names = "|".join(("validate", "prepare", *corpora.VERBS))
+    verbs = parser.add_subparsers(dest="data_verb", metavar=names, required=True)
 
     check = verbs.add_parser("validate", help="read every row and every file; exit status 1 where training would fail")
     check.add_argument(
@@ -40,9 +43,12 @@ def configure(parser: argparse.ArgumentParser) -> None:
     make.add_argument("corpus", choices=CORPORA)
     make.add_argument("settings", nargs="*", metavar="KEY=VALUE", help="such as num_train=2000 or voice=tones")
     make.add_argument("--out", metavar="DIR", help="folder of the corpora (default: where training looks)")
+    corpora.configure(verbs)
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
+    if args.data_verb in corpora.VERBS:
+        return corpora.VERBS[args.data_verb](args)
     return _validate(args) if args.data_verb == "validate" else _prepare(args)
 
 
