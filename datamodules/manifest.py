@@ -12,6 +12,7 @@ from __future__ import annotations
 import csv
 import difflib
 import math
+import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, fields
@@ -243,6 +244,29 @@ def manifest_rows(paths: Sequence[Path], scan: Scan) -> Iterator[tuple[int, int,
             before = len(scan.faults)
             values = _check(line, row, scan)
             yield number, line, values, len(scan.faults) == before
+
+
+def written_rows(paths: Sequence[Path]) -> Iterator[tuple[Path, dict[str, Any]]]:
+    """The rows of manifests as they are written, with all their keys, and the manifest that each is of; audio is an
+    absolute path. For manifests that were read without a fault."""
+    for path in paths:
+        folder = os.path.abspath(path.parent)
+        for _, row in _READERS[path.suffix](path):
+            assert isinstance(row, dict)
+            yield (
+                path,
+                {
+                    key: os.path.join(folder, value) if key in PATHS and isinstance(value, str) and value else value
+                    for key, value in row.items()
+                },
+            )
+
+
+def path_from(folder: str | Path, name: str) -> str:
+    """An absolute path as a manifest in `folder` says it: relative where it lies beside or below it."""
+    inside = os.path.join(os.path.abspath(folder), "")
+    path = os.path.abspath(name)
+    return path.removeprefix(inside)
 
 
 def write_manifest(path: str | Path, utterances: Iterable[Utterance]) -> None:

@@ -32,6 +32,7 @@ from .manifest import (
     scan_manifest,
     sound_rows,
 )
+from .segments import segment_of
 
 _VERSION = 3
 _BLOCK = 8192  # rows that are turned into columns at a time
@@ -211,6 +212,27 @@ class Rows(Sequence[Utterance]):
         """What there is of `key`, of a language, `speaker` or `split`; "" where a row says nothing."""
         labels = self._labels[key]
         return {labels.table[int(code)] for code in np.unique(self._of_these(labels.codes))}
+
+    def codes(self, key: str) -> tuple[np.ndarray, list[str]]:
+        """(n,) numbers of what the rows say of `key`, of a language, `speaker` or `split`, and the (k,) texts that they
+        stand for, sorted; "" where a row says nothing."""
+        labels = self._labels[key]
+        there, codes = np.unique(self._of_these(labels.codes), return_inverse=True)
+        names = [labels.table[int(code)] for code in there]
+        order = sorted(range(len(names)), key=names.__getitem__)
+        place = np.empty(len(order), np.int64)
+        place[order] = np.arange(len(order))
+        return place[codes], [names[number] for number in order]
+
+    def recordings(self, key: str = "audio") -> np.ndarray:
+        """(n,) number of the recording that each row's audio, or `tgt_audio`, is of, or is part of; -1 where there is
+        none. Rows of one recording have one number."""
+        found = np.full(len(self), -1, np.int64)
+        places = np.flatnonzero(self.has(key))
+        names = (segment_of(path or "") for path in self.paths(key, places))
+        hashes = np.fromiter((hash((one.path, one.place)) for one in names), np.int64, len(places))
+        found[places] = np.unique(hashes, return_inverse=True)[1]
+        return found
 
     def labelled(self, key: str, names: Iterable[str]) -> np.ndarray:
         """(n,) bool: whether what a row says of `key` is one of `names`."""

@@ -22,7 +22,7 @@ from ...components.languages import language_name
 from ...components.lines import json_line
 from ...components.nearby import nearest_path
 from ...components.whole import whole_file
-from ..manifest import KEYS
+from ..manifest import KEYS, path_from
 from ..segments import segment_name, segment_of
 from . import KINDS
 
@@ -194,14 +194,14 @@ class _Made:
         return None
 
     def write(self, rows: Iterable[Row], file: BinaryIO, progress: Callable[[int], Any]) -> None:
-        folder = Path(os.path.abspath(self.asked.out.parent))
+        folder = self.asked.out.parent
         tabular = self.asked.out.suffix == ".tsv"
         if tabular:
             file.write(("\t".join(WRITTEN) + "\n").encode())
         for row in rows:
             for key in ("audio", "tgt_audio"):
                 if key in row:
-                    row[key] = _from(folder, row[key])
+                    row[key] = path_from(folder, row[key])
             line = _tabbed(row) if tabular else json_line({key: row[key] for key in WRITTEN if key in row})
             if line is None:
                 self.asked.left_out("a tab, a line break or several references, which .tsv cannot hold", row["id"])
@@ -287,13 +287,6 @@ def _tabbed(row: Row) -> str | None:
     if any(isinstance(value, list) or any(mark in str(value) for mark in "\t\n\r") for value in values):
         return None
     return "\t".join(map(str, values))
-
-
-def _from(folder: Path, name: str) -> str:
-    """A path as a manifest of `folder` says it: relative where it lies beside or below it."""
-    path = os.path.abspath(name)
-    inside = f"{folder}{os.sep}" if str(folder) != os.sep else os.sep
-    return path.removeprefix(inside)
 
 
 def _looked_at(rows: Iterator[Row], left_out: LeftOut, durations: bool) -> Iterator[Row]:

@@ -1,4 +1,4 @@
-"""`voxzoo data convert`: corpora as others publish them, to manifests."""
+"""`voxzoo data convert`, `stats` and `split`: corpora as others publish them, to manifests; what is in these; parts."""
 
 from __future__ import annotations
 
@@ -13,6 +13,8 @@ from ...components.languages import language_name
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from ...datamodules.statistics import Statistics
 
 
 def configure(verbs: Any) -> None:
@@ -46,6 +48,23 @@ def configure(verbs: Any) -> None:
         help="leave out the durations that the corpus does not say, in place of reading the headers of its audio",
     )
     _overwrite(make)
+
+    count = verbs.add_parser("stats", help="hours, lengths, languages, speakers and texts of manifests")
+    count.add_argument("manifests", nargs="+", metavar="MANIFEST", help="as for `voxzoo data validate`")
+    count.add_argument("--pictures", metavar="FOLDER", help="write histograms there, as SVG")
+
+    part = verbs.add_parser("split", help="a manifest in parts that share no speaker, or no recording")
+    part.add_argument("manifest", metavar="MANIFEST", help="a manifest, or several as one: '[a.jsonl,b.jsonl]'")
+    part.add_argument("parts", nargs="+", metavar="PART=SHARE", help="such as valid=0.05 test=0.05; the rest is train")
+    part.add_argument("--out", metavar="FOLDER", required=True, help="of PART.jsonl")
+    part.add_argument(
+        "--by",
+        default="speaker",
+        metavar="KEY[,KEY]",
+        help="what no two parts share: speaker, recording (which they never do), text; or row (default: speaker)",
+    )
+    part.add_argument("--seed", type=int, default=1, help="of the choice (default 1)")
+    _overwrite(part)
 
 
 def _overwrite(parser: argparse.ArgumentParser) -> None:
@@ -127,4 +146,108 @@ def _convert(args: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-VERBS: dict[str, Callable[[argparse.Namespace], dict[str, Any]]] = {"convert": _convert}
+def _stats(args: argparse.Namespace) -> dict[str, Any]:
+    from ...datamodules.manifest import of_a_split
+    from ...datamodules.statistics import statistics, write_pictures
+
+    found, pictures = {}, []
+    for text in args.manifests:
+        about = statistics(of_a_split(text))
+        _print_statistics(text, about)
+        if args.pictures:
+            folder = Path(args.pictures)
+            folder = folder / Path(text.strip("[]").split(",")[0]).stem if len(args.manifests) > 1 else folder
+            pictures += map(str, write_pictures(about, folder))
+        found[text] = about.as_dict()
+    if pictures:
+        print(printable(f"pictures: {few(pictures)}"))
+    return {"status": "ok", "manifests": found, "pictures": pictures}
+
+
+def _print_statistics(name: str, about: Statistics) -> None:
+    from rich import box
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    from ...datamodules.statistics import SHARES
+
+    whole = about.whole
+    title = f"{name}: {whole.rows:,} rows, {whole.hours:.2f} h"
+    table = Table(title=escape(printable(title)), box=box.SIMPLE_HEAD, title_justify="left")
+    for column in ("", "rows", "hours", "speakers", "target speech", "source words", "target words"):
+        table.add_column(column, justify="right" if column else "left")
+    for group in (*about.languages, *about.splits, whole):
+        numbers = (group.rows, group.hours, group.speakers, group.target_speech, group.source_words, group.target_words)
+        table.add_row(
+            escape(printable(group.name)), *(f"{n:,.2f}" if isinstance(n, float) else f"{n:,}" for n in numbers)
+        )
+    Console().print(table)
+    for what, values in (("seconds", about.seconds), ("characters a second", about.characters_a_second)):
+        if values:
+            ends = ("shortest", *(f"{share:.0%}" for share in SHARES[1:-1]), "longest")
+            ends = ends if what == "seconds" else ("slowest", *ends[1:-1], "fastest")
+            print(f"{what}: {', '.join(f'{end} {value:g}' for end, value in zip(ends, values))}")
+    said = [f"{about.recordings:,} recordings"]
+    if whole.unsaid:
+        said.append(f"{whole.unsaid:,} rows do not say how long they are (`voxzoo data validate` reads them)")
+    if about.largest_speaker:
+        said.append(f"the speaker with most rows has {about.largest_speaker:.1%} of those that say one")
+    print("; ".join(said))
+
+
+def _split(args: argparse.Namespace) -> dict[str, Any]:
+    from ...datamodules.manifest import of_a_split
+    from ...datamodules.splitting import BY, split_manifest
+
+    by = tuple(args.by.split(","))
+    odd = [key for key in by if key not in BY]
+    if odd:
+        raise UserError(f"--by {odd[0]}: expected some of {', '.join(BY)}")
+    shares = {}
+    for word in args.parts:
+        name, _, share = word.partition("=")
+        try:
+            shares[name] = float(share)
+        except ValueError:
+            raise UserError(f"{word}: expected PART=SHARE, such as valid=0.05") from None
+        if not name or Path(name).name != name:
+            raise UserError(f"{word}: {name!r} cannot be the name of a part")
+    out = Path(args.out)
+    for name in ("train", *shares):
+        _new(str(out / f"{name}.jsonl"), args.overwrite)
+    found = split_manifest(of_a_split(args.manifest), out, shares, by, args.seed)
+    total = sum(part.rows for part in found.parts.values())
+    for part in found.parts.values():
+        print(
+            printable(
+                f"{part.path}: {part.rows:,} rows ({part.rows / total:.1%}, asked {part.share:.1%}), "
+                f"{part.seconds / 3600:.2f} h, {part.speakers:,} speakers"
+            )
+        )
+    print(f"{found.groups:,} groups by {', '.join(by)}; the largest has {found.largest:.1%} of the rows")
+    if found.unsaid:
+        print(f"{found.unsaid:,} rows say no speaker: they are told apart by their recording alone")
+    return {
+        "status": "ok",
+        "groups": found.groups,
+        "largest": round(found.largest, 4),
+        "without_speaker": found.unsaid,
+        "parts": {
+            name: {
+                "path": str(part.path),
+                "rows": part.rows,
+                "hours": round(part.seconds / 3600, 4),
+                "speakers": part.speakers,
+                "asked": part.share,
+            }
+            for name, part in found.parts.items()
+        },
+    }
+
+
+VERBS: dict[str, Callable[[argparse.Namespace], dict[str, Any]]] = {
+    "convert": _convert,
+    "stats": _stats,
+    "split": _split,
+}

@@ -43,3 +43,29 @@ def test_options_that_cannot_be(tmp_path: Path, capfd: pytest.CaptureFixture[str
     said = capfd.readouterr().err.splitlines()
     assert len(said) == 1
     assert words in said[0]
+
+
+def test_stats_and_split_say_counts(tmp_path: Path, capfd: pytest.CaptureFixture[str]):
+    row = {"src_lang": "es", "src_text": "uno dos", "audio": "a.wav"}
+    rows = [{**row, "id": f"{n}", "audio": f"{n}.wav", "duration": 36.0, "speaker": f"s{n // 2}"} for n in range(20)]
+    path = lines(tmp_path / "all.jsonl", *rows)
+    assert main(["data", "stats", str(path), "--pictures", str(tmp_path / "pictures")]) == 0
+    said = capfd.readouterr().out
+    assert "20 rows, 0.20 h" in " ".join(said.split())
+    assert "seconds: shortest 36, 5% 36" in said
+    assert "20 recordings; the speaker with most rows has 10.0% of those that say one" in said
+    assert (tmp_path / "pictures" / "lengths.svg").is_file()
+    words = ["data", "split", str(path), "valid=0.1", "test=0.2", "--out", str(tmp_path / "parts")]
+    assert main(words) == 0
+    assert capfd.readouterr().out.splitlines() == [
+        f"{tmp_path}/parts/train.jsonl: 14 rows (70.0%, asked 70.0%), 0.14 h, 7 speakers",
+        f"{tmp_path}/parts/valid.jsonl: 2 rows (10.0%, asked 10.0%), 0.02 h, 1 speakers",
+        f"{tmp_path}/parts/test.jsonl: 4 rows (20.0%, asked 20.0%), 0.04 h, 2 speakers",
+        "10 groups by speaker; the largest has 10.0% of the rows",
+    ]
+    assert main(words) == 1
+    assert "train.jsonl: is there already" in capfd.readouterr().err
+    assert main([*words, "--overwrite", "--by", "sex"]) == 1
+    assert "--by sex: expected some of speaker, recording, text, row" in capfd.readouterr().err
+    assert main([*words, "--overwrite", "--json"]) == 0
+    assert json.loads(capfd.readouterr().out)["parts"]["test"]["rows"] == 4
