@@ -19,8 +19,8 @@ from torch import Tensor
 from torchaudio.transforms import Resample
 
 from ..components.errors import UserError
+from ..components.layers.resampling import Interpolation, resampler
 from .members import Member
-from .resampling import Interpolation, resampler
 from .segments import Segment, member_name, segment_of
 
 SAMPLE_RATE = 16000

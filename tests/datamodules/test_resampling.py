@@ -11,8 +11,8 @@ import pytest
 import soundfile
 import torch
 from torchaudio.transforms import Resample
+from voxzoo.components.layers.resampling import Interpolation, resampler
 from voxzoo.datamodules.audio import AudioError, audio_blocks, load_audio
-from voxzoo.datamodules.resampling import Interpolation, resampler
 
 
 @pytest.mark.parametrize(("rate", "new_rate"), [(44100, 16000), (8000, 16000), (48000, 16000), (22050, 16000), (3, 2)])
