@@ -41,6 +41,13 @@ def pytest_configure(config: pytest.Config) -> None:
     settings.load_profile("long" if _asked(config) else "short")
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Each call has bounds of its own, on the same timer; how long a property is tried is asked for."""
+    for item in items:
+        if Path(__file__).parent in item.path.parents:
+            item.add_marker(pytest.mark.timeout(0))
+
+
 @pytest.hookimpl(tryfirst=True)
 def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
     """Under `--fuzz-seconds` a property is tried again, with other examples, until its share of the time is used."""
