@@ -11,6 +11,7 @@ _WHERE = {
     "AudioFiles": "audio",
     "BatchSampler": "batching",
     "Collator": "collator",
+    "Mix": "mixing",
     "SpeechTranslationData": "datamodule",
     "SpokenPhrases": "spoken_phrases",
     "Utterance": "manifest",

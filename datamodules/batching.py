@@ -4,6 +4,9 @@ Batches are planned for all ranks at once. Utterances are sorted into cells of n
 their cell, and cut into batches under the budgets; the batches are shuffled and dealt to the ranks in turn. Cells keep
 the number of batches the same in every epoch.
 
+A mixture takes a fixed number of utterances of each group an epoch (`mixing`): the cells and batches are then those of
+places, each with room for whatever utterance an epoch takes there.
+
 Where the number of ranks changes in the middle of an epoch, what is left of the plan of the ranks before is dealt to
 the new ones, so that every utterance is taken once in the epoch.
 
@@ -23,6 +26,7 @@ import torch.distributed
 from torch.utils.data import Sampler
 
 from ..components.errors import UserError
+from .mixing import Draw, Mixture
 
 _SHORTEST, _GROWTH = 0.1, 1.04
 """Upper ends of the cells: 0.1 s x 1.04^k, so that padding inside a cell is at most 4 %."""
@@ -53,8 +57,8 @@ class Takeover:
 class BatchSampler(Sampler[list[Item]]):
     """Lists of (epoch, index), budgeted by padded length and dealt to ranks in equal counts.
 
-    No item is lost or repeated: where the number of batches is no multiple of the world size, the last batches are
-    split in two (and joined, where there is nothing left to split).
+    No item is lost, and none repeated but by a mixture: where the number of batches is no multiple of the world size,
+    the last batches are split in two (and joined, where there is nothing left to split).
 
     Args:
         seconds: length of each item in seconds, 0 for text.
@@ -67,6 +71,7 @@ class BatchSampler(Sampler[list[Item]]):
         seed: of the order.
         rank, world_size: taken from torch.distributed when first needed, if None.
         name: of the split, for messages.
+        mixture: how many items of each group an epoch takes; None: each item once.
 
     Attributes:
         oversized: indices of items that exceed a budget alone; each is a batch of its own.
@@ -90,6 +95,7 @@ class BatchSampler(Sampler[list[Item]]):
         rank: int | None = None,
         world_size: int | None = None,
         name: str = "",
+        mixture: Mixture | None = None,
     ) -> None:
         if batch_seconds is None and batch_tokens is None and batch_size is None:
             raise UserError("a batch needs a budget: set batch_seconds, batch_tokens or batch_size")
@@ -122,11 +128,15 @@ class BatchSampler(Sampler[list[Item]]):
             for part in _parts(len(length)):
                 length[part] = _cell_ends(length[part], batch_seconds)
                 text[part] = 0 if batch_tokens is None else _step_ends(text[part], batch_tokens)
+        self._total, self._groups = len(length), group.astype(np.int32)
+        self._draw = None if mixture is None else Draw(mixture, group, length, text, seed)
+        if self._draw is not None:
+            length, text, group = self._draw.length, self._draw.text, self._draw.group
         order = np.lexsort((text, length, group))
         self._bounds = _cut(order, length, text, group, batch_seconds, batch_tokens, batch_size)
-        self.fingerprint = _fingerprint(text, length, group, self._bounds)
+        drawn = () if self._draw is None else self._draw.content()
+        self.fingerprint = _fingerprint(text, length, group, self._bounds, *drawn)
         self._cells = _ranks((text, length, group), order)
-        self._groups = group.astype(np.int32)
         self._counts: dict[tuple[int, Takeover | None], int] = {}
         self._takeover: Takeover | None = None
 
@@ -165,14 +175,16 @@ class BatchSampler(Sampler[list[Item]]):
     def _cut_batches(self, epoch: int) -> _Batches:
         """The batches of an epoch, before they are dealt."""
         begin, end = self._bounds.T
+        taken = None if self._draw is None else self._draw.taken(epoch)
         if not self.shuffle:
             order = np.argsort(self._cells, kind="stable")[::-1].astype(np.int32)
-            return _Batches(order, len(order) - end[::-1], len(order) - begin[::-1])
+            items = order if taken is None else taken[order]
+            return _Batches(items, len(order) - end[::-1], len(order) - begin[::-1])
         # RandomState: its stream is frozen over numpy releases, so a resumed run sees the same order.
         rng = np.random.RandomState([self.seed & 0xFFFFFFFF, epoch])
         order = np.lexsort((rng.random_sample(len(self._cells)), self._cells)).astype(np.int32)
         places = rng.permutation(len(begin))
-        return _Batches(order, begin[places], end[places])
+        return _Batches(order if taken is None else taken[order], begin[places], end[places])
 
     # Another number of ranks in the middle of an epoch
 
@@ -181,7 +193,7 @@ class BatchSampler(Sampler[list[Item]]):
 
         Carried items are numbered from N on.
         """
-        total = len(self._cells)
+        total = self._total
         carried = [[total + place] for place in range(len(takeover.carried))]
         batches = self._cut_batches(takeover.epoch).joined(carried, before=True)
         ranks = [*takeover.taken, (world_size, 0)]
@@ -223,7 +235,7 @@ class BatchSampler(Sampler[list[Item]]):
         return Takeover(epoch, carried=items) if items else None
 
     def _item(self, takeover: Takeover, index: int) -> Item:
-        total = len(self._cells)
+        total = self._total
         return (takeover.epoch, index) if index < total else takeover.carried[index - total]
 
     def state_dict(self, epoch: int) -> dict[str, Any]:
@@ -268,7 +280,7 @@ class BatchSampler(Sampler[list[Item]]):
         if not len(batches) % count:
             return batches
         # Each batch is one item: as many are left as do not go round.
-        total, groups = len(self._cells), self._groups
+        total, groups = self._total, self._groups
 
         def group(batch: list[int]) -> int:
             return groups[batch[0] if batch[0] < total else carried[batch[0] - total][1]]

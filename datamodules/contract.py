@@ -185,6 +185,13 @@ class _Checks:
             raise NotAsked(f"{count} utterances are too few for {world_size} ranks")
         return self.epochs(world_size)
 
+    def expected(self, epoch: int) -> Counter[tuple[str, str]]:
+        """What is to be read in an epoch: each utterance once, or, mixed, what one rank reads of it."""
+        data = self.fresh()
+        if getattr(getattr(data, "mix", None), "by", None) is None:
+            return Counter((item.task, item.id) for item in data.plan(self.asked)[0])
+        return _rows(read for read in self.epochs(1)[0] if read.epoch == epoch)
+
     # Checks
 
     def runs(self) -> str | None:
@@ -308,9 +315,9 @@ class _Checks:
         return None
 
     def once(self) -> str | None:
-        expected = Counter((item.task, item.id) for item in self.fresh().plan(self.asked)[0])
         for world_size in _RANKS:
             for epoch in (0, 1):
+                expected = self.expected(epoch)
                 reads = [read for found in self.dealt(world_size) for read in found if read.epoch == epoch]
                 words = _compare(_rows(reads), expected)
                 if words:
@@ -362,7 +369,7 @@ class _Checks:
         return None
 
     def resume(self) -> str | None:
-        expected = Counter((item.task, item.id) for item in self.fresh().plan(self.asked)[0])
+        expected = [self.expected(epoch) for epoch in (0, 1)]
         asked = 0
         for before, after in _MOVES:
             try:
@@ -381,7 +388,7 @@ class _Checks:
         return None
 
     def _moved(
-        self, before: int, after: int, done: int, straight: list[list[Read]], expected: Counter[Any]
+        self, before: int, after: int, done: int, straight: list[list[Read]], expected: list[Counter[Any]]
     ) -> str | None:
         """Stop after `done` batches on `before` ranks, go on with `after`."""
         where = f"{done} batches on {before} rank{'s' * (before > 1)}, then {after}"
@@ -402,12 +409,12 @@ class _Checks:
                 return f"{where}: the ranks get {', '.join(map(str, counts))} batches in epoch {epoch}"
         taken = [read for found in straight for read in found[:done]]
         first = _rows([*taken, *(read for found in rest for read in found if read.epoch == 0)])
-        words = _compare(first, expected, missing=False)
+        words = _compare(first, expected[0], missing=False)
         if words:
             return f"{where}: in the epoch {words}; {_STATE}"
         # What is too little to go round at the epoch's end may come in the next one.
         whole = _rows([*taken, *(read for found in rest for read in found)])
-        words = _compare(whole, Counter({name: 2 * count for name, count in expected.items()}))
+        words = _compare(whole, expected[0] + expected[1])
         if words:
             return f"{where}: by the end of the next epoch {words}; {_STATE}"
         return None

@@ -84,6 +84,10 @@ class SpeechTranslationData(UtteranceData):
             return str(self.corpus.manifests()[split])
         return self._paths[split]
 
+    def manifests(self, split: str) -> list[str]:
+        """As `UtteranceData.manifests`, as they were given."""
+        return list(map(str, paths_of(self._manifest(split))))
+
     def read(self, split: str) -> Rows:
         """The manifests of a split, as written. Raises UserError for a faulty manifest."""
         path = self._manifest(split)

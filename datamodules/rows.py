@@ -174,12 +174,21 @@ class Rows(Sequence[Utterance]):
 
     def by_manifest(self) -> list[Rows]:
         """The rows of each manifest."""
-        ends = np.cumsum(self.arrays.about.get("counts", [len(self._duration)]))
+        ends = self._ends()
         if len(ends) == 1:
             return [self]
-        places = np.arange(len(self._duration), dtype=np.int32) if self.chosen is None else self.chosen
-        number = np.searchsorted(ends, places, side="right")
+        places, number = self._places(), self.manifest_numbers()
         return [self.take(places[number == manifest]) for manifest in range(len(ends))]
+
+    def manifest_numbers(self) -> np.ndarray:
+        """(n,) which of the manifests each row is of, from 0."""
+        return np.searchsorted(self._ends(), self._places(), side="right")
+
+    def _ends(self) -> np.ndarray:
+        return np.cumsum(self.arrays.about.get("counts", [len(self._duration)]))
+
+    def _places(self) -> np.ndarray:
+        return np.arange(len(self._duration), dtype=np.int32) if self.chosen is None else self.chosen
 
     # Columns of these rows
 
@@ -218,11 +227,7 @@ class Rows(Sequence[Utterance]):
         stand for, sorted; "" where a row says nothing."""
         labels = self._labels[key]
         there, codes = np.unique(self._of_these(labels.codes), return_inverse=True)
-        names = [labels.table[int(code)] for code in there]
-        order = sorted(range(len(names)), key=names.__getitem__)
-        place = np.empty(len(order), np.int64)
-        place[order] = np.arange(len(order))
-        return place[codes], [names[number] for number in order]
+        return labels_of([(codes, [labels.table[int(code)] for code in there])])
 
     def recordings(self, key: str = "audio") -> np.ndarray:
         """(n,) number of the recording that each row's audio, or `tgt_audio`, is of, or is part of; -1 where there is
@@ -397,6 +402,30 @@ def _parted(path: str) -> tuple[str, str]:
         path = str(PurePath(path))
     cut = path.rfind("/") + 1
     return (path[:cut], path[cut:]) if cut < len(path) else ("", path)
+
+
+def labels_of(columns: Sequence[tuple[np.ndarray, Sequence[str]]], behind: str = "-") -> tuple[np.ndarray, list[str]]:
+    """(n,) numbers of what several columns say together, and what they stand for, sorted.
+
+    Args:
+        columns: (n,) numbers and the texts of them.
+        behind: what joins the texts.
+    """
+    codes = np.zeros(len(columns[0][0]), np.int64)
+    for numbers, names in columns:
+        codes = codes * max(len(names), 1) + numbers
+    there, codes = np.unique(codes, return_inverse=True)
+    called = []
+    for code in there.tolist():
+        parts = []
+        for _, names in reversed(columns):
+            code, number = divmod(code, max(len(names), 1))
+            parts.append(names[number])
+        called.append(behind.join(filter(None, reversed(parts))))
+    order = sorted(range(len(called)), key=called.__getitem__)
+    place = np.empty(len(order), np.int64)
+    place[order] = np.arange(len(order))
+    return place[codes], [called[number] for number in order]
 
 
 class _LabelColumn:

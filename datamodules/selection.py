@@ -13,11 +13,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..components.errors import UserError
 from .audio import AudioError, AudioFiles
 from .codes import Codes
 from .collator import FROM_SPEECH
 from .manifest import Utterance
-from .rows import Rows
+from .rows import Rows, labels_of
 from .units import Units
 
 UNREADABLE = "unreadable audio"
@@ -94,6 +95,24 @@ class Items(Sequence[Utterance]):
         target = self.rows.characters("tgt_text")[self._places]
         repeats = np.array([name == "asr" for name in self.names])
         return np.where(repeats[self._tasks], source, np.maximum(source, target))
+
+    def labels(self, by: str, manifests: Sequence[str] = ()) -> tuple[np.ndarray, list[str]]:
+        """(n,) number of the group of each, and the names of the groups, sorted.
+
+        Args:
+            by: `languages`, `src_lang`, `tgt_lang`, `speaker`, `manifest` or `task`.
+            manifests: their names, in the order of the rows.
+        """
+        if by == "task":
+            return labels_of([(self._tasks.astype(np.int64), self.names)])
+        if by == "manifest":
+            if not manifests:
+                raise UserError("data.mix.by=manifest: these data are no manifests; mix by something that rows say")
+            columns = [(self.rows.manifest_numbers(), manifests)]
+        else:
+            keys = ("src_lang", "tgt_lang") if by == "languages" else (by,)
+            columns = [self.rows.codes(key) for key in keys]
+        return labels_of([(codes[self._places], names) for codes, names in columns])
 
     def groups(self) -> np.ndarray:
         """(n,) number of each task in the order of their names."""

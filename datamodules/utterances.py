@@ -28,6 +28,7 @@ from .collator import PREPARED, TASKS, Collator
 from .feature_cache import CacheDtype, FeatureCache
 from .loader import ResumableLoader
 from .manifest import Utterance
+from .mixing import Mix
 from .resume import follow_epoch, position, restore, say
 from .rows import Rows, rows_of
 from .selection import (
@@ -110,6 +111,7 @@ class UtteranceData(DataModule):
         cache_gb: gigabytes (10^9 bytes) at which the feature cache grows no more; what it lacks is computed each time.
             None: no limit.
         seed: of the order of batches and of the speeds.
+        mix: what share of the training data each group of rows has; None: each row is taken once an epoch.
         on_error: what a row does whose audio, text or units cannot be read while training or validating: `stop` ends
             the run with its name, `skip` leaves it out of its batch, names it once and counts it (`skipped`). Which
             rows are left out depends on their files alone, and so do all processes' counts of batches not at all.
@@ -153,6 +155,7 @@ class UtteranceData(DataModule):
         cache_dtype: CacheDtype = "float32",
         cache_gb: float | None = 100.0,
         seed: int = 1,
+        mix: Mix | None = None,
         on_error: OnError = "stop",
     ) -> None:
         super().__init__()
@@ -181,6 +184,7 @@ class UtteranceData(DataModule):
         self.cache_dir = cache_dir
         self.cache_dtype: CacheDtype = cache_dtype
         self.cache_gb = cache_gb
+        self.mix = Mix() if mix is None else mix
         self.needs = _NEEDS
         self.longest_seconds = None
         self.dropped = {}
@@ -401,6 +405,10 @@ class UtteranceData(DataModule):
         budget = budget or self.budget
         chosen = self._select(split, keep_all, tasks or self.tasks, needs, budget)
         speeds = self.speed_perturb if training else ()
+        mixture = self.mix.mixture(chosen.items, chosen.seconds, self.manifests(split)) if training else None
+        if mixture is not None:
+            say(f"{split}: mixed by {self.mix.by}, {mixture.line()}")
+        more = {} if mixture is None else {"mixture": mixture}
         sampler = self.batch_sampler(
             seconds=chosen.seconds / min(speeds) if speeds else chosen.seconds,
             tokens=chosen.tokens,
@@ -409,9 +417,14 @@ class UtteranceData(DataModule):
             seed=self.seed,
             world_size=world_size,
             name=split,
+            **more,
             **budget,
         )
         return chosen.items, speeds, sampler
+
+    def manifests(self, split: str) -> list[str]:
+        """Names of the manifests that the rows of a split are of, in their order; [] where they are of none."""
+        return []
 
     def batch_sampler(self, **settings: Any) -> BatchSampler:
         """Which utterances form a batch, in which order; for a class that forms batches in a way of its own.

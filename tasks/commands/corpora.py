@@ -1,4 +1,4 @@
-"""`voxzoo data convert`, `stats` and `split`: corpora as others publish them, to manifests; what is in these; parts."""
+"""The verbs of `voxzoo data` on corpora: convert, stats, split, mix, pack, unpack."""
 
 from __future__ import annotations
 
@@ -66,6 +66,33 @@ def configure(verbs: Any) -> None:
     part.add_argument("--seed", type=int, default=1, help="of the choice (default 1)")
     _overwrite(part)
 
+    mix = verbs.add_parser("mix", help="shares of the training data: what `data.mix` would take, without training")
+    mix.add_argument("manifests", nargs="+", metavar="MANIFEST", help="those of data.train")
+    mix.add_argument(
+        "--by",
+        default="languages",
+        choices=("languages", "src_lang", "tgt_lang", "speaker", "manifest"),
+        help="what makes a group (default: languages)",
+    )
+    mix.add_argument(
+        "--temperature", type=float, default=1.0, metavar="T", help="a group of n gets n to the power of 1/T"
+    )
+    mix.add_argument("--weights", default="", metavar="GROUP=SHARE,...", help="in place of the temperature")
+    mix.add_argument("--count", default="utterances", choices=("utterances", "hours"), help="what shares are of")
+    mix.add_argument("--size", type=int, metavar="N", help="utterances of an epoch (default: as many as there are)")
+
+    for name, what in (
+        ("pack", "into a few tar files, which are read in place"),
+        ("unpack", "into files of their own"),
+    ):
+        move = verbs.add_parser(name, help=f"copy the recordings of a manifest {what}")
+        move.add_argument("manifest", metavar="MANIFEST", help="a manifest, or several as one: '[a.jsonl,b.jsonl]'")
+        move.add_argument("--out", metavar="FOLDER", required=True, help="a new one, of manifest.jsonl and the audio")
+        if name == "pack":
+            move.add_argument(
+                "--megabytes", type=float, default=1024, metavar="N", help="of a tar file (10^6 bytes, default 1024)"
+            )
+
 
 def _overwrite(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--overwrite", action="store_true", help="write over what is there")
@@ -94,12 +121,12 @@ def _columns(pairs: list[str]) -> dict[str, str]:
 
 
 @contextmanager
-def _counting(what: str) -> Iterator[Callable[[int], None]]:
+def _counting(what: str, of: str = "rows") -> Iterator[Callable[[int], None]]:
     from rich.console import Console
     from rich.markup import escape
     from rich.progress import Progress, SpinnerColumn, TextColumn
 
-    columns = (SpinnerColumn(), TextColumn("{task.description}: {task.completed:,} rows"))
+    columns = (SpinnerColumn(), TextColumn(f"{{task.description}}: {{task.completed:,}} {of}"))
     with Progress(*columns, transient=True, console=Console(stderr=True)) as bar:
         task = bar.add_task(escape(what), total=None)
         yield lambda done: bar.update(task, completed=done)
@@ -246,8 +273,86 @@ def _split(args: argparse.Namespace) -> dict[str, Any]:
     }
 
 
+def _mix(args: argparse.Namespace) -> dict[str, Any]:
+    import numpy as np
+
+    from ...datamodules.mixing import Mix
+    from ...datamodules.rows import open_rows
+    from ...datamodules.selection import Items
+
+    weights = {}
+    for word in filter(None, args.weights.split(",")):
+        name, _, share = word.rpartition("=")
+        try:
+            weights[name] = float(share)
+        except ValueError:
+            raise UserError(f"--weights {word}: expected GROUP=SHARE, such as que-spa=2") from None
+    mix = Mix(by=args.by, temperature=args.temperature, weights=weights, count=args.count, size=args.size)
+    rows = open_rows(args.manifests)
+    items = Items(rows, np.arange(len(rows), dtype=np.int32), np.zeros(len(rows), np.uint8), ("s2tt",), None)
+    found = mix.mixture(items, np.nan_to_num(rows.durations()), args.manifests)
+    assert found is not None
+    groups = [
+        {
+            "group": name,
+            "rows": int(found.sizes[n]),
+            "hours": round(float(found.hours[n]), 4),
+            "share": round(float(found.shares[n]), 6),
+            "an_epoch": int(found.counts[n]),
+        }
+        for n, name in enumerate(found.names)
+    ]
+    groups.sort(key=lambda group: -group["share"])
+    for group in groups:
+        often = f"{group['an_epoch']:,} an epoch, each {group['an_epoch'] / group['rows']:.2f} times"
+        print(
+            printable(
+                f"{group['group'] or '(none)'}: {group['rows']:,} rows, {group['hours']:,.2f} h, "
+                f"share {group['share']:.2%}: {often}"
+            )
+        )
+    words = [f"data.mix.by={args.by}"]
+    words += [f"data.mix.temperature={args.temperature:g}"] if args.temperature != 1 else []
+    words += [f"'data.mix.weights={{{args.weights.replace('=', ': ')}}}'"] if weights else []
+    words += [f"data.mix.count={args.count}"] if args.count != "utterances" else []
+    words += [f"data.mix.size={args.size}"] if args.size else []
+    print(printable(f"to train so: {' '.join(words)}"))
+    return {"status": "ok", "groups": groups, "overrides": words}
+
+
+def _pack(args: argparse.Namespace) -> dict[str, Any]:
+    from ...datamodules.manifest import of_a_split
+    from ...datamodules.packing import pack, unpack
+
+    out, manifest = Path(args.out), of_a_split(args.manifest)
+    with _counting("copying recordings", "recordings") as progress:
+        if args.data_verb == "unpack":
+            made = unpack(manifest, out, progress)
+        elif args.megabytes > 0:
+            made = pack(manifest, out, int(args.megabytes * 1e6), progress)
+        else:
+            raise UserError(f"--megabytes {args.megabytes:g}: expected more than 0")
+    size = f"{made.num_bytes / 1e6:,.1f} MB in {made.files:,} file{'s' * (made.files != 1)}"
+    print(printable(f"{made.manifest}: {made.rows:,} rows, {made.recordings:,} recordings, {size}"))
+    print_left_out(made.left_out, made.first)
+    return {
+        "status": "ok",
+        "manifest": str(made.manifest),
+        "rows": made.rows,
+        "recordings": made.recordings,
+        "files": made.files,
+        "bytes": made.num_bytes,
+        "left_out": [
+            {"reason": reason, "count": count, "first": made.first[reason]} for reason, count in made.left_out.items()
+        ],
+    }
+
+
 VERBS: dict[str, Callable[[argparse.Namespace], dict[str, Any]]] = {
     "convert": _convert,
     "stats": _stats,
     "split": _split,
+    "mix": _mix,
+    "pack": _pack,
+    "unpack": _pack,
 }

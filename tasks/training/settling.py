@@ -138,7 +138,10 @@ def _settled(config: Any, free: Sequence[str] = ()) -> list[str]:
 
 
 def _leave_out_unused(config: Any) -> None:
-    """Take out the roles that a task does not have, and what the data have for them. One of stages may have any."""
+    """Take out the roles that a task does not have, what the data have for them, and a mixture of nothing, which runs
+    of before did not have. One of stages may have any role."""
+    if "mix" in (config.get("data") or {}) and OmegaConf.select(config, "data.mix.by") is None:
+        config.data.pop("mix")
     task = config.get("task")
     if config.get("stages") or not isinstance(task, DictConfig):
         return

@@ -69,3 +69,39 @@ def test_stats_and_split_say_counts(tmp_path: Path, capfd: pytest.CaptureFixture
     assert "--by sex: expected some of speaker, recording, text, row" in capfd.readouterr().err
     assert main([*words, "--overwrite", "--json"]) == 0
     assert json.loads(capfd.readouterr().out)["parts"]["test"]["rows"] == 4
+
+
+def test_mix_says_what_training_would_take(tmp_path: Path, capfd: pytest.CaptureFixture[str]):
+    for lang, count in (("es", 160), ("qu", 40)):
+        row = {"src_lang": lang, "tgt_lang": "en", "src_text": "a", "tgt_text": "b"}
+        lines(tmp_path / f"{lang}.jsonl", *({**row, "id": f"{lang}{n}"} for n in range(count)))
+    paths = [str(tmp_path / f"{lang}.jsonl") for lang in ("es", "qu")]
+    assert main(["data", "mix", *paths, "--temperature", "2"]) == 0
+    assert capfd.readouterr().out.splitlines() == [
+        "spa-eng: 160 rows, 0.00 h, share 66.67%: 133 an epoch, each 0.83 times",
+        "que-eng: 40 rows, 0.00 h, share 33.33%: 67 an epoch, each 1.68 times",
+        "to train so: data.mix.by=languages data.mix.temperature=2",
+    ]
+    assert main(["data", "mix", *paths, "--by", "manifest", "--weights", "es=1,qu=1", "--json"]) == 0
+    answer = json.loads(capfd.readouterr().out)
+    assert [group["an_epoch"] for group in answer["groups"]] == [100, 100]
+    assert answer["overrides"] == ["data.mix.by=manifest", "'data.mix.weights={es: 1,qu: 1}'"]
+    assert main(["data", "mix", *paths, "--weights", "es"]) == 1
+    assert "--weights es: expected GROUP=SHARE" in capfd.readouterr().err
+
+
+def test_pack_and_unpack(tmp_path: Path, capfd: pytest.CaptureFixture[str]):
+    clip(tmp_path / "a.wav", 0.5)
+    row = {"src_lang": "es", "src_text": "a", "audio": "a.wav"}
+    path = lines(tmp_path / "m.jsonl", {**row, "id": "a"}, {**row, "id": "b"}, {**row, "id": "c", "audio": "c.wav"})
+    assert main(["data", "pack", str(path), "--out", str(tmp_path / "packed")]) == 0
+    assert capfd.readouterr().out.splitlines() == [
+        f"{tmp_path}/packed/manifest.jsonl: 2 rows, 1 recordings, 0.0 MB in 1 file",
+        "  left out 1: a recording that cannot be read: c",
+    ]
+    words = ["data", "unpack", str(tmp_path / "packed" / "manifest.jsonl"), "--out", str(tmp_path / "back"), "--json"]
+    assert main(words) == 0
+    assert json.loads(capfd.readouterr().out)["recordings"] == 1
+    assert (tmp_path / "back" / "audio" / "00" / "00000000.wav").read_bytes() == (tmp_path / "a.wav").read_bytes()
+    assert main(["data", "pack", str(path), "--out", str(tmp_path / "packed")]) == 1
+    assert "is there already: name a new folder" in capfd.readouterr().err
