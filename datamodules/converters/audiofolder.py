@@ -19,6 +19,8 @@ from .tables import json_lines, named_values, require_columns, text_lines
 
 _TABLES = ("metadata.csv", "metadata.jsonl")
 
+TAKES = ("columns",)
+
 
 def rows(source: Path, asked: Asked) -> Iterator[Row]:
     """Rows of the tables of a folder and of those below it."""
@@ -51,7 +53,13 @@ def _table(path: Path, asked: Asked) -> Iterator[dict[str, Any]]:
         return
     # A quoted text may have line breaks, so that lines are given with their ends.
     table = csv.DictReader(f"{line}\n" for line in text_lines(path))
-    for row in table:
+    while True:
+        try:
+            row = next(table)
+        except StopIteration:
+            return
+        except csv.Error as error:
+            raise UserError(f"{path}, line {table.line_num}: no CSV ({error})") from None
         if None in row or None in row.values():
             asked.left_out(f"a row of {path.name} with too many or too few columns", f"line {table.line_num}")
         else:

@@ -6,7 +6,7 @@ import math
 import os
 from array import array
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from difflib import get_close_matches
@@ -31,7 +31,7 @@ Row = dict[str, Any]
 
 WRITTEN = (*KEYS, "offset", "channel")
 _SHOWN = 5
-_TOGETHER = 512  # rows whose audio is looked at together
+_TOGETHER, _THREADS = 1024, 8  # rows whose audio is looked at together, and by how many
 
 
 @dataclass
@@ -137,7 +137,11 @@ def convert(
     if not source.exists():
         near = nearest_path(source)
         raise UserError(f"{source}: no such file or folder" + (f"; did you mean {near}?" if near else ""))
-    found = import_module(f".{kind}", __package__).rows(source, asked)
+    module = import_module(f".{kind}", __package__)
+    for option, given in (("beside", asked.beside), ("columns", asked.columns)):
+        if given and option not in getattr(module, "TAKES", ()):
+            raise UserError(f"{kind}: takes no {'--with' if option == 'beside' else '--column'}; leave it out")
+    found = module.rows(source, asked)
     made = _Made(asked, kind)
     rows = _looked_at(made.sound(found), asked.left_out, durations)
     with whole_file(asked.out) as file:
@@ -146,6 +150,8 @@ def convert(
             why = "; ".join(f"{count} {reason}" for reason, count in asked.left_out.counts.most_common(_SHOWN))
             raise UserError(f"{source}: nothing in it becomes a row{f': {why}' if why else ''}")
     made.without_repetitions()
+    if asked.tgt_lang and not made.translated:
+        asked.said.append(f"no row has a translation: --tgt-lang {asked.tgt_lang} is of none")
     left = asked.left_out
     return Converted(
         made.count, made.seconds, dict(made.splits), dict(left.counts.most_common()), dict(left.first), asked.said
@@ -159,6 +165,7 @@ class _Made:
         self.asked, self.kind = asked, kind
         self.count, self.seconds = 0, 0.0
         self.splits: Counter[str] = Counter()
+        self.translated = 0
         self._ids = array("q")
 
     def sound(self, rows: Iterable[Row]) -> Iterator[Row]:
@@ -168,6 +175,8 @@ class _Made:
             row = {key: value for key, value in row.items() if value not in (None, "", [])}
             name = row["id"] = str(row.get("id", ""))
             reason = _texts(row) or self._languages(row) or _parts(row)
+            if self.asked.split and not row.get("split"):
+                raise UserError(f"{self.kind}: this corpus names no splits: leave out --split {self.asked.split}")
             if not name:
                 reason = "no id"
             elif not row.get("audio") and not row.get("src_text"):
@@ -214,6 +223,7 @@ class _Made:
             self.count += 1
             self.seconds += row.get("duration", 0.0)
             self.splits[row.get("split", "")] += 1
+            self.translated += "tgt_lang" in row
             self._ids.append(hash(row["id"]))
             if self.count % 1000 == 0:
                 progress(self.count)
@@ -261,7 +271,9 @@ def _texts(row: Row) -> str | None:
             row[key] = value.strip() if key.endswith("text") else value
         elif isinstance(value, int | float):
             row[key] = str(value)
-        elif value is not None and not (key == "tgt_text" and all(isinstance(one, str) for one in value)):
+        elif value is not None and not (
+            key == "tgt_text" and isinstance(value, list) and all(isinstance(one, str) for one in value)
+        ):
             return f"a {key} that is no text"
     return None
 
@@ -291,9 +303,17 @@ def _tabbed(row: Row) -> str | None:
 
 def _looked_at(rows: Iterator[Row], left_out: LeftOut, durations: bool) -> Iterator[Row]:
     """Rows whose audio is there, with its length."""
-    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:  # reading leaves the interpreter lock
+
+    def look(some: Sequence[Row]) -> list[tuple[float | None, str]]:
+        return [_look(row, durations) for row in some]
+
+    with ThreadPoolExecutor(_THREADS) as pool:  # files are waited for without the interpreter lock
         while some := list(islice(rows, _TOGETHER)):
-            for row, (seconds, wrong) in zip(some, pool.map(lambda row: _look(row, durations), some)):
+            parts = [some[start::_THREADS] for start in range(_THREADS)]
+            looked: list[Any] = [None] * len(some)
+            for start, found in enumerate(pool.map(look, parts)):
+                looked[start::_THREADS] = found
+            for row, (seconds, wrong) in zip(some, looked):
                 if wrong:
                     left_out(wrong, row["id"])
                     continue

@@ -23,6 +23,8 @@ from .tables import require_columns, tsv_rows, unquoted
 _NAME = re.compile(r"covost_v2\.(?P<src>[A-Za-z-]+)_(?P<tgt>[A-Za-z-]+)(?:\.(?P<split>train|dev|test))?\.tsv$")
 _SPLITS = {"train_covost": "train"}
 
+TAKES = ("beside",)
+
 
 def rows(source: Path, asked: Asked) -> Iterator[Row]:
     """Rows of the tables in a folder, or of one of them."""

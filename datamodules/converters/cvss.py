@@ -18,6 +18,8 @@ from .common_voice import clip_seconds, clips, language_of
 from .conversion import Asked, Row
 from .tables import tsv_rows, unquoted
 
+TAKES = ("beside",)
+
 
 def rows(source: Path, asked: Asked) -> Iterator[Row]:
     """Rows with speech on both sides."""

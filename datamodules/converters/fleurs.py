@@ -24,6 +24,8 @@ _SPLITS = ("train", "dev", "test")
 _COLUMNS = ("id", "file_name", "raw_transcription", "transcription", "characters", "num_samples", "gender")
 _RATE = 16000
 
+TAKES = ("beside",)
+
 
 def rows(source: Path, asked: Asked) -> Iterator[Row]:
     """Rows of a language, with the sentences and recordings of another beside them."""

@@ -21,6 +21,8 @@ from .tables import json_lines, text_lines
 
 _TOLD = ("id", "audio", "tgt_audio", "offset", "duration", "channel", "src_lang", "tgt_lang", "src_text", "tgt_text")
 
+TAKES = ("beside",)
+
 
 def rows(source: Path, asked: Asked) -> Iterator[Row]:
     """Rows of all splits that there are."""

@@ -1,4 +1,4 @@
-"""MuST-C (Di Gangi et al. 2019) and what is laid out like it: mTEDx, and pairs of Europarl-ST in this form.
+"""MuST-C (Di Gangi et al. 2019) and what is laid out like it: mTEDx, whose recordings are .flac where it says .wav.
 
     SRC-TGT/data/SPLIT/txt/SPLIT.yaml: - {duration: 4.1, offset: 16.08, rW: 9, uW: 0, speaker_id: spk.7, wav: ted_7.wav}
     SPLIT/txt/SPLIT.SRC, SPLIT.TGT: a line for each segment
@@ -74,6 +74,7 @@ def segments(folder: Path, pair: tuple[str, str], asked: Asked, audio: Path | No
         )
     audio = audio or folder / "wav"
     lines = [text_lines(path) if path else iter(()) for path in texts]
+    told = recording = Path()
     for number, (item, *pairs) in enumerate(zip_longest(_items(table), *lines)):
         if item is None or any(line is None for line, path in zip(pairs, texts) if path):
             short = next(path for path, line in [(table, item), *zip(texts, pairs)] if path and line is None)
@@ -81,7 +82,10 @@ def segments(folder: Path, pair: tuple[str, str], asked: Asked, audio: Path | No
         if not isinstance(item, dict) or not item.get("wav"):
             asked.left_out(f"an item of {table.name} without wav", f"item {number + 1}")
             continue
-        recording = audio / str(item["wav"])
+        if audio / str(item["wav"]) != told:
+            told = recording = audio / str(item["wav"])
+            if not told.is_file() and told.with_suffix(".flac").is_file():
+                recording = told.with_suffix(".flac")
         yield {
             "id": f"{folder.name}/{recording.stem}_{number}",
             "audio": str(recording),

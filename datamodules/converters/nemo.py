@@ -24,6 +24,8 @@ from .tables import json_lines
 
 _SHARD = re.compile(r"(\d+)\.tar$")
 
+TAKES = ("beside",)
+
 
 def rows(source: Path, asked: Asked) -> Iterator[Row]:
     """Rows of a manifest."""

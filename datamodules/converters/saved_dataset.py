@@ -28,6 +28,8 @@ from .tables import named_values
 _BATCH = 256  # rows of a parquet file that are held
 _SPLIT = re.compile(r"(?P<split>[\w.]+?)-\d+-of-\d+")
 
+TAKES = ("columns",)
+
 
 def rows(source: Path, asked: Asked) -> Iterator[Row]:
     """Rows of all splits, or of one."""

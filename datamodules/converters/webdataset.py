@@ -23,6 +23,8 @@ from .tables import named_values
 AUDIO = ("wav", "flac", "ogg", "opus", "mp3")
 _TEXT = ("txt", "text", "transcript")
 
+TAKES = ("columns",)
+
 
 def rows(source: Path, asked: Asked) -> Iterator[Row]:
     """Rows of a tar file, or of those of a folder."""

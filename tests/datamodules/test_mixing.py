@@ -10,6 +10,10 @@ import numpy as np
 import pytest
 from small_corpora import lines
 from voxzoo.components.errors import UserError
+from voxzoo.configs.build import build
+from voxzoo.configs.check import check
+from voxzoo.configs.compose import compose
+from voxzoo.configs.targets import allow_list
 from voxzoo.datamodules import BatchSampler, Mix, SpeechTranslationData
 from voxzoo.datamodules.contract import examine_data
 from voxzoo.datamodules.mixing import Mixture, apportioned
@@ -238,3 +242,26 @@ def test_shares_are_said(tmp_path: Path, caplog: pytest.LogCaptureFixture):
 def test_what_rows_do_not_say_cannot_mix(tmp_path: Path):
     with pytest.raises(UserError, match=r"count=hours: the group 'eng-spa' has no speech"):
         data(tmp_path, by="languages", count="hours").plan({"source"})
+
+
+@pytest.mark.parametrize(
+    ("words", "found"),
+    [
+        (["data.mix.by=languages", "data.mix.temperature=inf"], {"temperature": math.inf}),
+        (
+            ["data.mix.by=manifest", "data.mix.weights={es.jsonl: 2, que-spa: 1}"],
+            {"weights": {"es.jsonl": 2, "que-spa": 1}},
+        ),
+        (["data.mix.by=task", "data.mix.count=hours", "data.mix.size=7"], {"count": "hours", "size": 7}),
+    ],
+)
+def test_a_mixture_is_a_word_on_the_command_line(words: list[str], found: dict):
+    config = compose(["frontend=tiny", "data=manifest", "data.train=a.jsonl", *words])
+    assert not [fault for fault in check(config) if fault.path.startswith("data")]
+    mix = build(config.data, allowed=allow_list(config), tokenizer=None).mix
+    assert {key: getattr(mix, key) for key in found} == found
+
+
+def test_a_wrong_mixture_is_a_fault_of_the_config():
+    config = compose(["frontend=tiny", "data=manifest", "data.train=a.jsonl", "data.mix.by=langauge"])
+    assert any(fault.path == "data.mix.by" for fault in check(config))

@@ -76,6 +76,21 @@ def test_bad_calls(tmp_path: Path, kind: str, source: str, out: str, words: str)
         convert(kind, tmp_path / source, Asked(out=tmp_path / out))
 
 
+@pytest.mark.parametrize(
+    ("asked", "words"),
+    [
+        ({"split": "dev"}, r"nemo: this corpus names no splits: leave out --split dev"),
+        ({"columns": {"tgt_text": "en"}}, r"nemo: takes no --column; leave it out"),
+    ],
+)
+def test_what_is_asked_is_done_or_refused(tmp_path: Path, asked: dict, words: str):
+    with pytest.raises(UserError, match=words):
+        converted("nemo", rows(tmp_path, "a"), tmp_path / "m.jsonl", **asked)
+    assert not (tmp_path / "m.jsonl").exists()
+    with pytest.raises(UserError, match=r"common_voice: takes no --with; leave it out"):
+        converted("common_voice", tmp_path, tmp_path / "m.jsonl", beside=tmp_path)
+
+
 def test_paths_outside_of_the_manifest(tmp_path: Path):
     made, _ = converted("nemo", rows(tmp_path / "corpus", "a"), tmp_path / "made" / "m.jsonl")
     assert made[0]["audio"] == str(tmp_path / "corpus" / "a.wav")

@@ -37,6 +37,14 @@ def test_must_c(tmp_path: Path):
     assert result.seconds == 2.5
 
 
+def test_mtedx_has_flac(tmp_path: Path):
+    folder = must_c(tmp_path)
+    clip(folder / "data" / "train" / "wav" / "ted_2.flac", 1.0)
+    rows, result = converted("mustc", folder, tmp_path / "m.jsonl")
+    assert rows[2]["audio"].endswith("wav/ted_2.flac")
+    assert not result.left_out
+
+
 def test_texts_that_do_not_fit_must_c(tmp_path: Path):
     with pytest.raises(UserError, match=r"train\.de ends behind line 2, and others do not"):
         converted("mustc", must_c(tmp_path, translations=2), tmp_path / "m.jsonl")
