@@ -40,7 +40,8 @@ class Member(io.RawIOBase):
         count = max(0, min(len(view), self._size - self._at))
         if not count:
             return 0
-        read = os.preadv(self._file.fileno(), [view[:count]], self._place + self._at)
+        self._file.seek(self._place + self._at)
+        read = self._file.readinto(view[:count])
         self._at += read
         return read
 

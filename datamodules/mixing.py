@@ -15,14 +15,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import PurePath
-from typing import TYPE_CHECKING, Literal
+from typing import Literal, Protocol
 
 import numpy as np
 
 from ..components.errors import UserError, few
-
-if TYPE_CHECKING:
-    from .selection import Items
 
 MixBy = Literal["languages", "src_lang", "tgt_lang", "speaker", "manifest", "task"]
 _GOLDEN = (math.sqrt(5) - 1) / 2
@@ -57,6 +54,14 @@ class Mixture:
             for g in order
         ]
         return f"{self.counts.sum():,} utterances an epoch: {few(words, _NAMED)}"
+
+
+class Grouped(Protocol):
+    """N items that say what groups they are of (`selection.Items`)."""
+
+    def labels(self, by: str, manifests: Sequence[str] = ()) -> tuple[np.ndarray, list[str]]:
+        """(N,) number of the group of each, and the names of the groups, sorted."""
+        ...
 
 
 class Mix:
@@ -101,7 +106,7 @@ class Mix:
         self.by: MixBy | None = by
         self.temperature, self.weights, self.count, self.size = temperature, dict(weights or {}), count, size
 
-    def mixture(self, items: Items, seconds: np.ndarray, manifests: Sequence[str] = ()) -> Mixture | None:
+    def mixture(self, items: Grouped, seconds: np.ndarray, manifests: Sequence[str] = ()) -> Mixture | None:
         """What an epoch takes of N items; None where each is taken once.
 
         Args:

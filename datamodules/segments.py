@@ -67,10 +67,11 @@ def member_name(path: str, place: int, size: int) -> str:
 
 
 def segment_of(name: str | os.PathLike[str]) -> Segment:
-    """What a name means: a file of that very name where there is one, else a part of one."""
+    """What a name means: a file of that very name where there is one, else a part of one. That of a member is taken at
+    its word: to look for such a file would ask a file system once more for each clip."""
     name = os.fspath(name)
     found = _FRAGMENT.search(name) if "#" in name else None
-    if found is None or found.end() == found.start() + 1 or os.path.lexists(name):
+    if found is None or found.end() == found.start() + 1 or (found["place"] is None and os.path.lexists(name)):
         return Segment(name)
     start, end, channel, place = (found[key] for key in ("start", "end", "channel", "place"))
     return Segment(

@@ -35,7 +35,7 @@ class Rows:
 
 
 def mixture(**options: object) -> Mixture:
-    made = Mix(**{"by": "languages", "temperature": 3.0, **options}).mixture(Rows(), SECONDS)  # pyright: ignore
+    made = Mix(**{"by": "languages", "temperature": 3.0, **options}).mixture(Rows(), SECONDS)
     assert made is not None
     return made
 
