@@ -194,14 +194,9 @@ class Draw:
                 counts[of] = apportioned(count, sizes[of])
         rng = np.random.RandomState([seed & 0xFFFFFFFF, 0x6D6978])
         self._items = np.lexsort((rng.random_sample(len(stratum)), text, length, stratum)).astype(np.int32)
-        self._start = rng.random_sample(len(sizes))
-        self._stratum = np.repeat(np.arange(len(sizes)), counts)
-        self._place = np.arange(len(self._stratum)) - (np.cumsum(counts) - counts)[self._stratum]
-        self._apart = (sizes / np.maximum(counts, 1))[self._stratum]
-        self._begin = (np.cumsum(sizes) - sizes)[self._stratum]
-        self._last = (sizes - 1)[self._stratum]
-        lowest = self._begin + np.minimum(np.floor(self._place * self._apart).astype(np.int64), self._last)
-        highest = self._begin + np.minimum(np.floor((self._place + 1) * self._apart).astype(np.int64), self._last)
+        self._begin = rng.random_sample(len(sizes))
+        self._sizes, self._counts = sizes, counts
+        lowest, highest = (self._places(np.full(len(sizes), shift)) for shift in (0.0, 1.0))
         self.length = length[self._items[highest]]
         runs = np.stack([lowest, highest + 1], 1).reshape(-1)
         self.text = np.maximum.reduceat(np.append(text[self._items], 0), runs)[::2]
@@ -209,10 +204,18 @@ class Draw:
 
     def taken(self, epoch: int) -> np.ndarray:
         """(M,) int32 the item at each place."""
-        begin = (self._start + epoch * _GOLDEN) % 1
-        rank = np.floor((self._place + begin[self._stratum]) * self._apart).astype(np.int64)
-        return self._items[self._begin + np.minimum(rank, self._last)]
+        return self._items[self._places((self._begin + epoch * _GOLDEN) % 1)]
 
     def content(self) -> tuple[np.ndarray, ...]:
         """What an epoch's items depend on, beside the seed."""
-        return self._items, self._stratum, self._apart
+        return self._items, self._sizes, self._counts
+
+    def _places(self, shift: np.ndarray) -> np.ndarray:
+        """(M,) the place of each item among all, where those of a stratum are as far apart as they can be and the first
+        one is `shift`, (S,) parts of that distance, from its beginning."""
+        found, done, before = np.empty(int(self._counts.sum()), np.int64), 0, 0
+        for size, count, begin in zip(self._sizes.tolist(), self._counts.tolist(), shift.tolist()):
+            rank = np.floor((np.arange(count) + begin) * (size / max(count, 1))).astype(np.int64)
+            found[done : done + count] = before + np.minimum(rank, size - 1)
+            done, before = done + count, before + size
+        return found
