@@ -5,7 +5,9 @@ Members are named as `segments` name them, `shard.tar#bytes=1536,48044`, and rea
 
 from __future__ import annotations
 
+import errno
 import os
+import stat
 import tarfile
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -105,14 +107,18 @@ class ShardWriter:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
+        if kind is None:
+            self._end()
+        elif self._open is not None:
+            self._open[0].__exit__(kind, error, trace)  # pyright: ignore[reportArgumentType]
+
+    def _end(self) -> None:
+        """End the file that is written now."""
         if self._open is not None:
             stack, file, _ = self._open
             self._open = None
-            if kind is None:
-                file.write(b"\0" * 2 * _BLOCK)
-                stack.close()
-            else:
-                stack.__exit__(kind, error, trace)  # pyright: ignore[reportArgumentType]
+            file.write(b"\0" * 2 * _BLOCK)
+            stack.close()
 
     def add(self, name: str, content: bytes | BinaryIO, size: int | None = None) -> tuple[str, int, int]:
         """Put in a member.
@@ -133,7 +139,7 @@ class ShardWriter:
             content, size = BytesIO(content), len(content)
         assert size is not None
         if self._open is not None and self._open[1].tell() + size > self.most and self._open[1].tell():
-            self.__exit__(None, None, None)
+            self._end()
         if self._open is None:
             stack, shard = ExitStack(), f"{self.count:05d}.tar"
             self._open = stack, stack.enter_context(whole_file(self.folder / shard)), shard
@@ -154,7 +160,9 @@ class ShardWriter:
 
 
 def open_recording(path: str, place: tuple[int, int] | None) -> tuple[BinaryIO, int]:
-    """The bytes of a recording, and how many there are. Raises OSError."""
+    """The bytes of a recording, and how many there are. Raises OSError, also where it is no regular file."""
+    if not stat.S_ISREG(os.stat(path).st_mode):  # a pipe would be waited for
+        raise OSError(errno.EINVAL, "no regular file", path)
     if place is None:
         file = open(path, "rb")  # noqa: SIM115 - the caller closes it
         return file, os.fstat(file.fileno()).st_size
