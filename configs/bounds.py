@@ -20,6 +20,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from ..components.errors import UserError
 from .build import build
+from .followers import faults_of_modes
 from .optimisation import told_as_users, try_optimizer, try_schedule
 from .signatures import parameters_of
 from .targets import allow_list, class_of
@@ -120,6 +121,7 @@ def faults_of_values(config: DictConfig, faulty: Callable[[str], bool]) -> Found
             yield from make(config)
     yield from _make_steps(config, faulty)
     yield from _make_callbacks(config, faulty)
+    yield from ((key, problem) for key, problem in faults_of_modes(config) if not faulty(key))
 
 
 _NUMBERS = ("optim", "schedule", "trainer")

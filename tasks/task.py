@@ -258,15 +258,18 @@ class Task(LightningModule, ABC):
         return str((self.config.get("checkpoint") or {}).get("monitor", "valid/loss"))
 
     def _step_plateau(self, metrics: Mapping[str, float]) -> None:
-        """Give a schedule that waits for plateaus what validation found, before a checkpoint keeps its state."""
+        """Give a schedule that waits for plateaus what validation found, before a checkpoint keeps its state. Callbacks
+        have logged theirs by now."""
         for one in [] if self.trainer.sanity_checking else self.trainer.lr_scheduler_configs:
             if isinstance(one.scheduler, ReduceLROnPlateau):
-                if self._monitor not in metrics:
-                    known = ", ".join(metrics)
+                known = {**self.trainer.callback_metrics, **metrics}
+                if self._monitor not in known:
+                    names = ", ".join(name for name in sorted(known) if name.startswith("valid/"))
                     raise UserError(
-                        f"checkpoint.monitor={self._monitor}, for the schedule: validation measures {known}"
+                        f"checkpoint.monitor={self._monitor}, for the schedule: validation measures {names}"
                     )
-                one.scheduler.step(metrics[self._monitor])
+                # Of the first process, should others have logged another: rates that differ would part the weights.
+                one.scheduler.step(self.trainer.strategy.broadcast(float(known[self._monitor])))
 
     def total_steps(self) -> int | None:
         """Steps of the whole run, for schedules; None where nothing ends it."""

@@ -18,6 +18,7 @@ from ...components.errors import UserError
 from ...components.roles import Tokenizer
 from ...components.types import Adapted, Batch, Judgement, Loss, Padded, Reconstruction, UnitOutput
 from ...configs.build import build
+from ...configs.followers import followers
 from ...configs.optimisation import factory, make_schedule
 from ...configs.targets import allow_list
 from ..distributed.gradients import parameter_groups
@@ -113,18 +114,28 @@ def trace(config: DictConfig, serving: bool = True, task: Task | None = None) ->
 
 
 def _require_monitor(task: Task, config: DictConfig, names: Iterable[str]) -> None:
-    """Refuse a metric that ranks checkpoints and that no validation measures, as far as that can be known.
+    """Refuse metrics that checkpoints, a schedule or early stopping follow and that no validation measures, as far as
+    that can be known.
 
     Raises:
         UserError: there is no such metric.
     """
-    own = config.get("callbacks") or type(task).on_validation_epoch_end is not Task.on_validation_epoch_end
-    settings = config.get("checkpoint") or {}
-    monitor = settings.get("monitor", "valid/loss")
-    known = ["valid/loss", *(f"valid/{name}" for name in names if name != "loss")]
-    if own or not settings.get("keep_best") or monitor in known:
+    logged = _logged_by_callbacks(config)
+    if logged is None or type(task).on_validation_epoch_end is not Task.on_validation_epoch_end:
         return
-    raise UserError(f"checkpoint.monitor={monitor}: validation measures {', '.join(known)}")
+    known = list(dict.fromkeys(["valid/loss", *(f"valid/{name}" for name in names if name != "loss"), *logged]))
+    for follower in followers(config):
+        if follower.monitor not in known:
+            raise UserError(f"{follower.key}={follower.monitor}: validation measures {', '.join(known)}")
+
+
+def _logged_by_callbacks(config: DictConfig) -> list[str] | None:
+    """Names of what callbacks log of a validation; None where some are of elsewhere, which may log anything."""
+    nodes = list((config.get("callbacks") or {}).values())
+    if not all(str(node.get("_target_")).startswith("voxzoo.") for node in nodes):
+        return None
+    made = [build(node, allowed=allow_list(config)) for node in nodes]
+    return [one.name for one in made if isinstance(getattr(one, "name", None), str)]
 
 
 def _make_steps(task: Task, config: DictConfig, allowed: tuple[str, ...]) -> None:

@@ -77,6 +77,16 @@ def test_optimizers_of_torch_work_by_name(words: str):
         ("callbacks.mine._target_=torch.nn.Identity",
          "callbacks.mine: the config is torch.nn.Identity, which is not a Callback"),
         ("callbacks.mine=3", "callbacks.mine: expected a map with _target_"),
+        ("callbacks=decoded_score checkpoint.monitor=valid/bleu",
+         "checkpoint.mode: 'min': of checkpoint.monitor=valid/bleu more is better: expected 'max'"),
+        ("checkpoint.mode=max", "checkpoint.mode: 'max': of checkpoint.monitor=valid/loss less is better"),
+        ("callbacks=[early_stopping,decoded_score] callbacks.early_stopping.monitor=valid/chrf",
+         "callbacks.early_stopping.mode: 'min': of callbacks.early_stopping.monitor=valid/chrf more is better"),
+        (f"{TORCH}ReduceLROnPlateau checkpoint.monitor=valid/accuracy checkpoint.mode=max",
+         "schedule.mode: 'min': of checkpoint.monitor=valid/accuracy more is better: expected 'max'"),
+        # What nobody knows is as the checkpoints have it.
+        (f"{TORCH}ReduceLROnPlateau checkpoint.monitor=valid/own checkpoint.mode=max",
+         "schedule.mode: 'min': of checkpoint.monitor=valid/own more is better: expected 'max'"),
     ],
 )  # fmt: skip
 def test_what_they_have_against_their_values_is_found_by_check(words: str, fault: str):
@@ -100,10 +110,23 @@ def test_values_for_each_group_fit_the_groups_of_the_model():
 
 def test_a_metric_that_validation_does_not_measure_is_refused(tiny):
     known = "valid/loss, valid/text, valid/ctc, valid/accuracy"
-    with pytest.raises(UserError, match=f"^checkpoint.monitor=valid/bleu: validation measures {known}$"):
-        trace(compose([*tiny, "checkpoint.monitor=valid/bleu"]))
-    for words in (["checkpoint.monitor=valid/accuracy"], ["checkpoint.monitor=valid/bleu", "checkpoint.keep_best=0"]):
-        trace(compose([*tiny, *words]))
-    # A callback of one's own may log it.
-    callback = "+callbacks.own._target_=lightning.pytorch.callbacks.LearningRateMonitor"
-    trace(compose([*tiny, "checkpoint.monitor=valid/bleu", callback]))
+    bleu, plateau = "checkpoint.monitor=valid/bleu", f"{TORCH}ReduceLROnPlateau"
+    stop, decoded = "callbacks.early_stopping.monitor=valid/bleu", "callbacks=[decoded_score,early_stopping]"
+    for words, key in (
+        (bleu, "checkpoint.monitor"),
+        (f"{bleu} checkpoint.keep_best=0 {plateau}", "checkpoint.monitor"),
+        (f"{bleu} callbacks=average_best", "checkpoint.monitor"),
+        (f"callbacks=early_stopping {stop}", "callbacks.early_stopping.monitor"),
+    ):
+        with pytest.raises(UserError, match=f"^{key}=valid/bleu: validation measures {known}$"):
+            trace(compose([*tiny, *words.split()]))
+    with pytest.raises(UserError, match=f"^checkpoint.monitor=valid/bleu: validation measures {known}, valid/chrf$"):
+        trace(compose([*tiny, bleu, "callbacks=decoded_score", "callbacks.decoded_score.metric=chrf"]))
+    for words in (
+        "checkpoint.monitor=valid/accuracy",
+        f"{bleu} checkpoint.keep_best=0",
+        f"{bleu} {decoded} {plateau} {stop}",
+        # A callback of one's own may log it.
+        f"{bleu} +callbacks.own._target_=lightning.pytorch.callbacks.LearningRateMonitor",
+    ):
+        trace(compose([*tiny, *words.split()]))

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 from sacrebleu.metrics.chrf import CHRF
+from torch.optim.lr_scheduler import ReduceLROnPlateau
 from voxzoo.components.errors import UserError
 from voxzoo.tasks import load_run, train
 from voxzoo.tasks.checkpoints.files import Checkpointer
@@ -79,8 +80,13 @@ def test_patience_that_is_not_at_its_end_is_counted_over_a_kill(words, tmp_path,
 
 
 def test_a_metric_that_no_validation_measures_is_named(words):
-    with pytest.raises(UserError, match="early stopping by valid/blue: validation measures valid/"):
-        train([*words, "callbacks=early_stopping", "callbacks.early_stopping.monitor=valid/blue", "name=x"])
+    blue = ["callbacks=early_stopping", "callbacks.early_stopping.monitor=valid/blue", "name=x"]
+    with pytest.raises(UserError, match=r"^callbacks\.early_stopping\.monitor=valid/blue: validation measures valid/"):
+        train([*words, *blue])
+    # One of elsewhere may log it: then it is seen when there is none.
+    other = "callbacks.other._target_=lightning.pytorch.callbacks.Timer"
+    with pytest.raises(UserError, match=r"^early stopping by valid/blue: validation measures valid/"):
+        train([*words, *blue, other])
 
 
 DECODED = [
@@ -113,6 +119,31 @@ def test_the_best_checkpoints_are_those_of_decoded_text(words, tmp_path):
     # What is decoded changes nothing of the training.
     train([*words, *rows, "name=plain"])
     assert same(state(tmp_path / "decoded")["state_dict"], state(tmp_path / "plain")["state_dict"])
+
+
+def test_a_schedule_follows_what_was_decoded(words, tmp_path, monkeypatch):
+    """Each validation's own score, not the one before: the rate is halved where it is no better by 0.01 points."""
+    heard: list[float] = []
+
+    def step(self: Any, value: float, given: Callable[..., None] = ReduceLROnPlateau.step) -> None:
+        heard.append(value)
+        given(self, value)
+
+    plateau = [
+        "schedule._target_=torch.optim.lr_scheduler.ReduceLROnPlateau", "schedule.mode=max", "schedule.factor=0.5",
+        "schedule.patience=0", "schedule.threshold=0.01", "schedule.threshold_mode=abs",
+    ]  # fmt: skip
+    with monkeypatch.context() as patch:
+        patch.setattr(ReduceLROnPlateau, "step", step)
+        train([*words, *DECODED, *plateau, "checkpoint.keep_best=4", "data.corpus.num_valid=5", "name=plateau"])
+    best = json.loads((tmp_path / "plateau" / "checkpoints" / "best.json").read_text())
+    assert heard[-4:] == [pytest.approx(best[name]) for name in sorted(best)]
+    assert len(set(heard[-4:])) > 1
+    rate, highest = 0.01, -math.inf
+    for value in heard[-4:]:
+        rate, highest = (rate, value) if value > highest + 0.01 else (rate / 2, highest)
+    (kept,) = state(tmp_path / "plateau")["lr_schedulers"]
+    assert kept["_last_lr"] == pytest.approx([rate] * 2)
 
 
 @pytest.mark.slow
