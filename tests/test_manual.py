@@ -104,7 +104,7 @@ def outputs(folder: Path) -> None:
     (folder / "test.hypotheses.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     (folder / "theirs.tsv").write_text("id\ttext\n" + "".join(f"u{n}\t{text}\n" for n, text in enumerate(TEXTS)))
     (folder / "speakers.tsv").write_text("id\tgender\n" + "".join(f"u{n}\tf\n" for n in range(len(TEXTS))))
-    for name in ("ours", "theirs", "ref"):
+    for name in ("ours", "theirs", "ref", "seed1", "seed2"):
         (folder / f"{name}.txt").write_text("\n".join(TEXTS))
 
 

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from ..serving.choices import NORMALISERS, TOKENIZERS
+from . import flags
 
 HELP = "score any system's text: BLEU, chrF, TER, WER, CER with intervals, and compare systems"
 EXAMPLE = "voxzoo score ours.jsonl theirs.txt --reference test.tsv --normalise iwslt --by gender"
@@ -18,9 +19,10 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "systems",
         nargs="+",
-        metavar="FILE",
+        metavar="[NAME=]FILE",
         help="output of a system: plain text (a sentence a line), .tsv with a header, .jsonl, or what `voxzoo "
-        "evaluate` wrote (.hypotheses.jsonl); rows are matched by id, plain text by line",
+        "evaluate` wrote (.hypotheses.jsonl); rows are matched by id, plain text by line. Files of one NAME are runs "
+        "of one system, such as of several seeds, whose scores are averaged",
     )
     parser.add_argument(
         "--reference", metavar="FILE", help="what is right, in any of these forms (default: `reference` of the rows)"
@@ -40,7 +42,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         help="of BLEU (default: 13a, or char for languages without spaces)",
     )
     parser.add_argument("--lang", help="ISO 639-3 code of the text (default: tgt_lang of the rows, or eng)")
-    parser.add_argument("--base", metavar="FILE", help="the system that others are compared with (default: the first)")
+    parser.add_argument("--base", metavar="NAME", help="the system that others are compared with (default: the first)")
     parser.add_argument("--by", metavar="FIELDS", help="score each group of a field too, such as gender,tgt_lang")
     parser.add_argument("--manifest", metavar="FILE", help="where the fields of --by are, by id (default: in the rows)")
     parser.add_argument("--task", help="the rows of one task, of a file that has several (asr, s2tt ...)")
@@ -82,16 +84,16 @@ def run(args: argparse.Namespace) -> dict:
         field=args.field,
         reference_field=args.reference_field,
         lang=args.lang,
-        by=_words(args.by),
+        by=flags.words(args.by),
     )
     normaliser = Normaliser(args.normalise, corpus.lang, args.keep)
-    metrics = metrics_of(_words(args.metrics) or list(METRICS), normaliser, corpus.lang, args.tokenize)
-    compared = len(args.systems) > 1 and args.resamples > 0
+    metrics = metrics_of(flags.words(args.metrics) or list(METRICS), normaliser, corpus.lang, args.tokenize)
+    compared = len(corpus.systems) > 1 and args.resamples > 0
     answer = score_systems(
         corpus,
         metrics,
         normaliser,
-        base=(args.base or args.systems[0]) if compared else None,
+        base=(args.base or next(iter(corpus.systems))) if compared else None,
         resamples=args.resamples,
         trials=args.trials,
         seed=args.seed,
@@ -99,10 +101,6 @@ def run(args: argparse.Namespace) -> dict:
     if not args.json:
         {"text": show, "csv": _print_csv, "markdown": _print_markdown}[args.format](answer)
     return {"status": "ok", **answer}
-
-
-def _words(text: str | None) -> list[str]:
-    return [word.strip() for word in (text or "").split(",") if word.strip()]
 
 
 def show(answer: dict[str, Any]) -> None:
@@ -123,13 +121,23 @@ def show(answer: dict[str, Any]) -> None:
             if line:
                 console.print(f"  {line}", markup=False, highlight=False, soft_wrap=True)
     if answer["base"] is not None:
+        tests = "paired bootstrap, approximate randomisation (two-sided)"
+        if _has_seeds(answer):
+            tests = (
+                "paired bootstrap over runs and utterances, of single runs approximate randomisation too (two-sided)"
+            )
         console.print(
-            "  p: paired bootstrap, approximate randomisation (two-sided); Holm: after correction over the table; "
-            "found: the smallest true difference that this table finds in 80 % of cases",
+            f"  p: {tests}; Holm: after correction over the table; found: the smallest true difference that this table "
+            "finds in 80 % of cases",
             markup=False, highlight=False, soft_wrap=True,
         )  # fmt: skip
     for note in answer["notes"]:
         console.print(printable(f"note: {note}"), markup=False, highlight=False)
+
+
+def _has_seeds(answer: dict[str, Any]) -> bool:
+    """Whether a system has several runs."""
+    return any(row["num_runs"] > 1 for metric in answer["metrics"].values() for row in metric["systems"].values())
 
 
 def _metric_table(label: str, metric: dict[str, Any], base: str | None) -> Any:
@@ -142,11 +150,15 @@ def _metric_table(label: str, metric: dict[str, Any], base: str | None) -> Any:
     arrow = "" if metric["higher_is_better"] else " (lower is better)"
     table = Table(title=f"{label}{arrow}", box=box.SIMPLE_HEAD, title_justify="left")
     others = [name for name in metric["systems"] if name != base] if base is not None else []
+    repeated = any(row["num_runs"] > 1 for row in metric["systems"].values())
     table.add_column("system", overflow="fold")
-    for column in ("score", "95 %", *(("difference", "95 %", "p", "Holm", "found") if others else ())):
+    shown = ["runs", "spread", "score", "95 %"][0 if repeated else 2 :]
+    for column in (*shown, *(("difference", "95 %", "p", "Holm", "found") if others else ())):
         table.add_column(column, justify="right")
     for name, row in metric["systems"].items():
         cells = [f"{row['score']:.2f}", _between(row["low"], row["high"])]
+        if repeated:
+            cells[:0] = [str(row["num_runs"]), "" if row["spread"] is None else f"{row['spread']:.2f}"]
         if name in others:
             pairs = [("p_bootstrap", "p_randomisation"), ("p_bootstrap_holm", "p_randomisation_holm")]
             cells += [
@@ -188,7 +200,7 @@ def _between(low: float | None, high: float | None) -> str:
 
 _COLUMNS = (
     "score", "low", "high", "difference", "difference_low", "difference_high", "p_bootstrap", "p_bootstrap_holm",
-    "p_randomisation", "p_randomisation_holm", "smallest_difference",
+    "p_randomisation", "p_randomisation_holm", "smallest_difference", "num_runs", "spread",
 )  # fmt: skip
 
 
@@ -253,5 +265,5 @@ def _print_markdown(answer: dict[str, Any]) -> None:
     if answer["base"] is not None:
         print(
             f"- *: differs from {plain(answer['base'])} at 0.05 by each paired test, after Holm's correction; "
-            f"{answer['num_utterances']} utterances, 95 % intervals"
+            f"{answer['num_utterances']} utterances{', several runs' if _has_seeds(answer) else ''}, 95 % intervals"
         )

@@ -21,6 +21,8 @@ REFERENCE = ("reference", "tgt_text", "text")
 SEVERAL = "references"
 """Key of all references of a row, where it has several."""
 IDS = ("id", "utt_id")
+LONGEST = 1 << 17
+"""Characters of one text, those of the longest row that is trained on (4,096 tokens of 32)."""
 
 
 @dataclass(frozen=True)
@@ -49,10 +51,10 @@ class Rows:
             field: key of the text; None: the first of the usual ones that the rows have.
 
         Raises:
-            UserError: there is no such key, or a value is no text.
+            UserError: there is no such key, or a value is no text, or too long.
         """
         if self.ids is None:
-            return [row["text"] for row in self.rows]
+            return [self._short(place, row["text"]) for place, row in enumerate(self.rows)]
         found = [key for key in ((field,) if field else usual) if any(key in row for row in self.rows)]
         if not found:
             keys = few(list(dict.fromkeys(key for row in self.rows for key in row)), 12)
@@ -93,7 +95,15 @@ class Rows:
             raise UserError(f"{self.where(place)}, {key} of {self.rows[place]['id']!r}: {said}")
         if "\0" in value:
             raise UserError(f"{self.where(place)}, {key}: has a NUL character: this is no text")
-        return value.replace("\r\n", " ").replace("\n", " ").replace("\r", " ").rstrip()
+        return self._short(place, value.replace("\r\n", " ").replace("\n", " ").replace("\r", " ").rstrip())
+
+    def _short(self, place: int, text: str) -> str:
+        if len(text) > LONGEST:
+            raise UserError(
+                f"{self.where(place)}: a text of {len(text):,} characters; at most {LONGEST:,} are scored: a row is a "
+                "sentence, or a few"
+            )
+        return text
 
     def of_task(self, task: str | None) -> Rows:
         """The rows of one task of what `voxzoo evaluate` wrote.

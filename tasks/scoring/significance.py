@@ -132,7 +132,7 @@ def paired_bootstrap(
     """Would a difference this large come of the draw of the utterances, and of the seeds, alone?
 
     With one run on each side: the share of resamples in which the difference lies as far from its mean as that is from
-    0. With several: by Student's t with the standard error of `standard_error`.
+    0. With several on one or both: by Student's t with the standard error of `standard_error`.
 
     Args:
         scores, base_scores: (S, R) of `bootstrap`, where they are known.
@@ -145,15 +145,13 @@ def paired_bootstrap(
         found = bootstrap([*system, *base], resamples, seed)
         scores, base_scores = np.stack(found[: len(system)]), np.stack(found[len(system) :])
     observed = mean_score(system) - mean_score(base)
-    if len(system) > 1 and len(base) > 1:
+    if len(system) > 1 or len(base) > 1:
         error, freedom = standard_error(system, base, scores, base_scores)
         if error == 0:
             return PairedTest(1.0 if abs(observed) <= _SAME else 1 / (scores.shape[1] + 1))
         return PairedTest(student_tails(abs(observed) / error, freedom))
     differences = scores.mean(axis=0) - base_scores.mean(axis=0)
     p_value = _share(np.abs(differences.astype(np.float64) - differences.mean(dtype=np.float64)), abs(observed))
-    if len(system) > 1 or len(base) > 1:
-        return PairedTest(p_value)
     sizes = np.abs(differences)
     return PairedTest(p_value, _share_above(sizes - sizes.mean(), abs(observed)))
 
@@ -305,7 +303,7 @@ def _difference(
 ) -> dict[str, Any]:
     observed = mean_score(system) - mean_score(base)
     error, freedom = standard_error(system, base, scores, base_scores)
-    if len(system) > 1 and len(base) > 1:
+    if len(system) > 1 or len(base) > 1:
         reach = student_quantile(0.975, freedom) * error
         low, high = observed - reach, observed + reach
     else:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import unicodedata
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from ...components.errors import UserError, few
@@ -18,6 +19,8 @@ from .text import Bleu, Chrf, ErrorRate, Ter
 
 METRICS = {"bleu": "BLEU", "chrf2": "chrF2", "chrf2++": "chrF2++", "ter": "TER", "wer": "WER", "cer": "CER"}
 """Name -> how it is written in a table."""
+
+_TER_WORDS = 4096  # of a text: measured, 24 to 50 s and 600 MB
 
 
 @dataclass(frozen=True)
@@ -61,7 +64,7 @@ class Corpus:
     Attributes:
         ids: N names; numbers of lines where all files are plain text.
         references: N texts, or lists of them where there are several.
-        systems: name (the path that was given) -> N texts.
+        systems: name (that was given, else the path) -> N texts of each of its files, such as one of each seed.
         lang: of the references.
         notes: what was left out, and why.
         labels: field -> N values of it, for groups.
@@ -69,20 +72,41 @@ class Corpus:
 
     ids: list[str]
     references: list[References]
-    systems: dict[str, list[str]]
+    systems: dict[str, list[list[str]]]
     lang: str
     notes: list[str]
     labels: dict[str, list[str]]
 
 
+def files_of_systems(words: Sequence[str]) -> dict[str, list[str]]:
+    """System -> its files, of words FILE or NAME=FILE: files of one name are runs of one system, such as of several
+    seeds.
+
+    Raises:
+        UserError: a file that is given twice, or a name without a file.
+    """
+    found: dict[str, list[str]] = {}
+    for word in words:
+        name, sign, path = word.partition("=")
+        if not sign or "/" in name or Path(word).exists():  # a file whose name has the sign
+            name, path = word, word
+        elif not name or not path:
+            raise UserError(f"{word}: expected FILE or NAME=FILE")
+        known = [each for files in found.values() for each in files]
+        if path in known or (name == path and name in found):
+            raise UserError(f"{path}: given twice: each run of a system has a file of its own")
+        found.setdefault(name, []).append(path)
+    return found
+
+
 def read_corpus(
-    paths: Sequence[str], reference: str | None = None, *, manifest: str | None = None, task: str | None = None,
+    words: Sequence[str], reference: str | None = None, *, manifest: str | None = None, task: str | None = None,
     field: str | None = None, reference_field: str | None = None, lang: str | None = None, by: Sequence[str] = (),
 ) -> Corpus:  # fmt: skip
     """Read systems and match them with their references.
 
     Args:
-        paths: one file a system.
+        words: one file a system, or several: `files_of_systems`.
         reference: file of the references; None: rows of a system hold them, the same in all that do.
         manifest: file with the fields of `by`, matched by id; None: they are in the rows.
         task: the rows of one task alone, where rows say theirs.
@@ -94,16 +118,14 @@ def read_corpus(
     Raises:
         UserError: as `read_rows` and `matched`; references that differ; a field that no row has.
     """
-    repeated = [path for place, path in enumerate(paths) if path in paths[:place]]
-    if repeated:
-        raise UserError(f"{repeated[0]}: given twice: a system has one file, with a name of its own")
-    files = [read_rows(path, task) for path in paths]
+    named = files_of_systems(words)
+    files = [read_rows(path, task) for paths in named.values() for path in paths]
     known = read_rows(reference, task) if reference else files[0]
     places = {file.path: matched(known, file) for file in files}
-    systems = {
-        file.path: [texts[place] for place in places[file.path]]
+    texts = {
+        file.path: [own[place] for place in places[file.path]]
         for file in files
-        for texts in [file.texts(field, HYPOTHESIS)]
+        for own in [file.texts(field, HYPOTHESIS)]
     }
     references = _references(known, files, places, bool(reference), reference_field)
     ids = known.ids or [str(line) for line in known.lines]
@@ -116,11 +138,12 @@ def read_corpus(
             raise UserError(f"{known.path}: no row has a reference text")
         notes.append(f"{len(silent)} without a reference left out: {few([ids[place] for place in silent])}")
         ids, references = [ids[place] for place in kept], [references[place] for place in kept]
-        systems = {name: [texts[place] for place in kept] for name, texts in systems.items()}
+        texts = {path: [own[place] for place in kept] for path, own in texts.items()}
         labels = {name: [values[place] for place in kept] for name, values in labels.items()}
-    for name, texts in systems.items():
-        if empty := sum(not text.strip() for text in texts):
-            notes.append(f"{name}: {empty} of {len(texts)} hypotheses are empty")
+    for path, own in texts.items():
+        if empty := sum(not text.strip() for text in own):
+            notes.append(f"{path}: {empty} of {len(own)} hypotheses are empty")
+    systems = {name: [texts[path] for path in paths] for name, paths in named.items()}
     return Corpus(ids, references, systems, _language(lang, [known, *files], notes), notes, labels)
 
 
@@ -211,26 +234,28 @@ def score_systems(
     Returns:
         Plain dict: `num_utterances`, `base`, `notes`; `metrics`: name -> `signature` (as sacrebleu prints it for the
         same draws), `signature_randomisation`, `higher_is_better`, and `systems`, the rows of
-        `significance.compare_systems`, for error rates with `errors` and `length`; `groups`: field -> value ->
-        `num_utterances` and `metrics`, name -> system -> row. A row of a group has no tests.
+        `significance.compare_systems`, for error rates of one run with `errors` and `length`; `groups`: field -> value
+        -> `num_utterances` and `metrics`, name -> system -> row. A row of a group has no tests.
 
     Raises:
-        UserError: an unknown base.
+        UserError: an unknown base, or texts that are too long for TER.
     """
     if base is not None and base not in corpus.systems:
         raise UserError(f"--base {base}: no such system; there are {', '.join(corpus.systems)}")
     references = [each_of(text, normaliser) for text in corpus.references]
     number = how_many(references)
-    cleaned = {name: [normaliser(text) for text in texts] for name, texts in corpus.systems.items()}
+    cleaned = {name: [[normaliser(text) for text in texts] for texts in runs] for name, runs in corpus.systems.items()}
+    if "ter" in metrics:
+        _require_short(corpus, cleaned, references)
     tables = {
-        key: {name: Counted.of(metric, texts, references) for name, texts in cleaned.items()}
+        key: {name: [Counted.of(metric, texts, references) for texts in runs] for name, runs in cleaned.items()}
         for key, metric in metrics.items()
     }
     answer: dict[str, Any] = {"num_utterances": len(references), "base": base, "notes": corpus.notes, "metrics": {}}
     for key, metric in metrics.items():
         rows = _rows(tables[key], base, resamples, trials, seed)
         drawn = {"bs": resamples, "seed": seed} if resamples else {}
-        exchanged = base is not None and trials > 0 and len(rows) > 1
+        exchanged = any(row.get("p_randomisation") is not None for row in rows.values())
         answer["metrics"][key] = {
             "signature": normaliser.prefix + metric.signature_on(number, **drawn),
             "signature_randomisation": (
@@ -243,10 +268,7 @@ def score_systems(
         name: {
             value: {
                 "num_utterances": len(places),
-                "metrics": {
-                    key: _rows({name: table.at(places) for name, table in found.items()}, None, resamples, 0, seed)
-                    for key, found in tables.items()
-                },
+                "metrics": {key: _rows(_at(found, places), None, resamples, 0, seed) for key, found in tables.items()},
             }
             for value, places in _groups(values).items()
         }
@@ -255,16 +277,32 @@ def score_systems(
     return answer
 
 
+def _require_short(
+    corpus: Corpus, systems: Mapping[str, Sequence[Sequence[str]]], references: Sequence[References]
+) -> None:
+    """Refuse what TER takes minutes and gigabytes for."""
+    longest = [text if isinstance(text, str) else max(text, key=len) for text in references]
+    sides = [*((name, texts) for name, runs in systems.items() for texts in runs), ("the reference", longest)]
+    for name, texts in sides:
+        for own, text in zip(corpus.ids, texts, strict=True):
+            if len(text) > _TER_WORDS and (count := len(text.split())) > _TER_WORDS:
+                raise UserError(
+                    f"{name}: {own!r} has {count:,} words, and TER is of {_TER_WORDS:,} at most; leave it out, by "
+                    "--metrics bleu,chrf2,chrf2++,wer,cer"
+                )
+
+
+def _at(tables: Mapping[str, Sequence[Counted]], places: Sequence[int]) -> dict[str, list[Counted]]:
+    return {name: [run.at(places) for run in runs] for name, runs in tables.items()}
+
+
 def _rows(
-    tables: dict[str, Counted], base: str | None, resamples: int, trials: int, seed: int
+    tables: Mapping[str, Sequence[Counted]], base: str | None, resamples: int, trials: int, seed: int
 ) -> dict[str, dict[str, Any]]:
-    systems = {name: [table] for name, table in tables.items()}
-    rows = compare_systems(systems, base, resamples=resamples, trials=trials, seed=seed)
-    for name, table in tables.items():
-        for key in ("num_runs", "spread"):
-            del rows[name][key]
-        if isinstance(table.metric, ErrorRate | Ter):
-            errors, length = table.statistics.sum(axis=0).tolist()
+    rows = compare_systems(tables, base, resamples=resamples, trials=trials, seed=seed)
+    for name, runs in tables.items():
+        if len(runs) == 1 and isinstance(runs[0].metric, ErrorRate | Ter):
+            errors, length = runs[0].statistics.sum(axis=0).tolist()
             rows[name] |= {"errors": errors, "length": length}
     return rows
 

@@ -255,6 +255,11 @@ def test_runs_are_compared_with_what_is_known_of_seeds():
     assert exchanged.p_value < 0.01  # these runs do differ
     assert row["p_randomisation"] is None  # which says nothing of other seeds
     assert row["difference_low"] == pytest.approx(-3 - 2.776 * math.sqrt(32 / 3), abs=0.01)
+    # Of one run alone nothing is known of seeds, but of the other side's.
+    row = compare_systems({"base": [run(17)], "ours": ours}, "base")["ours"]
+    assert row["p_bootstrap"] == pytest.approx(student_tails(3 / math.sqrt(16 / 3), 2))
+    assert row["difference_low"] == pytest.approx(-3 - 4.3027 * math.sqrt(16 / 3), abs=0.01)
+    assert row["p_bootstrap"] > 0.3
 
 
 @pytest.mark.parametrize(("t", "freedom", "tails"), [

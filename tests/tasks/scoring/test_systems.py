@@ -19,10 +19,11 @@ from sacrebleu.metrics.bleu import BLEU
 from sacrebleu.metrics.chrf import CHRF
 from sacrebleu.metrics.ter import TER
 from voxzoo.components.errors import UserError
+from voxzoo.datamodules.selection import LONGEST_TEXT, MOST_CHARACTERS
 from voxzoo.tasks.commands import cli
 from voxzoo.tasks.commands.cli import main
-from voxzoo.tasks.scoring.outputs import matched, read_rows
-from voxzoo.tasks.scoring.systems import Normaliser, read_corpus
+from voxzoo.tasks.scoring.outputs import LONGEST, matched, read_rows
+from voxzoo.tasks.scoring.systems import Normaliser, files_of_systems, read_corpus
 
 WORDS = [
     "the", "The", "train", "to", "Peru", "leaves", "on", "15th", "August,", "at", "10:15", ".", "costs", "(really)",
@@ -142,6 +143,14 @@ def test_white_space_inside_a_sentence_is_as_jiwer_takes_it(folder):
         assert repr(row["errors"] / row["length"]) == peer("jiwer.cli", "-r", "r.txt", "-h", "h.txt", *words).strip()
 
 
+def test_sentences_of_one_character_count_though_the_command_line_of_jiwer_leaves_them_out(folder):
+    (folder / "r.txt").write_text("a b\n.\nc d e\n")
+    (folder / "h.txt").write_text("a b\n!\nc d\n")
+    row = score("h.txt", "--reference", "r.txt", "--metrics", "wer")["metrics"]["wer"]["systems"]["h.txt"]
+    assert (row["errors"], row["length"]) == (2, 6)
+    assert peer("jiwer.cli", "-r", "r.txt", "-h", "h.txt").strip() == repr(1 / 5)
+
+
 def test_what_iwslt_keeps_is_in_the_signature():
     keeping = Normaliser("iwslt", keep="'")
     assert keeping("L'Été, c'est -- bon!") == "l'été c'est  bon"
@@ -187,6 +196,97 @@ def test_hypotheses_of_evaluate_bring_their_references(folder):
     (folder / "o.jsonl").write_text("".join(json.dumps(row) + "\n" for row in other))
     with pytest.raises(UserError, match=r"o\.jsonl: another reference of 'u0' than t\.hyp"):
         read_corpus(["t.hypotheses.jsonl", "o.jsonl"], task="s2tt")
+
+
+def seeds_of(folder: Path, system: str, noise: float, task: str = "s2tt") -> list[str]:
+    """Hypotheses files of three seeds, as `voxzoo evaluate` writes them, in an order of their own each."""
+    paths = []
+    for seed in range(3):
+        path = folder / f"{system}{seed}.hypotheses.jsonl"
+        texts = zip(sentences(0, 0.0), sentences(10 * seed + len(system), noise + 0.02 * seed), strict=True)
+        rows = [
+            {"id": f"u{n}", "task": task, "src_lang": "spa", "tgt_lang": "eng", "reference": r, "hypothesis": h}
+            for n, (r, h) in enumerate(texts)
+        ]
+        random.Random(seed).shuffle(rows)
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        paths.append(path.name)
+    return paths
+
+
+def test_seeds_of_a_system_are_compared_as_ablate_compares_them(folder):
+    """The same hypotheses as runs of an ablation and as files: each number that ablate has is the one of score."""
+    from voxzoo.tasks.ablation.results import Run, compare, read_hypotheses
+
+    files = {"conformer": seeds_of(folder, "conformer", 0.3), "none": seeds_of(folder, "none", 0.45)}
+    runs = {
+        name: [Run(name, str(n), rows=read_hypotheses(Path(p))) for n, p in enumerate(own)]
+        for name, own in files.items()
+    }
+    want = compare(runs, "conformer")["scores"]["bleu"]["systems"]
+    words = [f"{name}={path}" for name, own in files.items() for path in own]
+    found = score(*words, "--metrics", "bleu")["metrics"]["bleu"]
+    assert list(found["systems"]) == ["conformer", "none"]
+    assert found["systems"] == want
+    row = found["systems"]["none"]
+    assert (row["num_runs"], row["p_randomisation"], row["mean"]) == (3, None, None)
+    assert row["spread"] > 0
+    assert row["p_bootstrap_holm"] < 0.05
+    assert found["signature_randomisation"] is None
+    other = score(*words, "--metrics", "bleu", "--base", "none")["metrics"]["bleu"]["systems"]["conformer"]
+    assert other["difference"] == pytest.approx(-row["difference"])
+
+
+def test_one_run_and_several_stand_in_one_table(folder, capsys):
+    several = [f"ours={path}" for path in seeds_of(folder, "ours", 0.3)]
+    words = [*several, "theirs=b.tsv", "a.tsv", "--base", "a.tsv", "--metrics", "bleu,wer", "--by", "gender"]
+    found = score(*words)
+    rows = found["metrics"]["wer"]["systems"]
+    assert {name: row["num_runs"] for name, row in rows.items()} == {"ours": 3, "theirs": 1, "a.tsv": 1}
+    singles = [score(word.partition("=")[2], "--metrics", "wer")["metrics"]["wer"]["systems"] for word in several]
+    alone = [next(iter(one.values())) for one in singles]
+    assert rows["ours"]["score"] == pytest.approx(sum(one["score"] for one in alone) / 3)
+    assert "errors" not in rows["ours"]
+    assert rows["theirs"]["errors"] > 0
+    assert rows["theirs"]["p_randomisation"] is not None
+    assert rows["ours"]["p_randomisation"] is None
+    assert found["metrics"]["wer"]["signature_randomisation"]
+    assert found["groups"]["gender"]["f"]["metrics"]["bleu"]["ours"]["num_runs"] == 3
+    assert main(["score", *words]) == 0
+    shown = capsys.readouterr().out
+    assert re.search(r"ours +3 +[\d.]+ ", shown)
+    assert "paired bootstrap over runs and utterances" in shown
+    assert main(["score", *words, "--format", "csv"]) == 0
+    table = list(csv.DictReader(io.StringIO(capsys.readouterr().out)))
+    assert [row["num_runs"] for row in table[:3]] == ["3", "1", "1"]
+    assert main(["score", *words, "--format", "markdown"]) == 0
+    assert "several runs" in capsys.readouterr().out
+
+
+def test_a_text_that_is_no_sentence_is_refused(tmp_path, monkeypatch):
+    assert LONGEST == MOST_CHARACTERS * LONGEST_TEXT
+    monkeypatch.chdir(tmp_path)
+    Path("l.txt").write_text(f"one\n{'a ' * (LONGEST // 2)}bc\n")
+    # White space at the end is left off before it is counted.
+    Path("h.txt").write_text(f"one\n{'a ' * (LONGEST // 2)}   \n")
+    said = r"l\.txt, line 2: a text of 131,074 characters; at most 131,072 are scored"
+    for words in (["l.txt", "h.txt"], ["h.txt", "l.txt"]):
+        with pytest.raises(UserError, match=said):
+            read_corpus(words[:1], words[1])
+    assert score("h.txt", "--reference", "h.txt", "--metrics", "bleu,wer", "--resamples", "0")["num_utterances"] == 2
+    with pytest.raises(UserError, match=r"h\.txt: '2' has 65,536 words, and TER is of 4,096 at most; leave it out"):
+        score("h.txt", "--reference", "h.txt")
+    rows = [{"id": "a", "text": "x" * (LONGEST + 1)}]
+    Path("l.jsonl").write_text(json.dumps(rows[0]) + "\n")
+    with pytest.raises(UserError, match=r"l\.jsonl, line 1: a text of 131,073 characters"):
+        read_corpus(["l.jsonl"], "l.jsonl")
+
+
+def test_a_file_whose_name_has_the_sign_is_a_file(folder):
+    (folder / "lr=0.1.txt").write_text((folder / "a.txt").read_text())
+    assert files_of_systems(["lr=0.1.txt", "b=b.txt", "runs/lr=0.1/x.txt", "b=a.txt"]) == {
+        "lr=0.1.txt": ["lr=0.1.txt"], "b": ["b.txt", "a.txt"], "runs/lr=0.1/x.txt": ["runs/lr=0.1/x.txt"],
+    }  # fmt: skip
 
 
 TSV = "id\ttext\nu0\tone two\nu1\tthree\nu2\tfour\n"
@@ -254,7 +354,7 @@ def test_files_that_are_matched(name, tmp_path, monkeypatch):
     Path(file).write_bytes(content)
     corpus = read_corpus([file], "ref.tsv")
     assert corpus.references == ["one two", "three", "four"]
-    assert corpus.systems == {file: texts}
+    assert corpus.systems == {file: [texts]}
 
 
 @pytest.mark.parametrize("name", REFUSED)
@@ -278,6 +378,10 @@ TO_REF = ("--reference", "ref.txt")
     ("call", "message"),
     [
         (lambda: read_corpus(["a.txt", "a.txt"], "ref.txt"), "a.txt: given twice"),
+        (lambda: read_corpus(["x=a.txt", "y=a.txt"], "ref.txt"), "a.txt: given twice: each run of a system has a file"),
+        (lambda: read_corpus(["x="], "ref.txt"), r"x=: expected FILE or NAME=FILE"),
+        (lambda: read_corpus(["=a.txt"], "ref.txt"), r"=a\.txt: expected FILE or NAME=FILE"),
+        (lambda: read_corpus(["x=a.txt", "x=no.txt"], "ref.txt"), "no.txt: no such file"),
         (lambda: read_corpus(["a.txt"]), "a.txt: has no references: give them by --ref"),
         (lambda: read_corpus(["a.tsv"]), "a.tsv: has no references: give them by --ref"),
         (lambda: read_corpus(["no.txt"], "ref.txt"), "no.txt: no such file"),
