@@ -16,6 +16,7 @@ from rich.table import Table
 from ...components.errors import UserError
 from ...configs.compose import compose
 from ..planning.plan import plan_run
+from ..processes.forked import one_thread
 from ..runs.folder import is_done
 from .prepared import Prepared, Training
 
@@ -72,13 +73,9 @@ def _steps(config: DictConfig, data: Any) -> int | None:
 
 def matrix_rate() -> float:
     """FLOPs a second of a matrix product on one CPU thread here."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
+    with one_thread():
         x = torch.ones(_SIZE, _SIZE)
         best = min(_seconds(x) for _ in range(_TIMES))
-    finally:
-        torch.set_num_threads(threads)
     return 2 * _SIZE**3 / best
 
 

@@ -14,6 +14,7 @@ import numpy as np
 from ...components.errors import UserError
 from ...components.lines import open_text, parse_json, raw_lines, read_json
 from ..runs.folder import result_of
+from ..scoring.care import WordList
 from ..scoring.counted import Counted, Summed
 from ..scoring.evaluation import Measured, Scored, measure
 from ..scoring.significance import compare_systems
@@ -28,6 +29,7 @@ class Run:
     Attributes:
         seed: "" where that is not swept.
         rows: of its hypotheses file; none where nothing was scored.
+        conditions: name -> rows of the file of that, where source speech was served in noise or through a codec.
         answer: what `voxzoo evaluate` answered, {} likewise.
         facts: numbers of its training: `parameters`, `trainable`, `steps`, `audio_hours`.
         costs: what was measured of time and memory.
@@ -37,6 +39,7 @@ class Run:
     name: str
     seed: str = ""
     rows: list[Scored] = field(default_factory=list)
+    conditions: dict[str, list[Scored]] = field(default_factory=dict)
     answer: dict[str, Any] = field(default_factory=dict)
     facts: dict[str, float] = field(default_factory=dict)
     costs: dict[str, float] = field(default_factory=dict)
@@ -108,15 +111,17 @@ def facts_of(folders: Sequence[Path]) -> tuple[dict[str, float], dict[str, float
     return facts, {name: value for name, value in last.get("metrics", {}).items() if name.startswith("valid/")}
 
 
-def scores_of(runs: Mapping[str, Sequence[Run]]) -> dict[str, dict[str, list[Counted]]]:
-    """Score -> system -> a table for each run, of the utterances that all of them have.
+def scores_of(runs: Mapping[str, Sequence[Run]], lists: Sequence[WordList] = ()) -> dict[str, dict[str, list[Counted]]]:
+    """Score -> system -> a table for each run, of the utterances that all of them have. Scores in a condition are
+    called `bleu in white 0 dB`.
 
     Args:
         runs: system -> its runs, one a seed; those without rows are left out.
+        lists: of words that were asked for.
     """
     measured: dict[str, list[dict[str, dict[str, Measured]]]] = {}
     for system, own in runs.items():
-        found = [_by_direction(run) for run in own if run.rows]
+        found = [_by_direction(run, lists) for run in own if run.rows]
         if found:
             measured[system] = found
     names = dict.fromkeys(name for own in measured.values() for one in own for name in one)
@@ -139,26 +144,30 @@ def scores_of(runs: Mapping[str, Sequence[Run]]) -> dict[str, dict[str, list[Cou
     return tables
 
 
-def _by_direction(run: Run) -> dict[str, dict[str, Measured]]:
+def _by_direction(run: Run, lists: Sequence[WordList]) -> dict[str, dict[str, Measured]]:
     """Score -> direction -> table, of the first task of a run, and of the words of its recognition."""
     tasks = list(run.answer.get("tasks", {})) or list(dict.fromkeys(row.task for row in run.rows))
     found: dict[str, dict[str, Measured]] = {}
     for task in tasks:
-        groups: defaultdict[str, list[Scored]] = defaultdict(list)
-        for row in run.rows:
-            if row.task == task:
-                groups[row.direction].append(row)
         scores = run.answer.get("tasks", {}).get(task, {})
         quality = {
             name: line
             for name, line in scores.get("signatures", {}).items()
             if any(row.quality is not None and name in row.quality for row in run.rows)
         }
-        for direction, rows in sorted(groups.items()):
-            for name, one in measure(rows, run.answer.get("recogniser"), quality).items():
-                if task == tasks[0] or (task == "asr" and name in ("wer", "cer")):
-                    found.setdefault(name, {})[direction] = one
+        for condition, all_rows in {"": run.rows, **run.conditions}.items():
+            for direction, rows in _directions([row for row in all_rows if row.task == task]):
+                for name, one in measure(rows, run.answer.get("recogniser"), quality, lists).items():
+                    if task == tasks[0] or (task == "asr" and name in ("wer", "cer")):
+                        found.setdefault(f"{name} in {condition}" if condition else name, {})[direction] = one
     return found
+
+
+def _directions(rows: Sequence[Scored]) -> list[tuple[str, list[Scored]]]:
+    groups: defaultdict[str, list[Scored]] = defaultdict(list)
+    for row in rows:
+        groups[row.direction].append(row)
+    return sorted(groups.items())
 
 
 def _common(lists: Sequence[Sequence[str]]) -> list[str]:
@@ -168,6 +177,8 @@ def _common(lists: Sequence[Sequence[str]]) -> list[str]:
 
 
 def _at(one: Measured, ids: Sequence[str]) -> Counted:
+    if one.ids == ids:  # a mean of them all is exact
+        return one.counted
     places = {name: place for place, name in enumerate(one.ids)}
     return one.counted.at([places[name] for name in ids])
 
@@ -186,16 +197,23 @@ def _joined(parts: Sequence[Counted]) -> Counted:
     return Counted.sum(Averaged([(part.metric, part.statistics.shape[1]) for part in parts]), statistics)
 
 
-SHOWN = ("bleu", "chrf", "wer", "cer", "asr_bleu", "asr_wer", "speaker_similarity", "dnsmos", "f0_correlation")
+SHOWN = (
+    "bleu", "chrf", "wer", "cer", "asr_bleu", "asr_wer", "speaker_similarity", "dnsmos", "f0_correlation",
+    "coef_var_ms", "added_toxicity", "asr_added_toxicity",
+)  # fmt: skip
 """Scores of the table, in its order; the rest is in the JSON."""
 
+IN_CONDITIONS = ("bleu", "wer", "cer", "asr_bleu")
+"""Those that the table has once more for each condition."""
 
-def compare(runs: Mapping[str, Sequence[Run]], base: str) -> dict[str, Any]:
+
+def compare(runs: Mapping[str, Sequence[Run]], base: str, lists: Sequence[WordList] = ()) -> dict[str, Any]:
     """The rows of a table.
 
     Args:
         runs: system -> its runs.
         base: the system that the others are compared with; where nothing came of it, they stand alone.
+        lists: as for `scores_of`.
 
     Returns:
         Plain dict: `base`, `scores` (name -> `signature`, `higher_is_better`, `num_utterances`, `systems`: name -> what
@@ -203,11 +221,11 @@ def compare(runs: Mapping[str, Sequence[Run]], base: str) -> dict[str, Any]:
     """
     scores: dict[str, Any] = {}
     notes: list[str] = []
-    for name, systems in scores_of(runs).items():
+    for name, systems in scores_of(runs, lists).items():
         metric = next(iter(systems.values()))[0]
         compared = compare_systems(systems, base if base in systems else None)
         scores[name] = {
-            "signature": metric.metric.signature,
+            "signature": _signature(runs, name) + metric.metric.signature,
             "higher_is_better": metric.metric.higher_is_better,
             "num_utterances": len(metric.statistics),
             "systems": compared,
@@ -226,6 +244,13 @@ def compare(runs: Mapping[str, Sequence[Run]], base: str) -> dict[str, Any]:
             notes.append(f"{system}: {len(own) - len(sound)} of {len(own)} seeds failed; the rest is what is shown")
         notes += [f"{run.name}: {count} utterances were not served" for run in sound if (count := _dropped(run))]
     return {"base": base, "scores": scores, "systems": systems, "notes": notes}
+
+
+def _signature(runs: Mapping[str, Sequence[Run]], score: str) -> str:
+    """What a condition adds to the signature of a score in it."""
+    conditions = [run.answer.get("conditions", {}) for own in runs.values() for run in own]
+    _, within, name = score.partition(" in ")
+    return next((f"{one[name]['signature']}|" for one in conditions if within and name in one), "")
 
 
 def _dropped(run: Run) -> int:
@@ -267,4 +292,6 @@ def read_run(name: str, split: str, scores: Path, trainings: Sequence[Path], see
     if answer.exists():
         run.answer = read_json(answer)
         run.rows = read_hypotheses(scores / f"{split}.hypotheses.jsonl")
+        for condition, about in run.answer.get("conditions", {}).items():
+            run.conditions[condition] = read_hypotheses(scores / Path(about["hypotheses"]).name)
     return run

@@ -14,9 +14,12 @@ from rich.table import Table
 from ...components.errors import UserError
 from ...components.whole import write_whole
 from ...configs.compose import compose
+from ...datamodules.audio import AudioFiles
 from ..processes.console import quiet_libraries
-from ..processes.forked import has_imported
+from ..processes.forked import has_imported, one_thread
 from ..processes.signals import watch_parent
+from ..scoring.care import read_word_lists
+from ..serving.distortions import conditions_of
 from ..serving.translator import require_positive
 from .board import Outcome, Scoring, run_points
 from .cluster import Cluster, settings_of
@@ -56,7 +59,8 @@ def ablate(
         base: the row that the others are compared with; None: the first.
         split: to score; `none`: what training measured is compared.
         config_dirs: further folders of YAML groups.
-        scoring: further options of `voxzoo evaluate`: limit, task, beam, recogniser, quality.
+        scoring: further options of `voxzoo evaluate`: limit, task, beam, recogniser, quality; lists for noise, snr and
+            codec; across_speakers; toxicity, language -> file.
 
     Raises:
         UserError: words that are none, no sound point, a folder in use.
@@ -70,8 +74,7 @@ def ablate(
     rows = list(dict.fromkeys(point.system for point in found))
     if base is not None and base not in rows:
         raise UserError(f"--base {base}: no such row; there are: {'; '.join(rows)}")
-    options = [word for key, value in scoring.items() if value is not None for word in (f"--{key}", str(value))]
-    how = Scoring(None if split == "none" else split, tuple(options))
+    how = scoring_of(split, **scoring)
     if dry_run:
         return plan_of(*prepare(found, root, name, config_dirs), root / name, config_dirs)
     settings = settings_of(cluster_options)
@@ -80,7 +83,7 @@ def ablate(
     place = Cluster(root / name / "jobs", settings, cluster, jobs) if cluster is not None else None
     outcome = run_points(found, root, name, how, jobs=jobs, config_dirs=config_dirs, cluster=place)
     runs = runs_of(outcome)
-    results = compare(runs, base or rows[0])
+    results = compare(runs, base or rows[0], how.lists)
     costs = {system: mean_costs(own) for system, own in runs.items()}
     write_table(outcome.folder, results, costs)
     failed = [point for point in outcome.points if point.error is not None]
@@ -95,6 +98,26 @@ def ablate(
         "costs": costs,
         **({"error": f"{len(failed)} of {len(found)} points failed: see the table"} if failed else {}),
     }
+
+
+def scoring_of(split: str, **options: Any) -> Scoring:
+    """How points are scored, by options of `voxzoo evaluate`; those that cannot be are refused before anything is
+    trained.
+
+    Raises:
+        UserError: a noise without a ratio, a list of words that cannot be read.
+    """
+    noise, snr, codec = (options.pop(name, None) or () for name in ("noise", "snr", "codec"))
+    toxicity = options.pop("toxicity", None) or {}
+    speakers = options.pop("across_speakers", False)
+    with one_thread():
+        conditions_of(noise, snr, codec, ("one", "another"), AudioFiles())
+    words = [word for key, value in options.items() if value is not None for word in (f"--{key}", str(value))]
+    for name, values in (("noise", noise), ("snr", [f"{ratio:g}" for ratio in snr]), ("codec", codec)):
+        words += [f"--{name}={','.join(values)}"] if values else []
+    words += ["--across-speakers"] if speakers else []
+    words += [f"--toxicity={lang}={path}" for lang, path in toxicity.items()]
+    return Scoring(None if split == "none" else split, tuple(words), tuple(read_word_lists(toxicity)))
 
 
 def runs_of(outcome: Outcome) -> dict[str, list[Run]]:

@@ -7,11 +7,12 @@ import io
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from .results import SHOWN
+from .results import IN_CONDITIONS, SHOWN
 
 _LABELS = {
     "bleu": "BLEU", "chrf": "chrF", "wer": "WER %", "cer": "CER %", "asr_bleu": "ASR-BLEU", "asr_wer": "ASR-WER %",
     "speaker_similarity": "similarity", "dnsmos": "DNSMOS", "f0_correlation": "F0 corr.",
+    "coef_var_ms": "CoefVar", "added_toxicity": "added toxicity %", "asr_added_toxicity": "ASR added toxicity %",
     "parameters": "parameters", "trainable": "trainable", "steps": "steps", "audio_hours": "audio h",
     "seconds": "seconds", "cpu_seconds": "CPU s", "peak_mb": "MB at most", "scoring_seconds": "scoring s",
 }  # fmt: skip
@@ -21,9 +22,16 @@ COSTS = ("seconds", "cpu_seconds", "peak_mb", "scoring_seconds")
 
 
 def shown_scores(results: Mapping[str, Any]) -> list[str]:
-    """Names of the scores that the table has: the usual ones, of others the first four."""
+    """Names of the scores that the table has: the usual ones, also in conditions; of others the first four."""
     known = [name for name in SHOWN if name in results["scores"]]
-    return known or list(results["scores"])[:4]
+    harder = [name for name in results["scores"] if " in " in name and name.partition(" in ")[0] in IN_CONDITIONS]
+    return [*known, *harder] or list(results["scores"])[:4]
+
+
+def label(name: str) -> str:
+    """How a score, a fact or a cost is written."""
+    score, within, condition = name.partition(" in ")
+    return f"{_LABELS.get(score, score)}{within}{condition}"
 
 
 def cells(results: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
@@ -32,11 +40,11 @@ def cells(results: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
     repeated = any(len(system["seeds"]) > 1 for system in results["systems"].values())
     head = ["system", *(["seeds"] if repeated else [])]
     for name in names:
-        head += [_LABELS.get(name, name), "95 %"]
+        head += [label(name), "95 %"]
         if _is_compared(results, name):
             head += ["difference", "p"]
     facts = [name for name in FACTS if any(name in system["facts"] for system in results["systems"].values())]
-    head += [_LABELS[name] for name in facts]
+    head += map(label, facts)
     rows = []
     for system, about in results["systems"].items():
         row = [system, *([str(len(about["seeds"]))] if repeated else [])]
@@ -69,7 +77,7 @@ def _score_cells(results: Mapping[str, Any], name: str, system: str) -> list[str
         if one.get("difference") is None:
             found += ["base" if system == results["base"] else "", ""]
         else:
-            found += [f"{one['difference']:+.2f}", _p(one)]
+            found += [f"{one['difference']:+.{2 if abs(one['score']) >= 10 else 3}f}", _p(one)]
     return found
 
 
@@ -108,14 +116,14 @@ def explanation(results: Mapping[str, Any]) -> list[str]:
                 one["smallest_difference"] for one in results["scores"][name]["systems"].values() if "difference" in one
             ]
             many = results["scores"][name]["num_utterances"]
+            things = "contents" if name == "coef_var_ms" else "utterances"
             least, most = min(found), max(found)
-            span = f"{least:.2f}" if f"{least:.2f}" == f"{most:.2f}" else f"{least:.2f} to {most:.2f}"
-            lines.append(
-                f"{_LABELS.get(name, name)}: {many} utterances; a true difference of {span} is found 4 times out of 5."
-            )
+            least, most = [f"{one:.2f}" if one >= 0.1 else f"{one:.3f}" for one in (least, most)]
+            span = least if least == most else f"{least} to {most}"
+            lines.append(f"{label(name)}: {many} {things}; a true difference of {span} is found 4 times out of 5.")
     for name in shown_scores(results):
         if results["scores"][name]["signature"]:
-            lines.append(f"{_LABELS.get(name, name)}: {results['scores'][name]['signature']}")
+            lines.append(f"{label(name)}: {results['scores'][name]['signature']}")
     for system, about in results["systems"].items():
         for seed, why in about["failed"].items():
             run = system if seed == system else f"{system} seed={seed}"
@@ -174,7 +182,7 @@ def cost_cells(costs: Mapping[str, Mapping[str, float]]) -> tuple[list[str], lis
     """Head and rows of what was measured of time and memory: another run of the same measures other numbers."""
     names = [name for name in COSTS if any(name in one for one in costs.values())]
     rows = [[system, *(_number(_round(one.get(name))) for name in names)] for system, one in costs.items()]
-    return ["system", *(_LABELS[name] for name in names)], rows
+    return ["system", *map(label, names)], rows
 
 
 def _round(value: float | None) -> float | None:

@@ -7,6 +7,7 @@ import argparse
 from ..processes.forked import is_own
 from ..processes.signals import stopped_at_once
 from ..serving.choices import EVALUATED, QUALITIES, RECOGNISERS
+from . import flags
 
 HELP = "train and score the points of a sweep, and compare them in a table"
 EXAMPLE = "voxzoo ablate experiment=quickstart t2u=none adaptor=conformer,conv,none seed=1,2 --jobs 2"
@@ -30,24 +31,27 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--dry-run", action="store_true", help="show the points and what they share, and train nothing")
     parser.add_argument(
         "--cluster",
-        choices=("slurm", "local"),
-        help="trainings are jobs: of Slurm, an array for those that can begin together, through submitit; or of this "
-        "machine, as a trial of that",
+        choices=("slurm", "local", "debug"),
+        help="trainings are jobs: of Slurm, an array for those that can begin together, through submitit; as a trial "
+        "of this machine (local), or one behind the other (debug)",
     )
     parser.add_argument(
         "--cluster-option",
         action="append",
         default=[],
         metavar="KEY=VALUE",
-        help="of submitit's AutoExecutor: slurm_partition=gpu, timeout_min=240, gpus_per_node=1 ...",
+        help="of submitit's AutoExecutor: timeout_min=240 (Slurm needs it), slurm_partition=gpu, gpus_per_node=1 ...",
     )
     parser.add_argument("--base", metavar="ROW", help="the row that the others are compared with (default: the first)")
     parser.add_argument("--split", default="test", help="the split to score, or none (default test)")
     parser.add_argument("--limit", type=int, metavar="N", help="the first N utterances alone")
     parser.add_argument("--task", choices=EVALUATED, help="what to do with each utterance, as for evaluate")
-    parser.add_argument("--beam", type=int, metavar="N", help="beam size of the text, as for evaluate")
+    flags.beam(parser)
     parser.add_argument("--recogniser", choices=RECOGNISERS, default="base", help="as for evaluate (default base)")
     parser.add_argument("--quality", choices=QUALITIES, default="all", help="as for evaluate (default all)")
+    flags.conditions(parser)
+    flags.across_speakers(parser)
+    flags.toxicity(parser)
     parser.add_argument(
         "--config-dir", action="append", default=[], metavar="DIR", help="a folder of your own YAML groups"
     )
@@ -76,6 +80,11 @@ def run(args: argparse.Namespace) -> dict:
         beam=args.beam,
         recogniser=args.recogniser,
         quality=args.quality,
+        noise=flags.words(args.noise),
+        snr=flags.decibels(args.snr),
+        codec=flags.words(args.codec),
+        across_speakers=args.across_speakers,
+        toxicity=flags.by_language(args.toxicity),
         config_dirs=args.config_dir,
     )
     if not args.json:

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import math
 from typing import Any
 
-from ...components.errors import UserError, printable
-from ..serving.choices import CODECS, EVALUATED, PROMPTS, QUALITIES, RECOGNISERS
+from ...components.errors import printable
+from ..serving.choices import EVALUATED, PROMPTS, QUALITIES, RECOGNISERS
 from . import flags
 
 HELP = "score a run on a split: text, and speech through a recogniser"
@@ -48,35 +47,13 @@ def configure(parser: argparse.ArgumentParser) -> None:
         help="how output speech sounds: all (default) measures the voice, DNSMOS and melody, as far as `pip install "
         "voxzoo[quality]` is there; none",
     )
-    parser.add_argument(
-        "--noise",
-        metavar="KINDS",
-        help="serve source speech once more in noise: white, pink or babble (of other utterances), or folders of "
-        "recordings, with commas between; needs --snr",
-    )
-    parser.add_argument(
-        "--snr", metavar="DB", help="signal-to-noise ratios in decibels, such as 20,10,0; a negative one as --snr=-5"
-    )
-    parser.add_argument(
-        "--codec", metavar="KINDS", help=f"serve source speech once more through each of: {', '.join(CODECS)}"
-    )
-    parser.add_argument(
-        "--across-speakers",
-        action="store_true",
-        help="how far quality depends on who says the same thing: CoefVar of SeamlessM4T",
-    )
+    flags.conditions(parser)
+    flags.across_speakers(parser)
     parser.add_argument("--by", metavar="FIELDS", help="score each group of a field (gender,accent), and their gap")
     parser.add_argument(
         "--labels", metavar="FILE", help="a .jsonl or .tsv with the fields of --by, by id (default: the manifest)"
     )
-    parser.add_argument(
-        "--toxicity",
-        action="append",
-        default=[],
-        metavar="LANG=FILE",
-        help="words of a language, one a line: how often an output has some though its source has none; once for each "
-        "language",
-    )
+    flags.toxicity(parser)
     parser.add_argument(
         "--prompts",
         choices=PROMPTS,
@@ -93,8 +70,10 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> dict:
     from ...datamodules.manifest import of_a_split
+    from ..processes.signals import watch_parent
     from ..serving.evaluation import evaluate_run
 
+    watch_parent()
     answer = evaluate_run(
         args.run,
         args.split,
@@ -110,42 +89,18 @@ def run(args: argparse.Namespace) -> dict:
         recogniser=args.recogniser,
         verify=args.verify,
         quality=args.quality,
-        noise=_words(args.noise),
-        snr=_numbers(args.snr),
-        codec=_words(args.codec),
+        noise=flags.words(args.noise),
+        snr=flags.decibels(args.snr),
+        codec=flags.words(args.codec),
         across_speakers=args.across_speakers,
-        by=_words(args.by),
+        by=flags.words(args.by),
         labels=args.labels,
-        toxicity=_pairs(args.toxicity),
+        toxicity=flags.by_language(args.toxicity),
         prompts=args.prompts,
     )
     if not args.json:
         show(answer)
     return answer
-
-
-def _words(text: str | None) -> list[str]:
-    return [word.strip() for word in (text or "").split(",") if word.strip()]
-
-
-def _numbers(text: str | None) -> list[float]:
-    numbers = []
-    for word in _words(text):
-        try:
-            numbers.append(float(word))
-        except ValueError:
-            numbers.append(math.nan)
-        if not -100 <= numbers[-1] <= 100:
-            raise UserError(f"--snr {word}: expected decibels from -100 to 100, such as 10")
-    return numbers
-
-
-def _pairs(words: list[str]) -> dict[str, str]:
-    pairs = [word.partition("=") for word in words]
-    for word, (lang, _, path) in zip(words, pairs, strict=True):
-        if not lang or not path:
-            raise UserError(f"--toxicity {word}: expected LANG=FILE, such as eng=words.txt")
-    return {lang: path for lang, _, path in pairs}
 
 
 _SHOWN = {

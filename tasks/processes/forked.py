@@ -18,8 +18,8 @@ import sys
 import threading
 import traceback
 import warnings
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from typing import IO, Any, NoReturn, cast
 
 from .signals import EXIT_CODES, REQUEUED, WATCHER
@@ -46,6 +46,19 @@ def has_imported() -> None:
     """Said when a process of the command has imported what its children need, and has computed nothing."""
     global _threads
     _threads = _native_threads()
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Inside, torch computes on one thread: a pool of them would keep children from being forked from this process."""
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def start(

@@ -39,19 +39,45 @@ def across_speakers(
         Plain dict: `chrf_ms`, `coef_var_ms` (None where no content was said twice), `num_contents`, `num_repeated`
         (groups that count for the second), `signature`.
     """
+    groups = _scores_by_content(hypotheses, references, contents)
+    ratios = coefficients_of_variation(hypotheses, references, contents)
+    return {
+        "chrf_ms": fmean(fmean(values) for values in groups.values()),
+        "coef_var_ms": fmean(ratios.values()) if ratios else None,
+        "num_contents": len(groups),
+        "num_repeated": len(ratios),
+        "signature": coef_var_signature(),
+    }
+
+
+def coefficients_of_variation(
+    hypotheses: Sequence[str], references: Sequence[References], contents: Sequence[str]
+) -> dict[str, float]:
+    """Content -> standard deviation over mean, of those that count for `coef_var_ms` of `across_speakers`."""
+    groups = _scores_by_content(hypotheses, references, contents)
+    repeated = {content: each for content, each in groups.items() if len(each) > 1 and fmean(each) > 0}
+    return {content: stdev(each) / fmean(each) for content, each in repeated.items()}
+
+
+def coef_var_signature() -> str:
+    """All that changes `coef_var_ms`."""
+    return f"std:sample|{Chrf().signature}"
+
+
+def content_of(transcript: str) -> str:
+    """A short key of what is said: rows with one key are of one content."""
+    return hashlib.sha256(" ".join(transcript.split()).encode(errors="surrogatepass")).hexdigest()[:12]
+
+
+def _scores_by_content(
+    hypotheses: Sequence[str], references: Sequence[References], contents: Sequence[str]
+) -> dict[str, list[float]]:
     metric = Chrf()
     scores = metric.scores(metric.statistics(hypotheses, references).astype(float))
     groups: defaultdict[str, list[float]] = defaultdict(list)
     for content, score in zip(contents, scores.tolist(), strict=True):
         groups[" ".join(content.split())].append(score)
-    repeated = [values for values in groups.values() if len(values) > 1 and fmean(values) > 0]
-    return {
-        "chrf_ms": fmean(fmean(values) for values in groups.values()),
-        "coef_var_ms": fmean(stdev(values) / fmean(values) for values in repeated) if repeated else None,
-        "num_contents": len(groups),
-        "num_repeated": len(repeated),
-        "signature": f"std:sample|{metric.signature}",
-    }
+    return groups
 
 
 def gap_between_groups(

@@ -8,7 +8,16 @@ from dataclasses import dataclass, field
 from statistics import fmean
 from typing import Any
 
-from .care import WordList, across_speakers, added_toxicity, gap_between_groups, list_of
+from .care import (
+    WordList,
+    across_speakers,
+    added_toxicity,
+    coef_var_signature,
+    coefficients_of_variation,
+    content_of,
+    gap_between_groups,
+    list_of,
+)
 from .counted import Counted, Mean, Metric, References, each_of, first_of, how_many
 from .normalise import normalise
 from .normalise import signature as normaliser_signature
@@ -33,6 +42,7 @@ class Scored:
         units, reference_units: of the target, as the model wrote them and as they should be.
         speaker: of the source, as the manifest labels it.
         src_text: text of the source, "" where there is none; not in the file.
+        content: `care.content_of` the source, by which rows that say the same are known; None where nobody asked.
         toxic: words of a list that the output has though its source has none (`scoring.care`), None where nobody asked.
         quality: name -> number of how the output speech sounds (`scoring.quality`), None where nobody asked.
     """
@@ -61,6 +71,7 @@ class Scored:
     src_text: str = ""
     toxic: list[str] | None = None
     references: list[str] | None = None
+    content: str | None = None
 
     @property
     def direction(self) -> str:
@@ -106,7 +117,7 @@ def score_rows(
         rows: of one task.
         recogniser: signature of what heard the speech.
         quality: score -> signature of what measured it, for the scores in `quality` of the rows.
-        care: what is asked beside. `toxic` of the rows is filled.
+        care: what is asked beside. `toxic` and `content` of the rows are filled.
 
     Returns:
         Plain dict: a number for each score, `intervals` (name -> [low, high], 95 %; absent for means over directions),
@@ -220,10 +231,19 @@ class Measured:
 
 
 def measure(
-    rows: Sequence[Scored], recogniser: str | None = None, quality: Mapping[str, str] | None = None
+    rows: Sequence[Scored],
+    recogniser: str | None = None,
+    quality: Mapping[str, str] | None = None,
+    lists: Sequence[WordList] = (),
 ) -> dict[str, Measured]:
-    """Score -> what it says of the rows of one task and direction; the arguments are those of `score_rows`."""
-    return {**_of_texts(_texts(rows, recogniser)), **_of_numbers(rows, quality or {})}
+    """Score -> what it says of the rows of one task and direction.
+
+    Args:
+        rows, recogniser, quality: as for `score_rows`; what that fills is read here.
+        lists: those by which `toxic` was filled.
+    """
+    texts = _texts(rows, recogniser)
+    return {**_of_texts(texts), **_of_numbers(rows, quality or {}), **_of_speakers(texts), **_of_words(rows, lists)}
 
 
 def _of_texts(texts: Mapping[str, _Text]) -> dict[str, Measured]:
@@ -273,10 +293,12 @@ def _score_direction(
     if spoken:
         answer["silent"] = sum(bool(row.silent) for row in spoken)
         answer["clipped"] = sum(bool(row.clipped) for row in spoken)
-    for name, (mean, values) in _toxicity(rows, care).items():
-        if values:
-            tables[name] = mean.counted(values)
-            answer[name], signatures[name] = tables[name].score, mean.signature
+    if care.lists:
+        _note_words(rows, care.lists)
+    if care.speakers:
+        _note_contents(rows, texts)
+    for name, one in {**_of_words(rows, care.lists), **_of_speakers(texts)}.items():
+        tables[name], answer[name], signatures[name] = one.counted, one.counted.score, one.signature
 
     scores = dict(zip(tables, bootstrap(tables.values()), strict=True))
     intervals: dict[str, list[float | None]] = {name: list(interval(found)) for name, found in scores.items()}
@@ -286,31 +308,61 @@ def _score_direction(
             pair = comparison(tables[name], tables["asr_bleu_ceiling"], scores[name], scores["asr_bleu_ceiling"])
             answer[ratio] = pair["ratio"]
             intervals[ratio] = [pair["ratio_low"], pair["ratio_high"]]
-    main = next((texts[name] for name in ("bleu", "wer", "cer") if name in texts), None)
-    if care.speakers and main is not None and all(row.src_text.strip() for row in main.rows):
-        found = across_speakers(main.hypotheses, main.references, [row.src_text for row in main.rows])
+    if care.speakers and (main := _main(texts)) is not None and all(row.content for row in main.rows):
+        found = across_speakers(main.hypotheses, main.references, [row.content or "" for row in main.rows])
         signatures["coef_var_ms"] = main.prefix + found.pop("signature")
         answer |= {name: value for name, value in found.items() if value is not None}
     answer = {**answer, "intervals": intervals, "signatures": signatures}
     return answer | ({"gaps": _gaps(texts, care)} if care.labels else {})
 
 
-def _toxicity(rows: Sequence[Scored], care: Care) -> dict[str, tuple[Mean, list[float]]]:
-    """Percentages of outputs with words that their sources have not, of text and of what was heard."""
-    lists = care.lists
-    own = list_of(lists, rows[0].tgt_lang)
-    if own is None:
+def _main(texts: Mapping[str, _Text]) -> _Text | None:
+    """What the model itself wrote, beside its references."""
+    return next((texts[name] for name in ("bleu", "wer", "cer") if name in texts), None)
+
+
+def _note_contents(rows: Sequence[Scored], texts: Mapping[str, _Text]) -> None:
+    main = _main(texts)
+    if main is not None and all(row.src_text.strip() for row in main.rows):
+        for row in main.rows:
+            row.content = content_of(row.src_text)
+
+
+def _of_speakers(texts: Mapping[str, _Text]) -> dict[str, Measured]:
+    """How far quality varies with who says the same: a mean over contents."""
+    main = _main(texts)
+    if main is None or not all(row.content for row in main.rows):
         return {}
-    found: dict[str, tuple[Mean, list[float]]] = {}
-    for name, said_as in (("added_toxicity", "hypothesis"), ("asr_added_toxicity", "heard")):
-        values: list[float] = []
-        for row in rows:
-            output = getattr(row, said_as)
-            words = output is not None and added_toxicity(lists, row.src_lang, row.src_text, row.tgt_lang, output)
-            if isinstance(words, list):
-                values.append(100.0 * bool(words))
+    contents = [row.content or "" for row in main.rows]
+    ratios = coefficients_of_variation(main.hypotheses, main.references, contents)
+    if not ratios:
+        return {}
+    mean = Mean("coef_var_ms", main.prefix + coef_var_signature(), higher_is_better=False)
+    return {mean.name: Measured(list(ratios), mean.counted(list(ratios.values())), mean.signature)}
+
+
+_TOXIC = {"added_toxicity": "hypothesis", "asr_added_toxicity": "heard"}
+
+
+def _note_words(rows: Sequence[Scored], lists: Sequence[WordList]) -> None:
+    """Say of each row which words of a list it has and its source has not, in text and in what was heard."""
+    for row in rows:
+        for output in (getattr(row, said_as) for said_as in _TOXIC.values()):
+            words = None if output is None else added_toxicity(lists, row.src_lang, row.src_text, row.tgt_lang, output)
+            if words is not None:
                 row.toxic = sorted({*(row.toxic or []), *words})
-        found[name] = (Mean(name, own.signature, higher_is_better=False), values)
+
+
+def _of_words(rows: Sequence[Scored], lists: Sequence[WordList]) -> dict[str, Measured]:
+    """Percentages of outputs with words that their sources have not, of text and of what was heard."""
+    own = list_of(lists, rows[0].tgt_lang)
+    found: dict[str, Measured] = {}
+    for name, said_as in _TOXIC.items() if own is not None else ():
+        judged = [row for row in rows if row.toxic is not None and getattr(row, said_as) is not None]
+        if judged:
+            mean = Mean(name, own.signature, higher_is_better=False)
+            values = [100.0 * bool({*own.find(getattr(row, said_as))} & {*(row.toxic or ())}) for row in judged]
+            found[name] = Measured([row.id for row in judged], mean.counted(values), mean.signature)
     return found
 
 

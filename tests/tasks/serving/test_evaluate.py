@@ -4,18 +4,25 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 from dataclasses import replace
 from pathlib import Path
 from typing import ClassVar
 
+import numpy as np
 import pytest
 import soundfile
 import torch
+from sacrebleu.metrics.bleu import BLEU
+from sacrebleu.metrics.chrf import CHRF
 from voxzoo.components.errors import UserError
 from voxzoo.components.types import Batch, Prediction
 from voxzoo.datamodules import Collator, SpeechTranslationData, read_manifest, write_manifest
 from voxzoo.tasks import evaluate_run
+from voxzoo.tasks.ablation.results import compare, read_run
+from voxzoo.tasks.ablation.table import cells, label
 from voxzoo.tasks.commands import evaluate as command
+from voxzoo.tasks.scoring.care import read_word_lists
 from voxzoo.tasks.serving import evaluation as engine
 from voxzoo.tasks.serving.evaluation import evaluate
 
@@ -409,6 +416,65 @@ def test_groups_speakers_and_words_are_asked_of_the_manifest(data, tmp_path, cap
         evaluate(model, data, "test", tmp_path / "out", by=["accent"])
     with pytest.raises(UserError, match="--noise: also say --snr"):
         evaluate(model, data, "test", tmp_path / "out", noise=["pink"])
+
+
+class Attentive(Startled):
+    """Keeps what it is given."""
+
+    def predict(self, batch: Batch, *, task=None, options=None):
+        assert batch.speech is not None
+        self.waves = getattr(self, "waves", {})
+        for name, wave in zip(batch.ids, batch.speech.unpad(), strict=True):
+            self.waves.setdefault(name, []).append(wave.double())
+        return super().predict(batch, task=task, options=options)
+
+
+def test_they_are_columns_of_an_ablation_as_a_plain_computation_has_them(data, tmp_path):
+    lines = [json.loads(line) for line in (tmp_path / "test.jsonl").read_text().splitlines()]
+    manifest = [{**line, "src_text": f"uno {n // 2}"} for n, line in enumerate(lines)]
+    (tmp_path / "test.jsonl").write_text("".join(json.dumps(row) + "\n" for row in manifest))
+    (tmp_path / "eng.txt").write_text("darn\n")
+    (tmp_path / "spa.txt").write_text("caramba\n")
+    lists = {"eng": str(tmp_path / "eng.txt"), "spa": str(tmp_path / "spa.txt")}
+    wrong = {
+        "one": {"s2tt__u1": "two hundred speak darn", "s2tt__u2": "chairs in france today"},
+        "other": {"s2tt__u0": "the darn train", "s2tt__u3": "darn the meeting starts", "s2tt__u4": "nine cars now"},
+    }
+    runs = {}
+    for name, each in wrong.items():
+        model, out = Attentive(answers(**each)), tmp_path / name
+        model.longest_seconds = None
+        asked = {"noise": ["white"], "snr": [0.0], "across_speakers": True, "toxicity": lists}
+        evaluate(model, data, "test", out, task="s2tt", **asked)
+        for plain, noisy in model.waves.values():
+            ratio = 10 * math.log10(float(plain.square().sum() / (noisy - plain).square().sum()))
+            assert ratio == pytest.approx(0, abs=1e-3)
+        (out / "done.json").write_text('{"steps": 1}')
+        runs[name] = [read_run(name, "test", out, [out])]
+    found = compare(runs, "one", read_word_lists(lists))["scores"]
+    head, table = cells(compare(runs, "one", read_word_lists(lists)))
+    for place, name in enumerate(wrong):
+        texts = {
+            file: [json.loads(line)["hypothesis"] for line in (tmp_path / name / file).read_text().splitlines()]
+            for file in ("test.hypotheses.jsonl", "test.white_0_dB.hypotheses.jsonl")
+        }
+        plain, noisy = texts.values()
+        chrf = [CHRF().sentence_score(h, [r]).score for h, r in zip(plain, TEXTS, strict=True)]
+        ratios = [np.std(chrf[n : n + 2], ddof=1) / np.mean(chrf[n : n + 2]) for n in (0, 2)]
+        want = {
+            "bleu": BLEU().corpus_score(plain, [TEXTS]).score,
+            "bleu in white 0 dB": BLEU().corpus_score(noisy, [TEXTS]).score,
+            "coef_var_ms": np.mean(ratios),
+            "added_toxicity": 100 * np.mean(["darn" in text for text in plain]),
+        }
+        for score, value in want.items():
+            assert found[score]["systems"][name]["score"] == pytest.approx(value, abs=1e-9), score
+            assert float(table[place][head.index(label(score))]) == pytest.approx(value, abs=5e-3), score
+        assert noisy != plain
+    assert found["bleu in white 0 dB"]["signature"].startswith("noise:white|snr:0|seed:1|nrefs:1")
+    assert found["coef_var_ms"]["num_utterances"] == 2
+    assert {"BLEU in white 0 dB", "CoefVar", "added toxicity %"} < {*head}
+    assert "difference" in found["added_toxicity"]["systems"]["other"]
 
 
 @pytest.mark.parametrize(
