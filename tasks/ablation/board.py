@@ -9,16 +9,20 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ...components.errors import UserError
+from ...components.online import is_online
 from ..processes.child import Child, pass_on, stopped_together
 from ..processes.console import say
 from ..processes.signals import child
-from ..runs.folder import is_done, pid_lock
+from ..runs.folder import is_done, is_held, pid_lock
+from ..scoring.care import WordList
 from ..training.sharing import environment_of_stage
 from .cluster import Cluster, Job
-from .costs import note_cost
+from .costs import cost_of_child, note_cost
 from .keys import key_of
 from .points import Point
 from .prepared import Prepared, Training, lay_out, prepare
+
+_PATIENCE = 60.0  # seconds from the start in which what was begun before may end
 
 
 @dataclass(frozen=True)
@@ -28,14 +32,16 @@ class Scoring:
     Attributes:
         split: None: not at all, the table has what training measured.
         words: further options of `evaluate`.
+        lists: of words that are counted, which `words` name by their files.
     """
 
     split: str | None = "test"
     words: tuple[str, ...] = ()
+    lists: tuple[WordList, ...] = ()
 
     @property
     def key(self) -> str:
-        return key_of(self.split or "", *self.words)
+        return key_of(self.split or "", *self.words, *(each.signature for each in self.lists))
 
     def folder(self, point: Prepared) -> Path:
         """Where the scores of a point lie."""
@@ -116,6 +122,8 @@ class _Board:
         self._running: dict[str, Child | Job] = {}
         self._folders: dict[str, Path] = {}
         self._total = 0
+        self._held: set[str] = set()  # of which it was said
+        self._patient_until = time.monotonic() + _PATIENCE
 
     def run(self) -> None:
         self._fill()
@@ -131,6 +139,7 @@ class _Board:
 
     def _fill(self) -> None:
         users: dict[str, str] = {}
+        online = ("--online",) if is_online() else ()
         points = [point for point in self._outcome.points if point.error is None]
         for point in points:
             for key in point.keys.values():
@@ -142,7 +151,8 @@ class _Board:
                 self._done.add(key)
                 continue
             name = f"{users[key]}: {training.stage}" if training.stage else users[key]
-            self._waiting[key] = (name, ("train", *self._dirs(), *training.words), training.needs, training.folder)
+            words = ("train", *online, *self._dirs(), *training.words)
+            self._waiting[key] = (name, words, training.needs, training.folder)
         for point in points:
             scores, scoring = _scores_of(point), self._outcome.scoring
             if scoring.split is None or scores in self._waiting or scores in self._done:
@@ -151,7 +161,8 @@ class _Board:
             if (folder / f"{scoring.split}.json").exists():
                 self._done.add(scores)
                 continue
-            words = ("evaluate", str(point.folder), "--split", scoring.split, "--out", str(folder), *scoring.words)
+            options = ("--split", scoring.split, "--out", str(folder), *scoring.words)
+            words = ("evaluate", *online, str(point.folder), *options)
             self._waiting[scores] = (f"{point.point.name}: scores", words, frozenset(point.keys.values()), folder)
         self._total = len(self._waiting)
 
@@ -169,15 +180,26 @@ class _Board:
         return nullcontext() if self._cluster is None else self._cluster.together()
 
     def _begin(self) -> None:
-        ready = [key for key, (*_, needs, _) in self._waiting.items() if needs <= self._done]
-        if self._cluster is None:
-            ready = ready[: self._jobs - len(self._running)]
+        ready = [key for key, (*_, needs, _) in self._waiting.items() if needs <= self._done and not self._is_held(key)]
+        room = self._jobs if self._cluster is None else self._cluster.at_a_time
+        if room is not None:
+            ready = ready[: room - len(self._running)]
         if ready:
             with self._together():
                 for key in ready:
                     name, words, _, self._folders[key] = self._waiting.pop(key)
                     self._running[key] = self._start(name, words)
                     say(f"[{name}] begins: {self._total - len(self._waiting)} of {self._total}")
+
+    def _is_held(self, key: str) -> bool:
+        """Whether what an ablation before this one began still saves: killed, it left its children to themselves."""
+        name, *_, folder = self._waiting[key]
+        if time.monotonic() > self._patient_until or not is_held(folder):
+            return False
+        if key not in self._held:
+            say(f"[{name}] waits for a process that has not ended yet")
+        self._held.add(key)
+        return True
 
     def _give_up(self) -> None:
         """What needs something that failed has failed too."""
@@ -190,16 +212,17 @@ class _Board:
     def _end(self) -> None:
         for key in [key for key, one in self._running.items() if one.ended]:
             one = self._running.pop(key)
-            seconds = time.monotonic() - one.started
-            note_cost(self._folders[key], seconds, one.process)
+            cost = one.cost if isinstance(one, Job) else cost_of_child(one)
+            note_cost(self._folders[key], cost)
+            took = "" if cost.seconds is None else f" after {cost.seconds:.0f} s"
             if one.code:
                 self._failed[key] = one.why
-                say(f"[{one.name}] failed after {seconds:.0f} s: {self._failed[key]}")
+                say(f"[{one.name}] failed{took}: {self._failed[key]}")
             else:
                 self._done.add(key)
                 if key in self._outcome.trainings:
                     self._outcome.trained.append(key)
-                say(f"[{one.name}] done in {seconds:.0f} s")
+                say(f"[{one.name}] done{took}")
 
 
 def _scores_of(point: Prepared) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -55,9 +56,27 @@ def pid_lock(folder: Path) -> Any:
     return file
 
 
+def is_held(folder: Path) -> bool:
+    """Whether a process trains in a run folder now."""
+    import fcntl
+
+    path = folder / ".lock"
+    if not path.is_file():
+        return False
+    with open_lock(path) as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+        except OSError:  # no locks here: training says so
+            return False
+    return False
+
+
 def require_no_way_out(folder: Path, below: str = "") -> None:
     """Refuse symbolic links in a run folder that lead out of it, before something is written there: the folder may be
-    somebody else's, and what a link leads to would be written or emptied. The run folder itself may be a link.
+    somebody else's, and what a link leads to would be written or emptied. The run folder itself may be a link, and a
+    point of an ablation has links to the stages that it shares (`leads_to_shared_stage`), in which there may be none.
 
     Args:
         folder: of the run.
@@ -71,11 +90,41 @@ def require_no_way_out(folder: Path, below: str = "") -> None:
     for place, folders, files in os.walk(folder / below):
         found += [Path(place, name) for name in (*folders, *files)]
     for path in found:
-        if path.is_symlink() and not Path(os.path.realpath(path)).is_relative_to(own):
+        if not path.is_symlink():
+            continue
+        if leads_to_shared_stage(path, folder):
+            require_no_way_out(path)
+        elif not Path(os.path.realpath(path)).is_relative_to(own):
             raise UserError(
                 f"{path}: a symbolic link that leads out of the run, to {os.path.realpath(path)}; remove it (a run "
                 "folder as a whole may be a link)"
             )
+
+
+_KEY = "[0-9a-f]{12}"
+
+
+def leads_to_shared_stage(link: Path, run: Path) -> bool:
+    """Whether a link in a run folder is one that `voxzoo ablate` writes: ABLATION/points/KEY/stages/NAME, to
+    ABLATION/stages/NAME-KEY, which is a folder there and no link itself."""
+    real = Path(os.path.realpath(run))
+    if real.parent.name != "points" or link.parent != run / "stages":
+        return False
+    target = Path(os.readlink(link))
+    there = real.parents[1] / "stages"
+    return (
+        target.parts[:-1] == ("..", "..", "..", "stages")
+        and re.fullmatch(f"{re.escape(link.name)}-{_KEY}", target.name) is not None
+        and not (run / "stages").is_symlink()
+        and os.path.realpath(link) == str(there / target.name)
+    )
+
+
+def is_of_ablation(folder: Path) -> bool:
+    """Whether the folder of a training is named by `voxzoo ablate` after what decides its result."""
+    real = Path(os.path.realpath(folder))
+    pattern = {"points": _KEY, "stages": f".+-{_KEY}"}.get(real.parent.name)
+    return pattern is not None and re.fullmatch(pattern, real.name) is not None
 
 
 def is_trained(folder: Path) -> bool:

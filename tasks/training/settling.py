@@ -17,6 +17,7 @@ from ...configs.optimisation import takes_length
 from ...configs.targets import allow_list, locate, present_path
 from ...configs.yaml_files import load_map
 from ..checkpoints.files import write_atomically
+from ..runs.folder import is_of_ablation
 from ..training.schedules import OF_ANY_LENGTH
 
 # What may differ between two calls of the same run: how it is executed, saved and shown, not what it computes.
@@ -82,6 +83,11 @@ def _goes_on(folder: Path, old: Any, new: Any) -> bool:
     length = _LENGTH if _is_longer(old, new) else ()
     before, after = _settled(old, length), _settled(new, length)
     if before == after:
+        if length and is_of_ablation(folder):
+            raise UserError(
+                f"{folder}: a longer run is another point of the ablation; sweep {' or '.join(_LENGTH)} there, or give "
+                "this run another `name=`"
+            )
         return bool(length)
     changes = [line for line in difflib.unified_diff(before, after, lineterm="", n=1) if line[:3] not in ("---", "+++")]
     shown = "\n    ".join(changes[:30])

@@ -40,7 +40,7 @@ from ..distributed.precision import precision_settings, slow_line
 from ..distributed.strategies import cuts_weights, loads_by_shards
 from ..planning.shapes import trace
 from ..processes.console import quiet_libraries, say
-from ..processes.forked import has_imported
+from ..processes.forked import has_imported, one_thread
 from ..processes.launcher import watch_processes
 from ..processes.signals import stopped_at_once, watch_parent
 from ..runs.assembly import assemble, set_up
@@ -72,7 +72,7 @@ def train(overrides: Sequence[str], *, stage: str | None = None, config_dirs: Se
     watch_parent()
     config = _compose(overrides, stage, config_dirs)
     names = active_stages(config)
-    require_no_way_out(Path(config.run_dir))
+    require_no_way_out(Path(config.stage_dir).parent)  # of a stage the whole run, in which its folder may be a link
     if names:
         stages = {name: _compose(overrides, name, config_dirs) for name in names}
         try:
@@ -128,15 +128,12 @@ def _require_sound(config: DictConfig, origins: Origins) -> None:
         UserError: the faults.
     """
     require_valid(config, origins, inputs=True)
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # a pool of threads would keep the stages from being forked from this process
-    try:
-        trace(config, serving=False)
-    except UserError as error:
-        if error.__cause__ is None or isinstance(error.__cause__, ValueError):
-            raise
-    finally:
-        torch.set_num_threads(threads)
+    with one_thread():
+        try:
+            trace(config, serving=False)
+        except UserError as error:
+            if error.__cause__ is None or isinstance(error.__cause__, ValueError):
+                raise
 
 
 def prepare(
@@ -158,7 +155,7 @@ def prepare(
         raise UserError(f"these are several trainings: choose one, stage={' or '.join(active_stages(config))}")
     _require_sound(config, origins(overrides, stage=stage, config_dirs=config_dirs))
     folder = Path(config.run_dir)
-    require_no_way_out(folder)
+    require_no_way_out(Path(config.stage_dir).parent)
     refuse_another(folder, config)
     data = _settle(config, folder)
     torch.manual_seed(config.seed)

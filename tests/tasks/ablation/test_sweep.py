@@ -13,6 +13,8 @@ from typing import Any
 import forkserver
 import pytest
 import torch
+from voxzoo.tasks.ablation import board
+from voxzoo.tasks.commands import cli
 
 # A model that has learned nothing does not stop by itself.
 SHORT = "{search:{_target_:voxzoo.components.search.SearchOptions,beam_size:1,max_length:6}}"
@@ -100,6 +102,22 @@ def test_finished_points_are_not_trained_again_whatever_they_are_called(voxzoo, 
     assert tables(swept / "lr") == before
 
 
+def test_a_point_is_not_made_longer_behind_the_back_of_its_table(voxzoo, tiny: list[str], tmp_path: Path):
+    steady = ["schedule=constant", "schedule.warmup_steps=1"]
+    call = single(tiny, tmp_path, "steady", *steady, "lr=1e-3", "--split", "none")
+    found = answer(voxzoo(*call, cwd=tmp_path))
+    (folder,) = (tmp_path / "steady" / "points").iterdir()
+    words = [word for word in call[1:] if word not in ("lr=1e-3", *SCORED, "--split", "none")]
+    of_point = ["train", *words, "lr=0.001", f"name=steady/points/{folder.name}"]
+    assert json.loads(voxzoo(*of_point, cwd=tmp_path).stdout)["steps"] == 2
+    longer = voxzoo(*of_point, "trainer.max_steps=3", cwd=tmp_path)
+    assert "a longer run is another point of the ablation" in longer.stderr
+    assert answer(voxzoo(*call, cwd=tmp_path))["trained_now"] == 0
+    # Elsewhere the same run goes on, and there it is another point.
+    assert found["trained_now"] == 1
+    assert answer(voxzoo(*call, "trainer.max_steps=3", cwd=tmp_path))["trained_now"] == 1
+
+
 def test_a_dry_run_says_what_is_new_and_writes_nothing(voxzoo, tiny: list[str], swept: Path):
     before = sorted(swept.rglob("*"))
     call = single(tiny, swept, "lr", "lr=1e-3,1e-1", "speech_encoder.dim=32,7", "--dry-run")
@@ -111,6 +129,58 @@ def test_a_dry_run_says_what_is_new_and_writes_nothing(voxzoo, tiny: list[str], 
     assert new["peak_bytes"] > 10_000
     assert new["least_seconds"] >= 0
     assert sorted(swept.rglob("*")) == before
+
+
+HARDER = ["--noise", "white", "--snr", "0", "--across-speakers"]
+
+
+def test_conditions_are_asked_of_each_point_and_stand_in_the_table(voxzoo, tiny: list[str], swept: Path):
+    (swept / "spa.txt").write_text("caramba\n")
+    (swept / "eng.txt").write_text("darn\n")
+    lists = [f"--toxicity={lang}={swept / lang}.txt" for lang in ("eng", "spa")]
+    call = single(tiny, swept, "lr", "lr=1e-3,1e-2", *HARDER, *lists, "max_skipped_steps=1")
+    found = answer(voxzoo(*call, cwd=swept))
+    assert found["trained_now"] == 0
+    scores = found["results"]["scores"]
+    assert {"bleu in white 0 dB", "added_toxicity"} < scores.keys()
+    head = (swept / "lr" / "table.csv").read_text().splitlines()[0]
+    assert "BLEU in white 0 dB" in head
+    assert "added toxicity %" in head
+    written = sorted((swept / "lr").glob("points/*/scores/*/test_seen.json"), key=lambda path: path.stat().st_mtime)
+    for path in written[-2:]:
+        own = json.loads(path.read_text())
+        values = [one["score"] for one in scores["bleu in white 0 dB"]["systems"].values()]
+        assert own["conditions"]["white 0 dB"]["tasks"]["s2tt"]["bleu"]["score"] in values
+    # Other words in a list: another score, of which the first is still there.
+    (swept / "eng.txt").write_text("darn\nheck\n")
+    again = answer(voxzoo(*call, cwd=swept))["results"]["scores"]
+    assert again["added_toxicity"]["signature"] != scores["added_toxicity"]["signature"]
+    assert len([*(swept / "lr").glob("points/*/scores/*/test_seen.json")]) == len(written) + 2
+
+
+def test_what_cannot_be_scored_is_refused_before_anything_is_trained(voxzoo, tiny: list[str], tmp_path: Path):
+    for words, said in (
+        (["--noise", "white"], "--noise: also say --snr"),
+        (["--noise", "rain", "--snr", "0"], "--noise rain: no such folder"),
+        (["--toxicity", "eng=no.txt"], "--toxicity eng=no.txt: no such file"),
+    ):
+        done = voxzoo(*single(tiny, tmp_path, "x", "lr=1e-3", *words), cwd=tmp_path)
+        assert (done.returncode, said in done.stderr) == (1, True), done.stderr
+    assert not (tmp_path / "x").exists()
+
+
+def test_models_of_the_hub_are_fetched_by_points_where_they_may_be(tiny: list[str], tmp_path: Path, monkeypatch):
+    began: list[tuple[str, ...]] = []
+
+    def start(self: Any, name: str, words: tuple[str, ...]) -> Any:
+        began.append(words)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(board._Board, "_start", start)
+    call = single(tiny, tmp_path, "x", "lr=1e-3", "--online")
+    assert cli.main([word for word in call if word != "--json"]) == 130
+    assert cli.main([word for word in call if word not in ("--json", "--online")]) == 130
+    assert [words[:2] for words in began] == [("train", "--online"), ("train", "task=speech_to_text")]
 
 
 def test_a_wrong_row_and_a_folder_in_use_are_said(voxzoo, tiny: list[str], swept: Path):
@@ -142,6 +212,12 @@ def test_what_points_share_is_trained_once_and_is_that_of_a_point_alone(voxzoo, 
     for stage in ("units", "vocoder", "first_pass", "second_pass"):
         one, other = weights(folder / "stages" / stage), weights(tmp_path / "alone" / "stages" / stage)
         assert all(torch.equal(one[key], other[key]) for key in other)
+    # A point is a run like any other, and its stages are those of others too: train finds all of it done.
+    ends, of_point = ended(tmp_path / "shared"), [*alone, f"name=shared/points/{folder.name}", "--json"]
+    assert answer(voxzoo("train", *of_point, cwd=tmp_path, timeout=400))["status"] == "ok"
+    done = voxzoo("train", *of_point, "schedule=constant", "trainer.max_steps=4", cwd=tmp_path, timeout=400)
+    assert "holds a run of another config" in done.stderr
+    assert ended(tmp_path / "shared") == ends
 
 
 def points(voxzoo: Callable[..., Any], tiny: list[str], root: Path) -> list[dict[str, Any]]:
