@@ -20,11 +20,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from . import data, models, scoring, startup
+from . import data, models, scoring, startup, sweep
 from .law import law
 from .row import Row
 
-ROWS = {row.name: row for module in (models, data, scoring, startup) for row in module.ROWS}
+ROWS = {row.name: row for module in (models, data, scoring, startup, sweep) for row in module.ROWS}
 _ELSEWHERE = "G13 the demo: `make demo` prints its own times."
 
 

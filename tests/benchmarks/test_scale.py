@@ -81,7 +81,7 @@ def test_a_row_is_measured_in_a_folder_of_its_own_and_said(monkeypatch, capsys, 
 
 def test_every_row_of_section_g_has_a_place():
     numbers = {row.what.split()[0] for row in command.ROWS.values()}
-    assert numbers == {f"G{number}" for number in range(1, 13)}
+    assert numbers == {f"G{number}" for number in range(1, 15)} - {"G13"}  # which `make demo` prints
     for row in command.ROWS.values():
         for sizes in (row.sizes, row.full):
             assert len(sizes) in (1, 3)
