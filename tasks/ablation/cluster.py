@@ -46,7 +46,8 @@ class Job:
         """What `Call` gave; of a job that ended before it did, that."""
         if self._answer is None:
             try:
-                self._answer = dict(self._job.result())
+                found = [dict(one) for one in self._job.results()]  # several where a training is of several tasks
+                self._answer = next((one for one in found if one["code"]), found[0])
             except Exception:  # submitit's own, and whatever the job itself raised
                 self._answer = {"code": 1, "why": self._end()}
         return self._answer
