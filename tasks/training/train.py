@@ -72,7 +72,7 @@ def train(overrides: Sequence[str], *, stage: str | None = None, config_dirs: Se
     watch_parent()
     config = _compose(overrides, stage, config_dirs)
     names = active_stages(config)
-    require_no_way_out(Path(config.stage_dir).parent)  # of a stage the whole run, in which its folder may be a link
+    _require_closed(config)
     if names:
         stages = {name: _compose(overrides, name, config_dirs) for name in names}
         try:
@@ -84,6 +84,12 @@ def train(overrides: Sequence[str], *, stage: str | None = None, config_dirs: Se
     if to_yaml(config) not in _sound:
         _require_sound(config, origins(overrides, stage=stage, config_dirs=config_dirs))
     return _train_one(config)
+
+
+def _require_closed(config: DictConfig) -> None:
+    """Refuse links out of a run; of a stage, also those of the run that it belongs to: its own folder may be one."""
+    for folder in dict.fromkeys((Path(config.stage_dir).parent, Path(config.run_dir))):
+        require_no_way_out(folder)
 
 
 def checked(overrides: Sequence[str], *, stage: str | None = None, config_dirs: Sequence[str] = ()) -> DictConfig:
@@ -155,7 +161,7 @@ def prepare(
         raise UserError(f"these are several trainings: choose one, stage={' or '.join(active_stages(config))}")
     _require_sound(config, origins(overrides, stage=stage, config_dirs=config_dirs))
     folder = Path(config.run_dir)
-    require_no_way_out(Path(config.stage_dir).parent)
+    _require_closed(config)
     refuse_another(folder, config)
     data = _settle(config, folder)
     torch.manual_seed(config.seed)
