@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import PurePath
-from typing import Literal, Protocol
+from typing import Literal
 
 import numpy as np
 
@@ -54,14 +54,6 @@ class Mixture:
             for g in order
         ]
         return f"{self.counts.sum():,} utterances an epoch: {few(words, _NAMED)}"
-
-
-class Grouped(Protocol):
-    """N items that say what groups they are of (`selection.Items`)."""
-
-    def labels(self, by: str, manifests: Sequence[str] = ()) -> tuple[np.ndarray, list[str]]:
-        """(N,) number of the group of each, and the names of the groups, sorted."""
-        ...
 
 
 class Mix:
@@ -106,17 +98,14 @@ class Mix:
         self.by: MixBy | None = by
         self.temperature, self.weights, self.count, self.size = temperature, dict(weights or {}), count, size
 
-    def mixture(self, items: Grouped, seconds: np.ndarray, manifests: Sequence[str] = ()) -> Mixture | None:
-        """What an epoch takes of N items; None where each is taken once.
+    def mixture(self, labels: np.ndarray, names: Sequence[str], seconds: np.ndarray) -> Mixture:
+        """What an epoch takes of N items.
 
         Args:
-            items: of the training data.
+            labels: (N,) number of the group of each.
+            names: of the groups, sorted.
             seconds: (N,) of each, 0 for text.
-            manifests: as the data were given them.
         """
-        if self.by is None:
-            return None
-        labels, names = items.labels(self.by, manifests)
         sizes = np.bincount(labels, minlength=len(names))
         hours = np.bincount(labels, seconds, len(names)) / 3600
         measure = hours if self.count == "hours" else sizes

@@ -404,6 +404,24 @@ def _parted(path: str) -> tuple[str, str]:
     return (path[:cut], path[cut:]) if cut < len(path) else ("", path)
 
 
+def groups_of(rows: Rows, by: str, manifests: Sequence[str] = ()) -> tuple[np.ndarray, list[str]]:
+    """(n,) number of the group of each row, and the names of the groups, sorted.
+
+    Args:
+        rows: n of them.
+        by: `languages`, `src_lang`, `tgt_lang`, `speaker` or `manifest`.
+        manifests: their names, in the order of the rows.
+
+    Raises:
+        UserError: the rows are of no manifests.
+    """
+    if by == "manifest":
+        if not manifests:
+            raise UserError("data.mix.by=manifest: these data are no manifests; mix by something that rows say")
+        return labels_of([(rows.manifest_numbers(), manifests)])
+    return labels_of([rows.codes(key) for key in (("src_lang", "tgt_lang") if by == "languages" else (by,))])
+
+
 def labels_of(columns: Sequence[tuple[np.ndarray, Sequence[str]]], behind: str = "-") -> tuple[np.ndarray, list[str]]:
     """(n,) numbers of what several columns say together, and what they stand for, sorted.
 

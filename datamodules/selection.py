@@ -13,12 +13,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..components.errors import UserError
 from .audio import AudioError, AudioFiles
 from .codes import Codes
 from .collator import FROM_SPEECH
 from .manifest import Utterance
-from .rows import Rows, labels_of
+from .rows import Rows, groups_of, labels_of
 from .units import Units
 
 UNREADABLE = "unreadable audio"
@@ -105,14 +104,8 @@ class Items(Sequence[Utterance]):
         """
         if by == "task":
             return labels_of([(self._tasks.astype(np.int64), self.names)])
-        if by == "manifest":
-            if not manifests:
-                raise UserError("data.mix.by=manifest: these data are no manifests; mix by something that rows say")
-            columns = [(self.rows.manifest_numbers(), manifests)]
-        else:
-            keys = ("src_lang", "tgt_lang") if by == "languages" else (by,)
-            columns = [self.rows.codes(key) for key in keys]
-        return labels_of([(codes[self._places], names) for codes, names in columns])
+        codes, names = groups_of(self.rows, by, manifests)
+        return labels_of([(codes[self._places], names)])
 
     def groups(self) -> np.ndarray:
         """(n,) number of each task in the order of their names."""

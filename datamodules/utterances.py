@@ -405,10 +405,11 @@ class UtteranceData(DataModule):
         budget = budget or self.budget
         chosen = self._select(split, keep_all, tasks or self.tasks, needs, budget)
         speeds = self.speed_perturb if training else ()
-        mixture = self.mix.mixture(chosen.items, chosen.seconds, self.manifests(split)) if training else None
-        if mixture is not None:
-            say(f"{split}: mixed by {self.mix.by}, {mixture.line()}")
-        more = {} if mixture is None else {"mixture": mixture}
+        more = {}
+        if training and self.mix.by is not None:
+            labels, names = chosen.items.labels(self.mix.by, self.manifests(split))
+            more = {"mixture": self.mix.mixture(labels, names, chosen.seconds)}
+            say(f"{split}: mixed by {self.mix.by}, {more['mixture'].line()}")
         sampler = self.batch_sampler(
             seconds=chosen.seconds / min(speeds) if speeds else chosen.seconds,
             tokens=chosen.tokens,

@@ -113,6 +113,12 @@ def answers(root: Path) -> Iterator[str]:
     made = [
         corpus,
         call("data", "validate", manifest, manifest),
+        call("data", "convert", "iwslt", manifest.parent, "--out", root / "converted.jsonl"),
+        call("data", "stats", manifest, "--pictures", root / "pictures"),
+        call("data", "split", manifest, "valid=0.2", "--by", "recording", "--out", root / "parts"),
+        call("data", "mix", manifest),
+        call("data", "pack", manifest, "--out", root / "packed"),
+        call("data", "unpack", root / "packed" / "manifest.jsonl", "--out", root / "unpacked"),
         call("units", "fit", manifest, "--out", root / "units", "--set", "unit_extractor=tiny"),
         call("units", "extract", root / "units", manifest, "--out", root / "units.jsonl"),
         call("train", *parts, "task=fit_units", "name=fitted"),

@@ -219,7 +219,7 @@ def _print_statistics(name: str, about: Statistics) -> None:
     if whole.unsaid:
         said.append(f"{whole.unsaid:,} rows do not say how long they are (`voxzoo data validate` reads them)")
     if about.largest_speaker:
-        said.append(f"the speaker with most rows has {about.largest_speaker:.1%} of those that say one")
+        said.append(f"the speaker with most rows has {about.largest_speaker:.2%} of those that say one")
     print("; ".join(said))
 
 
@@ -277,8 +277,7 @@ def _mix(args: argparse.Namespace) -> dict[str, Any]:
     import numpy as np
 
     from ...datamodules.mixing import Mix
-    from ...datamodules.rows import open_rows
-    from ...datamodules.selection import Items
+    from ...datamodules.rows import groups_of, open_rows
 
     weights = {}
     for word in filter(None, args.weights.split(",")):
@@ -289,9 +288,7 @@ def _mix(args: argparse.Namespace) -> dict[str, Any]:
             raise UserError(f"--weights {word}: expected GROUP=SHARE, such as que-spa=2") from None
     mix = Mix(by=args.by, temperature=args.temperature, weights=weights, count=args.count, size=args.size)
     rows = open_rows(args.manifests)
-    items = Items(rows, np.arange(len(rows), dtype=np.int32), np.zeros(len(rows), np.uint8), ("s2tt",), None)
-    found = mix.mixture(items, np.nan_to_num(rows.durations()), args.manifests)
-    assert found is not None
+    found = mix.mixture(*groups_of(rows, args.by, args.manifests), np.nan_to_num(rows.durations()))
     groups = [
         {
             "group": name,

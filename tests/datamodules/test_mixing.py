@@ -25,19 +25,10 @@ SECONDS = np.clip(RANDOM.lognormal(1.2, 0.7, len(NAMES)), 0.3, 34)
 TOKENS = (3 + 4 * SECONDS + RANDOM.randint(0, 9, len(NAMES))).astype(int)
 
 
-class Rows:
-    """Stands for items: what groups them."""
-
-    def labels(self, by: str, manifests: object = ()) -> tuple[np.ndarray, list[str]]:
-        assert by == "languages"
-        names = sorted(SIZES)
-        return np.searchsorted(names, NAMES), names
-
-
 def mixture(**options: object) -> Mixture:
-    made = Mix(**{"by": "languages", "temperature": 3.0, **options}).mixture(Rows(), SECONDS)
-    assert made is not None
-    return made
+    names = sorted(SIZES)
+    settings = {"by": "languages", "temperature": 3.0, **options}
+    return Mix(**settings).mixture(np.searchsorted(names, NAMES), names, SECONDS)  # pyright: ignore
 
 
 def sampler(made: Mixture, world_size: int = 1, rank: int = 0, **options: object) -> BatchSampler:

@@ -53,7 +53,7 @@ def test_stats_and_split_say_counts(tmp_path: Path, capfd: pytest.CaptureFixture
     said = capfd.readouterr().out
     assert "20 rows, 0.20 h" in " ".join(said.split())
     assert "seconds: shortest 36, 5% 36" in said
-    assert "20 recordings; the speaker with most rows has 10.0% of those that say one" in said
+    assert "20 recordings; the speaker with most rows has 10.00% of those that say one" in said
     assert (tmp_path / "pictures" / "lengths.svg").is_file()
     words = ["data", "split", str(path), "valid=0.1", "test=0.2", "--out", str(tmp_path / "parts")]
     assert main(words) == 0
