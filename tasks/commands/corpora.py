@@ -274,6 +274,8 @@ def _split(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def _mix(args: argparse.Namespace) -> dict[str, Any]:
+    import tempfile
+
     import numpy as np
 
     from ...datamodules.mixing import Mix
@@ -287,8 +289,9 @@ def _mix(args: argparse.Namespace) -> dict[str, Any]:
         except ValueError:
             raise UserError(f"--weights {word}: expected GROUP=SHARE, such as que-spa=2") from None
     mix = Mix(by=args.by, temperature=args.temperature, weights=weights, count=args.count, size=args.size)
-    rows = open_rows(args.manifests)
-    found = mix.mixture(*groups_of(rows, args.by, args.manifests), np.nan_to_num(rows.durations()))
+    with tempfile.TemporaryDirectory() as folder:  # columns of large manifests are mapped from there
+        rows = open_rows(args.manifests, folder)
+        found = mix.mixture(*groups_of(rows, args.by, args.manifests), np.nan_to_num(rows.durations()))
     groups = [
         {
             "group": name,
