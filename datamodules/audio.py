@@ -262,7 +262,7 @@ def audio_seconds(path: str | Path) -> float:
     _require(segment)
     try:
         with _source(segment) as source:
-            about = soundfile.info(source)
+            about = soundfile.info(source)  # pyright: ignore[reportArgumentType]
     except (soundfile.LibsndfileError, RuntimeError, ValueError) as error:
         raise AudioError(f"{path}: cannot be read as audio ({_reason(error)}); convert it to wav or flac") from None
     return _bounds(segment, about.frames, about.samplerate, about.channels, path)[1] / about.samplerate
