@@ -17,7 +17,7 @@ _PARTS = {
     "unit_extractor": ["KMeansUnits"],
     "vocoder": ["CodeHiFiGAN", "GriffinLimVocoder", "ISTFTVocoder"],
     "discriminator": ["HiFiGANDiscriminator", "MSSTFTDiscriminator"],
-    "codec": ["EnCodec"],
+    "codec": ["EnCodec", "SpectralCodec"],
     "speech_lm": ["TransformerSpeechLM"],
     "stream_lm": ["TransformerStreamLM"],
 }

@@ -49,7 +49,8 @@ class SpeechToSpeechLM(Task):
     is cut up. Validation measures all of them.
 
     Losses: `lm`, over the target tokens of all tasks, then `streams` of the stream LM. Of each task T there are
-    `loss_T`, `accuracy_T` and `perplexity_T`.
+    `loss_T`, `accuracy_T` and `perplexity_T`. A speech LM that is frozen beside a stream LM is not run: there is none
+    of these.
 
     Serving goes in the published order: units of the source; their translation; the first stream, prompted by the
     source's; the other streams; the waveform. With a `chain` template and no `trans`, one sequence holds the two
@@ -138,7 +139,8 @@ class SpeechToSpeechLM(Task):
         self.needs = self._needs()  # pyright: ignore[reportAttributeAccessIssue]
         self.maker = ExampleMaker(
             speech_lm.vocabulary, self.templates, self.upsample, self.ways, self.needs, prompt, prompt_frames,
-            self.prompt_share, None if stream_lm is None else stream_lm.num_streams, speech_lm.max_positions,
+            self.prompt_share, None if stream_lm is None else stream_lm.num_streams,
+            0 if stream_lm is None else stream_lm.codebook_size, speech_lm.max_positions,
         )  # fmt: skip
         self.freeze_parts([role for role in ("unit_extractor", "codec") if getattr(self, role) is not None])
 
@@ -199,6 +201,19 @@ class SpeechToSpeechLM(Task):
 
     def measure(self, batch: Batch) -> tuple[dict[str, Loss], dict[str, Statistic]]:
         examples, spoken = self.examples(batch)
+        losses, statistics = self._measure_lm(examples) if self.learns_lm else ({}, {})
+        if self.stream_lm is not None and spoken is not None:
+            found, accuracies = self.stream_lm(*spoken)
+            losses.update(found)
+            statistics.update({f"accuracy_{name}": value for name, value in accuracies.items()})
+        return losses, statistics
+
+    @property
+    def learns_lm(self) -> bool:
+        """Whether the speech LM has a loss: not where it is frozen and a stream LM learns beside it."""
+        return self.stream_lm is None or "speech_lm" not in self.frozen
+
+    def _measure_lm(self, examples: list[Example]) -> tuple[dict[str, Loss], dict[str, Statistic]]:
         packed = self.maker.sequences(examples)
         tokens = packed.tokens
         given = Padded(tokens.data[:, :-1], tokens.lengths - 1)
@@ -218,12 +233,7 @@ class SpeechToSpeechLM(Task):
             parts.append(loss)
             statistics[f"loss_{name}"] = Statistic(loss.total.detach(), loss.count)
             statistics[f"accuracy_{name}"] = right
-        losses = {"lm": sum(parts[1:], parts[0])}
-        if self.stream_lm is not None and spoken is not None:
-            found, accuracies = self.stream_lm(*spoken)
-            losses.update(found)
-            statistics.update({f"accuracy_{name}": value for name, value in accuracies.items()})
-        return losses, statistics
+        return {"lm": sum(parts[1:], parts[0])}, statistics
 
     def examples(self, batch: Batch) -> tuple[list[Example], Spoken | None]:
         """What is learned from a batch now; see `ExampleMaker.examples`."""
@@ -245,7 +255,7 @@ class SpeechToSpeechLM(Task):
         """Say how many utterances and target tokens each task has."""
         super().on_train_start()
         data: Any = getattr(self.trainer, "datamodule", None)
-        if not self.trainer.is_global_zero or not hasattr(data, "read_prepared"):
+        if not self.trainer.is_global_zero or not hasattr(data, "read_prepared") or not self.learns_lm:
             return
         for line in self.maker.amounts(data):
             say(line)

@@ -27,8 +27,6 @@ class SegmentPositions(nn.Module):
 
     def __init__(self, dim: int, vocabulary: JointVocabulary, unit_steps: int = 1, count: int = 8) -> None:
         super().__init__()
-        if unit_steps < 1:
-            raise ValueError(f"unit_steps={unit_steps}: a unit counts at least one step")
         self.units, self.codes = vocabulary.units.start, vocabulary.codes.start
         self.unit_steps, self.count = unit_steps, count
         self.places = SinusoidalPositions(dim)

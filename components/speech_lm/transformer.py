@@ -82,6 +82,8 @@ class TransformerSpeechLM(SpeechLM):
         super().__init__()
         if num_layers < 1:
             raise ValueError(f"a speech LM needs at least one layer; got num_layers={num_layers}")
+        if unit_steps < 1:
+            raise ValueError(f"unit_steps={unit_steps}: a unit counts at least one step")
         for name, value, known in (
             ("positions", positions, ("rotary", "sinusoidal", "learned", "segments")),
             ("mask", mask, ("causal", "prefix")),

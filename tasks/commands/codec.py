@@ -59,14 +59,22 @@ def run(args: argparse.Namespace) -> dict:
 
 
 def _print(found: dict) -> None:
-    columns = {"codebooks": "codebooks", "kbps": "kbps", "mel": "mel", "wer": "WER", "speaker_similarity": "voice"}
-    there = [name for name in columns if name in found["rows"][0]]
+    columns = {"codebooks": "codebooks", "kbps": "kbps", "mel": "mel", "wer": "WER"}
     form = {"codebooks": "9d", "kbps": "6.2f", "mel": "6.3f", "wer": "6.2f", "speaker_similarity": "6.3f"}
+    rows = [dict(row) for row in found["rows"]]
+    for lang in rows[0].get("wer_by_language", ()):
+        columns[lang], form[lang] = f"WER {lang}", "8.2f"
+        for row in rows:
+            row[lang] = row["wer_by_language"][lang]
+    columns["speaker_similarity"] = "voice"
+    there = [name for name in columns if name in rows[0]]
     print(" ".join(f"{columns[name]:>{form[name].split('.')[0].rstrip('d')}}" for name in there))
-    for row in found["rows"]:
+    for row in rows:
         print(" ".join(f"{row[name]:{form[name]}}" for name in there))
     if "wer_of_recordings" in found:
-        print(f"WER of the recordings {found['wer_of_recordings']:.2f} ({found['recogniser']})")
+        each = found.get("wer_of_recordings_by_language", {})
+        apart = "".join(f", {lang} {rate:.2f}" for lang, rate in each.items())
+        print(f"WER of the recordings {found['wer_of_recordings']:.2f}{apart} ({found['recogniser']})")
     if "speaker_similarity_control" in found:
         print(f"voice: cosine to the recording's; of another speaker's {found['speaker_similarity_control']:.3f}")
     print("entries in use: " + ", ".join(f"{share:.0%}" for share in found["use"]))

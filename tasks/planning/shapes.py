@@ -171,8 +171,8 @@ def fake_batch(task: Task, frontend: Any) -> Batch:
     def real(lengths: Tensor, *shape: int) -> Padded:
         return Padded(torch.zeros(2, int(lengths.max()), *shape, device="meta"), lengths)
 
-    frames = torch.tensor([int(CODE_RATE * s) for s in _SECONDS])
-    codes = Padded(torch.zeros(2, int(frames.max()), streams_of(task), dtype=torch.int64, device="meta"), frames)
+    coded = torch.tensor([int(CODE_RATE * s) for s in _SECONDS])
+    codes = Padded(torch.zeros(2, int(coded.max()), streams_of(task), dtype=torch.int64, device="meta"), coded)
     return Batch(
         ids=("a", "b"),
         task=(sorted(task.modes)[0],) * 2 if task.modes else (),

@@ -6,7 +6,7 @@ Letters: N samples, T frames, K codebooks, V entries of one, D of an embedding.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -62,10 +62,11 @@ def rates(
 
     Returns:
         `rows`: for each number of codebooks `codebooks`, `kbps`, `mel` (mean distance of log-mels of five windows, at
-        16 kHz), with a recogniser `wer` (both sides normalised; the mean over languages), and `speaker_similarity` to
-        the recording; `use` and `perplexity`: of each codebook, the share of its entries that occur and the perplexity
-        of how often; `utterances`, `seconds`, `left_out`, `notes`; with a recogniser `wer_of_recordings` and its
-        `recogniser`; `speaker_similarity_control`, of recordings to those of the next other voice.
+        16 kHz), with a recogniser `wer` (both sides normalised; the mean over languages) and `wer_by_language`, and
+        `speaker_similarity` to the recording; `use` and `perplexity`: of each codebook, the share of its entries that
+        occur and the perplexity of how often; `utterances`, `seconds`, `left_out`, `notes`; with a recogniser
+        `wer_of_recordings` (and `_by_language`) and its `recogniser`; `speaker_similarity_control`, of recordings to
+        those of the next other voice.
 
     Raises:
         UserError: no codec, more codebooks than it has, or no speech.
@@ -115,7 +116,7 @@ def rates(
             "codebooks": count,
             "kbps": round(count * codec.frame_rate * _bits(codec.codebook_size) / 1000, 3),
             "mel": round(sums[count] / len(chosen), 4),
-            **({"wer": errors[count]} if count in errors else {}),
+            **(_mean_and_each("wer", errors[count]) if count in errors else {}),
             **({"speaker_similarity": near[count]} if count in near else {}),
         }
         for count in counts
@@ -132,7 +133,7 @@ def rates(
         "notes": notes,
     }
     if errors:
-        result |= {"wer_of_recordings": errors[0], "recogniser": ears.signature}
+        result |= {**_mean_and_each("wer_of_recordings", errors[0]), "recogniser": ears.signature}
     if 0 in near:
         result["speaker_similarity_control"] = near[0]
     return result
@@ -174,14 +175,15 @@ class _Ears:
         said = self.listener.transcribe(self._waiting.pop((count, lang)), lang)
         self._heard[count, lang] += [normalise(text, lang) for text in said]
 
-    def rates(self) -> dict[int, float]:
+    def rates(self) -> dict[int, dict[str, float]]:
+        """Of each language."""
         for count, lang in list(self._waiting):
             self._hear(count, lang)
-        found: dict[int, list[float]] = defaultdict(list)
-        for (count, lang), said in self._heard.items():
+        found: dict[int, dict[str, float]] = defaultdict(dict)
+        for (count, lang), said in sorted(self._heard.items()):
             metric = error_rate_for(lang)
-            found[count].append(float(metric.score(metric.statistics(said, self._texts[lang]).sum(0))))
-        return {count: round(fmean(each), 2) for count, each in found.items()}
+            found[count][lang] = round(float(metric.score(metric.statistics(said, self._texts[lang]).sum(0))), 2)
+        return dict(found)
 
 
 class _Voices:
@@ -213,6 +215,12 @@ class _Voices:
             if other is not None:
                 self._found[0].append(similarity(one, other))
         return {count: round(fmean(each), 4) for count, each in self._found.items()}
+
+
+def _mean_and_each(name: str, of_languages: Mapping[str, float]) -> dict[str, Any]:
+    """A mean over languages, and where there are several the value of each."""
+    mean = {name: round(fmean(of_languages.values()), 2)}
+    return {**mean, f"{name}_by_language": dict(of_languages)} if len(of_languages) > 1 else mean
 
 
 def _decoded(codec: Any, codes: Padded, count: int, speech: Padded) -> Tensor:

@@ -18,6 +18,7 @@ from ...components.roles import Codec, SpeechLM, StreamLM, UnitExtractor
 from ...components.search import SearchOptions, generate
 from ...components.speech_lm.templates import Template
 from ...components.types import Batch, Padded
+from .examples import first_streams
 
 RATE = 16000
 """Hz of what comes and goes."""
@@ -107,8 +108,14 @@ class SpeechChain:
 
     def prompts(self, batch: Batch) -> Padded | None:
         """(B, P, K) the beginning of the source's codes: made of speech where the batch brings none; None where there
-        is neither."""
+        is neither.
+
+        Raises:
+            UserError: codes of too few streams, or of another codec.
+        """
         codes, stream = batch.source_codes, self.stream_lm
+        if codes is not None and stream is not None:
+            codes = first_streams(codes, "source_codes", stream.num_streams, stream.codebook_size)
         if codes is None and self.codec is not None and batch.speech is not None and stream is not None:
             codes = self.codec.encode(batch.speech, stream.num_streams, RATE)
         if codes is not None and self.prompt_frames is not None:

@@ -76,6 +76,7 @@ class ExampleMaker:
         prompt_frames: most frames of a prompt of source speech; None: all.
         prompt_share: least and greatest part of the target that a prompt of it is.
         num_streams: K, of the stream LM; None: there is none.
+        codebook_size: codes of each stream.
         max_positions: of the speech LM.
     """
 
@@ -88,6 +89,7 @@ class ExampleMaker:
     prompt_frames: int | None
     prompt_share: tuple[float, float]
     num_streams: int | None
+    codebook_size: int
     max_positions: int | None
 
     def examples(self, batch: Batch, seed: int, epoch: int | None) -> tuple[list[Example], Spoken | None]:
@@ -157,13 +159,7 @@ class ExampleMaker:
         found: Padded | None = getattr(batch, name)
         assert found is not None
         if name.endswith("codes") and self.num_streams is not None:
-            wanted, there = self.num_streams, found.data.shape[2]
-            if there < wanted:
-                raise UserError(
-                    f"data.{name} has {there} streams, but stream_lm.num_streams is {wanted}: write the codes of "
-                    f"{wanted} codebooks, or set stream_lm.num_streams={there}"
-                )
-            found = found.with_data(found.data[:, :, :wanted])
+            found = first_streams(found, name, self.num_streams, self.codebook_size)
         return found.unpad()
 
     def pieces(
@@ -231,6 +227,29 @@ class ExampleMaker:
                 f"{sum(self.upsample.values())} examples"
             )
         return lines
+
+
+def first_streams(codes: Padded, name: str, wanted: int, size: int) -> Padded:
+    """The first `wanted` streams of a batch's codes, of `size` codes each; `name` is the field.
+
+    Raises:
+        UserError: fewer streams, or a code that there is not.
+    """
+    there = codes.data.shape[2]
+    if there < wanted:
+        raise UserError(
+            f"data.{name} has {there} streams, but stream_lm.num_streams is {wanted}: write the codes of "
+            f"{wanted} codebooks, or set stream_lm.num_streams={there}"
+        )
+    codes = codes.with_data(codes.data[:, :, :wanted])
+    if codes.data.numel() and not codes.data.is_meta:
+        low, high = (int(bound) for bound in codes.zeroed().data.aminmax())
+        if low < 0 or high >= size:
+            raise UserError(
+                f"data.{name} has the code {low if low < 0 else high}, but the codebooks have {size} entries (0 to "
+                f"{size - 1}): they are of another codec; write them again"
+            )
+    return codes
 
 
 def _draw(seed: int, name: str, what: str) -> int:

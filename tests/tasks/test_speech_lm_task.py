@@ -15,7 +15,7 @@ import torch
 from conftest import logged
 from lightning import LightningModule
 from speech_lm_corpus import UNITS, K, V, corpus, toy
-from voxzoo.components import TransformerSpeechLM, TransformerStreamLM
+from voxzoo.components import EnCodec, TransformerSpeechLM, TransformerStreamLM
 from voxzoo.components.cards import Card
 from voxzoo.components.errors import UserError
 from voxzoo.components.search import SearchOptions
@@ -205,6 +205,34 @@ def test_nothing_outside_of_a_templates_block_comes_out_of_random_weights():
             lambda: task().eval().predict(replace(toy(2, 0), source_units=None)),
             "this model has no unit extractor: give data.source_units",
         ),
+        (
+            lambda: task().eval().predict(replace(toy(2, 0), source_codes=_streams(toy(2, 0).source_codes, 2))),
+            "data.source_codes has 2 streams, but stream_lm.num_streams is 3",
+        ),
+        (
+            lambda: task().measure(replace(toy(2, 0), codes=_shifted(toy(2, 0).codes))),
+            "but the codebooks have 12 entries (0 to 11): they are of another codec; write them again",
+        ),
+        (
+            lambda: task().eval().predict(replace(toy(2, 0), source_codes=_shifted(toy(2, 0).source_codes))),
+            "data.source_codes has the code",
+        ),
+        (
+            lambda: task().eval().predict(replace(toy(2, 0), source_units=_plus(toy(2, 0).source_units))),
+            "units of the source: units 9 is outside of the vocabulary",
+        ),
+        (
+            lambda: task().eval().predict(replace(toy(2, 0), source_units=_none(toy(2, 0).source_units))),
+            "utterance 0-0: units of the source are empty, too short for one step",
+        ),
+        (
+            lambda: speaking().predict(replace(toy(2, 0), source_codes=_none(toy(2, 0).source_codes))),
+            "utterance 0-0: the acoustic prompt is empty, too short for one step",
+        ),
+        (
+            lambda: speaking({"positions": "learned", "max_positions": 12}).predict(toy(3, 0)),
+            "tokens, but speech_lm has positions for 12: give shorter speech (--segment), or lower task.prompt_frames",
+        ),
     ],
 )  # fmt: skip
 def test_bad_input_is_one_clear_line(call, words: str):
@@ -214,8 +242,40 @@ def test_bad_input_is_one_clear_line(call, words: str):
     assert "\n" not in str(caught.value)
 
 
+def test_a_frozen_speech_lm_beside_a_stream_lm_has_no_loss(monkeypatch: pytest.MonkeyPatch):
+    one, batch = task().train(), toy(4, 0)
+    before = one.measure(batch)
+    one.freeze_parts(["speech_lm"])
+    monkeypatch.setattr(one.speech_lm, "decode", None)  # and is not run
+    losses, statistics = one.measure(batch)
+    assert list(losses) == ["streams"]
+    torch.testing.assert_close(losses["streams"], before[0]["streams"])
+    assert set(statistics) == {"accuracy_stream_2", "accuracy_stream_3"}
+    alone = task(stream=False)
+    alone.freeze_parts(["speech_lm"])  # of an evaluation
+    assert list(alone.measure(batch)[0]) == ["lm"]
+
+
 def _streams(codes: Any, count: int) -> Padded:
     return codes.with_data(codes.data[..., :count])
+
+
+def _shifted(codes: Any) -> Padded:
+    """Of another codec, behind the first stream."""
+    return codes.with_data(codes.data + torch.tensor([0, V, 0]))
+
+
+def _none(steps: Any) -> Padded:
+    return Padded(steps.data[:, :0], torch.zeros(len(steps), dtype=torch.int64))
+
+
+def speaking(lm: dict[str, Any] | None = None) -> SpeechToSpeechLM:
+    """One with a codec."""
+    one = task(lm=lm)
+    one.codec = EnCodec(
+        sample_rate=16000, num_codebooks=K, codebook_size=V, dim=8, num_filters=4, ratios=[8, 8, 5], num_lstm_layers=1
+    )
+    return one.eval()
 
 
 def _plus(units: Any) -> Padded:

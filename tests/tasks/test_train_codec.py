@@ -75,8 +75,9 @@ def test_each_loss_trains_its_own_network(make):
         assert reached == {"discriminator" if name == "discriminator" else "codec"}, name
 
 
-def test_without_a_discriminator_the_codec_learns_alone(make):
-    task, batches = make("discriminator=none")
+@pytest.mark.parametrize("codec", ["tiny", "tiny_spectral"])
+def test_without_a_discriminator_the_codec_learns_alone(make, codec: str):
+    task, batches = make("discriminator=none", f"codec={codec}")
     assert list(task.measure(batches[0])[0]) == ["l1", "mel", "commitment"]
     before = float(task.measure(batches[0])[0]["mel"].mean)
     task.attach_optimizer(partial(torch.optim.AdamW, lr=3e-3), constant)

@@ -325,6 +325,8 @@ def test_what_is_not_the_codec_s_is_refused_in_a_line(mono):
     two = torch.tensor([400])
     with pytest.raises(UserError, match=r"\(1, 400, 2\) \(stereo\), but this codec is for mono: give \(B, N\)"):
         codec.encode(Padded(torch.zeros(1, 400, 2), two))
+    with pytest.raises(UserError, match="codec: speech of 0 Hz; give the rate of its samples, or none for 24000 Hz"):
+        codec.encode(Padded(torch.zeros(1, 400), torch.tensor([400])), sample_rate=0)
     with pytest.raises(UserError, match="num_codebooks=9: this codec has 1 to 8"):
         codec.encode(Padded(torch.zeros(1, 400), two), 9)
     with pytest.raises(UserError, match=r"a bandwidth of 24 kbps: this codec has 0\.45 to 3\.6"):

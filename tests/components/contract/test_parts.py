@@ -25,6 +25,7 @@ from voxzoo.components import (
     MSSTFTDiscriminator,
     NoAdaptor,
     RawWaveform,
+    SpectralCodec,
     StackAdaptor,
     TransformerSeq2Seq,
     TransformerSpeechLM,
@@ -127,6 +128,7 @@ PARTS: dict[str, Callable[[], Any]] = {
     "discriminator-of-scales": partial(HiFiGANDiscriminator, (), 2, **SCALES),
     "codec": ENCODEC,
     "codec-plain": partial(ENCODEC, pad_mode="constant", num_residual_layers=2, conv_shortcut=False),
+    "codec-spectral": partial(SpectralCodec, 16000, 3, 16, 8, 64, 2, 64, 16, 24, 1, 2, 3),
     "codec-both-sides-normalised": partial(ENCODEC, causal=False, norm="time_group", normalise=True),
     "codec-stereo-chunks": partial(
         EnCodec, 48000, 2, 4, 16, 8, 4, (8, 5, 4, 2), causal=False, norm="time_group", normalise=True,

@@ -185,6 +185,7 @@ def test_positions_bound_what_comes_behind_a_prompt():
         ({"mask": "full"}, "mask must be causal or prefix"),
         ({"num_kv_heads": 3}, "num_heads must be a multiple of num_kv_heads"),
         ({"num_layers": 0}, "at least one layer"),
+        ({"unit_steps": 0}, "unit_steps=0: a unit counts at least one step"),
         ({"num_heads": 32, "positions": "rotary"}, "rotary positions need heads of an even width"),
     ],
 )

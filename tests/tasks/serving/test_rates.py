@@ -40,8 +40,11 @@ def test_word_errors_count_words_alone_and_each_language_as_much(monkeypatch: py
     for one, samples in zip(ROWS, (2, 3, 3), strict=True):
         ears.add(one, {0: torch.zeros(3), 8: torch.zeros(samples)})
     ears.add(row("d", "eng", "", "x"), {0: torch.zeros(3), 8: torch.zeros(3)})
-    assert ears.rates() == {0: 0.0, 8: 12.5}, "one word of four in English, none in Spanish"
-    assert ears.signature == "judge|norm:basic-3+norm:english-3"
+    errors = ears.rates()
+    assert errors == {0: {"eng": 0.0, "spa": 0.0}, 8: {"eng": 25.0, "spa": 0.0}}
+    assert rates._mean_and_each("wer", errors[8]) == {"wer": 12.5, "wer_by_language": errors[8]}
+    assert rates._mean_and_each("wer", {"eng": 25.0}) == {"wer": 25.0}
+    assert ears.signature == "judge|norm:english-3+norm:spelled-1"
 
 
 def test_voices_are_compared_with_the_recording_and_with_another_speaker(monkeypatch: pytest.MonkeyPatch):

@@ -28,9 +28,11 @@ TINY = [
     "data=tiny", "data.corpus.num_train=16", "data.corpus.num_valid=3", "data.corpus.num_test=3",
     "data.corpus.one_voice=true", "data.corpus.both_directions=true", "adaptor=stack", "tokenizer.vocab_size=90",
     "unit_extractor.num_units=8", "unit_extractor.max_frames=2000", "codec.num_codebooks=3", "codec.codebook_size=16",
-    "codec.dim=8", "codec.num_filters=4", "speech_lm.dim=32", "speech_lm.ffn_dim=32", "speech_lm.num_layers=1",
+    "codec.dim=8", "codec.width=16", "codec.hidden_dim=24", "codec.encoder_layers=1", "codec.decoder_layers=2",
+    "speech_lm.dim=32", "speech_lm.ffn_dim=32", "speech_lm.num_layers=1",
     "stream_lm.dim=32", "stream_lm.ffn_dim=32", "stream_lm.num_layers=1", "trainer.max_steps=2",
     "trainer.val_check_interval=2", "logger=none", "stages.codec.set.task.codebooks=[1,3]",
+    "stages.codec.set.task.free_steps=0",
 ]  # fmt: skip
 OF_TEXT = [
     "speech_encoder=tiny", "text_seq2seq=tiny", "t2u=tiny", "vocoder=tiny", f"stages.first_pass.set.task={SHORT}",
