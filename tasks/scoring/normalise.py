@@ -2,8 +2,7 @@
 
 A recogniser writes "$9,300", "5:30" or "August 21st" for what a reference spells out, so the English one spells numbers
 out. It is voxzoo's own (Whisper's English normaliser goes the other way, from words to digits): the rules are below, in
-the order in which they run. Other languages get case folding and punctuation off, and those that `spelled` knows have
-their digits spelled out before.
+the order in which they run. Other languages get case folding and punctuation off.
 """
 
 from __future__ import annotations
@@ -15,20 +14,18 @@ from functools import cache
 
 from ...components.errors import UserError
 from ...components.languages import is_same
-from .spelled import speaks_numbers, spelled
 
-VERSIONS = {"english": 3, "basic": 3, "spelled": 1}
+VERSIONS = {"english": 3, "basic": 3}
 """Raised with every change of a result; part of the signature of every normalised score."""
 
 
 def normalise(text: str, lang: str = "eng") -> str:
-    """English rules for English, basic rules for other languages, behind the digits of those that `spelled` knows.
-    `lang` as in `components.languages`."""
-    return normalise_english(text) if is_same(lang, "eng") else normalise_basic(spelled(text, lang), lang)
+    """English rules for English, basic rules for other languages. `lang` as in `components.languages`."""
+    return normalise_english(text) if is_same(lang, "eng") else normalise_basic(text, lang)
 
 
 def signature(lang: str = "eng") -> str:
-    rules = "english" if is_same(lang, "eng") else "spelled" if speaks_numbers(lang) else "basic"
+    rules = "english" if is_same(lang, "eng") else "basic"
     return f"norm:{rules}-{VERSIONS[rules]}"
 
 

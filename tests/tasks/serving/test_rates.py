@@ -44,7 +44,7 @@ def test_word_errors_count_words_alone_and_each_language_as_much(monkeypatch: py
     assert errors == {0: {"eng": 0.0, "spa": 0.0}, 8: {"eng": 25.0, "spa": 0.0}}
     assert rates._mean_and_each("wer", errors[8]) == {"wer": 12.5, "wer_by_language": errors[8]}
     assert rates._mean_and_each("wer", {"eng": 25.0}) == {"wer": 25.0}
-    assert ears.signature == "judge|norm:english-3+norm:spelled-1"
+    assert ears.signature == "judge|norm:basic-3+norm:english-3"
 
 
 def test_voices_are_compared_with_the_recording_and_with_another_speaker(monkeypatch: pytest.MonkeyPatch):
