@@ -5,9 +5,12 @@ from __future__ import annotations
 from ..components.lazy import on_first_use
 
 _WHERE = {
+    "Cascade": "cascade",
+    "Consensus": "consensus",
     "EncodeSpeech": "encode_speech",
     "FitUnits": "fit_units",
     "GanVocoder": "gan_vocoder",
+    "SpeechAndTextToText": "speech_and_text_to_text",
     "SpeechToSpeechLM": "speech_to_speech_lm",
     "SpeechToSpeechUnitY": "speech_to_speech_unity",
     "SpeechToText": "speech_to_text",

@@ -50,8 +50,8 @@ class SpeechToSpeechUnitY(SpeechToText):
         t2u: second pass. It reads decoder states, each with the token that it predicts.
         vocoder: units to waveform, for `predict`; it does not learn here (`UnitVocoderTask` trains it).
         unit_extractor: what made the units, kept so that speech can be turned into them again. May be None.
-        tokenizer, frontend, ctc_weight, ctc_on, label_smoothing, loss_on_lang_token, loss_weights, search: as in
-            `SpeechToText`; `loss_weights` also takes the names of the second pass's losses.
+        tokenizer, frontend, ctc_weight, ctc_on, label_smoothing, loss_on_lang_token, r_drop, loss_weights, search: as
+            in `SpeechToText`; `loss_weights` also takes the names of the second pass's losses.
         t2u_input: which states the second pass reads. `pieces`: those that predict the first piece to eos. `all`: also
             those of the prefix before them (eos, language), as the published models do.
         t2u_eos: whether it also reads the state of the closing eos itself. `strip`: no (the original implementation).
@@ -83,6 +83,7 @@ class SpeechToSpeechUnitY(SpeechToText):
         ctc_on: Literal["encoder", "adaptor"] = "encoder",
         label_smoothing: float = 0.1,
         loss_on_lang_token: bool = False,
+        r_drop: float = 0.0,
         loss_weights: Mapping[str, float] | None = None,
         search: SearchOptions | None = None,
         t2u_input: Literal["pieces", "all"] = "pieces",
@@ -101,6 +102,7 @@ class SpeechToSpeechUnitY(SpeechToText):
             ctc_on=ctc_on,
             label_smoothing=label_smoothing,
             loss_on_lang_token=loss_on_lang_token,
+            r_drop=r_drop,
             loss_weights=loss_weights,
             search=search,
         )
@@ -154,7 +156,7 @@ class SpeechToSpeechUnitY(SpeechToText):
             encoded, adapted, states = self.text_pass(batch, with_eos=keep)
             if not self.first_pass_frozen:
                 predicting = Padded(states.data[:, :-1], (states.lengths - 1).clamp(min=0)) if keep else states
-                losses, statistics = self.text_losses(batch, encoded, adapted, predicting)
+                losses, statistics = self.text_learning(batch, (encoded, adapted, predicting))
         second, text = self.second_pass_input(states, batch.target)
         told = told_to_t2u(self.t2u, batch, self.t2u_languages, second.device, training=True)
         losses.update(self.t2u(second, batch.units, text, **told))
@@ -192,15 +194,9 @@ class SpeechToSpeechUnitY(SpeechToText):
         if speak:
             told = told_to_t2u(self.t2u, batch, self.t2u_languages, self.device)
             voice = told_to_vocoder(self.vocoder, batch, self.vocoder_languages, self.speaker, self.device)
-        if mode.startswith("t2"):
-            if batch.source is None:
-                raise UserError(f"{mode} reads text, but the batch has none")
-            memory = self.text_seq2seq.encode(batch.source)
-        else:
-            assert batch.speech is not None
-            memory = self.encode_speech(batch.speech)
-        options = options or self.search
-        hypotheses = translate_text(self.text_seq2seq, memory, batch, mode, self.tokenizer, options, keep_states=speak)
+        memory, options = self.memory_of(batch, mode), options or self.search
+        found = translate_text(self.text_seq2seq, memory, batch, mode, self.tokenizer, options, keep_states=speak)
+        hypotheses = [row[0] for row in found]
         predictions = text_predictions(batch, mode, hypotheses, self.tokenizer)
         if not speak:
             return predictions

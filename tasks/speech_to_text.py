@@ -9,14 +9,23 @@ from collections.abc import Iterable, Mapping
 from typing import Literal
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from ..components.errors import UserError
 from ..components.losses.ctc import ctc_loss
 from ..components.roles import Adaptor, Frontend, SpeechEncoder, TextSeq2Seq, Tokenizer
 from ..components.search import SearchOptions
 from ..components.types import Adapted, Batch, Loss, Padded, Prediction, Statistic
 from .task import Task
-from .text import decoder_input, match_vocabulary, text_loss, text_predictions, translate_text
+from .text import (
+    decoder_input,
+    label_mask,
+    match_vocabulary,
+    of_two_passes,
+    r_drop_weight,
+    several_texts,
+    text_loss,
+)
 
 
 class SpeechToText(Task):
@@ -34,6 +43,8 @@ class SpeechToText(Task):
         ctc_on: whose states the CTC head reads.
         label_smoothing: mass spread over the vocabulary (fairseq form).
         loss_on_lang_token: also learn to predict the target language (transformers does, the original does not).
+        r_drop: weight of R-Drop (Liang et al. 2021): in training each batch goes through twice, and the passes are to
+            agree; 0: once. Validation has one pass.
         loss_weights: weights by loss name (`text`, `ctc`, and what the adaptor brings).
         search: default options of `predict`.
     """
@@ -55,10 +66,11 @@ class SpeechToText(Task):
         ctc_on: Literal["encoder", "adaptor"] = "encoder",
         label_smoothing: float = 0.1,
         loss_on_lang_token: bool = False,
+        r_drop: float = 0.0,
         loss_weights: Mapping[str, float] | None = None,
         search: SearchOptions | None = None,
     ) -> None:
-        super().__init__(loss_weights={"ctc": ctc_weight, **(loss_weights or {})})
+        super().__init__(loss_weights={"ctc": ctc_weight, **r_drop_weight(r_drop), **(loss_weights or {})})
         self.speech_encoder = speech_encoder
         self.adaptor = adaptor
         self.text_seq2seq = text_seq2seq
@@ -67,6 +79,7 @@ class SpeechToText(Task):
         self.ctc_on = ctc_on
         self.label_smoothing = label_smoothing
         self.loss_on_lang_token = loss_on_lang_token
+        self.r_drop = r_drop
         self.search = search or SearchOptions()
         self.ctc_head = None
         if ctc_weight < 0:
@@ -81,7 +94,23 @@ class SpeechToText(Task):
             module.requires_grad_(False)  # no loss reaches it, and DDP would wait for its gradients
 
     def measure(self, batch: Batch) -> tuple[dict[str, Loss], dict[str, Statistic]]:
-        return self.text_losses(batch, *self.text_pass(batch))
+        return self.text_learning(batch, self.text_pass(batch))
+
+    def text_learning(
+        self, batch: Batch, first: tuple[Padded, Adapted, Padded]
+    ) -> tuple[dict[str, Loss], dict[str, Statistic]]:
+        """Losses and statistics of what `text_pass` gave, and with R-Drop of another pass."""
+        losses, statistics = self.text_losses(batch, *first)
+        if not (self.r_drop and self.training):
+            return losses, statistics
+        second = self.text_pass(batch)
+        both = (losses, self.text_losses(batch, *second)[0])
+        return of_two_passes(self.text_seq2seq, both, ((first[2], second[2], self.label_mask(first[2])),)), statistics
+
+    def label_mask(self, states: Padded, rows: Tensor | None = None) -> Tensor:
+        """(B, S-1) bool: where states of the decoder predict what is learned."""
+        assert self.tokenizer is not None
+        return label_mask(states, self.loss_on_lang_token, self.tokenizer.prefix_length, rows)
 
     def text_pass(self, batch: Batch, with_eos: bool = False) -> tuple[Padded, Adapted, Padded]:
         """Teacher forcing: encoder states (B, T, D), adapted states (B, T', D) and decoder states (B, S-1, D); with the
@@ -125,16 +154,29 @@ class SpeechToText(Task):
         dtype = next((p.dtype for p in self.speech_encoder.parameters()), speech.data.dtype)
         return self.adaptor(self.speech_encoder(speech.to(dtype))).states  # of weights in half precision too
 
+    def memory_of(self, batch: Batch, mode: str) -> Padded:
+        """(B, T', D) what the text decoder reads of a batch in a task."""
+        if mode.startswith("t2"):
+            if batch.source is None:
+                raise UserError(f"{mode} reads text, but the batch has none")
+            return self.text_seq2seq.encode(batch.source)
+        assert batch.speech is not None
+        return self.encode_speech(batch.speech)
+
     @torch.inference_mode()
     def predict(
         self, batch: Batch, *, task: str | None = None, options: SearchOptions | None = None
     ) -> list[Prediction]:
+        return [found[0] for found in self.predict_several(batch, task=task, options=options)]
+
+    @torch.inference_mode()
+    def predict_several(
+        self, batch: Batch, *, task: str | None = None, options: SearchOptions | None = None, count: int = 1
+    ) -> list[list[Prediction]]:
         mode = self.pick_mode(task, batch)
-        assert batch.speech is not None
         assert self.tokenizer is not None
-        memory = self.encode_speech(batch.speech)
-        hypotheses = translate_text(self.text_seq2seq, memory, batch, mode, self.tokenizer, options or self.search)
-        return text_predictions(batch, mode, hypotheses, self.tokenizer)
+        memory, options = self.memory_of(batch, mode), options or self.search
+        return several_texts(self.text_seq2seq, memory, batch, mode, self.tokenizer, options, count)
 
 
 def match_widths(speech_encoder: SpeechEncoder, adaptor: Adaptor, text_seq2seq: TextSeq2Seq) -> None:

@@ -99,6 +99,14 @@ class Task(LightningModule, ABC):
     ) -> list[Prediction]:
         """Serve a batch: one prediction per row, in order."""
 
+    def predict_several(
+        self, batch: Batch, *, task: str | None = None, options: SearchOptions | None = None, count: int = 1
+    ) -> list[list[Prediction]]:
+        """Up to `count` texts for each row, the best first. Raises UserError: this task gives one alone."""
+        if count > 1:
+            raise UserError(f"{type(self).__name__} gives one output for an input, not {count}")
+        return [[prediction] for prediction in self.predict(batch, task=task, options=options)]
+
     def losses(self, batch: Batch) -> dict[str, Loss]:
         """The summed losses of a batch, the same keys on every rank at every step."""
         return self.measured(batch)[0]

@@ -8,9 +8,17 @@ import torch
 
 from ..components.roles import TextSeq2Seq, Tokenizer
 from ..components.search import SearchOptions
-from ..components.types import Batch, Loss, Prediction, Statistic
+from ..components.types import Batch, Loss, Padded, Prediction, Statistic
 from .task import Task
-from .text import decoder_input, match_vocabulary, text_loss, text_predictions, translate_text
+from .text import (
+    decoder_input,
+    label_mask,
+    match_vocabulary,
+    of_two_passes,
+    r_drop_weight,
+    several_texts,
+    text_loss,
+)
 
 
 class TextToText(Task):
@@ -19,7 +27,7 @@ class TextToText(Task):
     Args:
         text_seq2seq: a model with an encoder.
         tokenizer: text ids and languages.
-        label_smoothing, loss_on_lang_token, loss_weights, search: as in `SpeechToText`.
+        label_smoothing, loss_on_lang_token, r_drop, loss_weights, search: as in `SpeechToText`.
     """
 
     needs = frozenset({"source", "target"})
@@ -33,10 +41,11 @@ class TextToText(Task):
         tokenizer: Tokenizer,
         label_smoothing: float = 0.1,
         loss_on_lang_token: bool = False,
+        r_drop: float = 0.0,
         loss_weights: Mapping[str, float] | None = None,
         search: SearchOptions | None = None,
     ) -> None:
-        super().__init__(loss_weights=loss_weights)
+        super().__init__(loss_weights={**r_drop_weight(r_drop), **(loss_weights or {})})
         if not text_seq2seq.has_encoder:
             raise ValueError("TextToText needs a text encoder: set text_seq2seq.num_encoder_layers above 0")
         match_vocabulary(text_seq2seq, tokenizer)
@@ -44,30 +53,44 @@ class TextToText(Task):
         self.tokenizer = tokenizer
         self.label_smoothing = label_smoothing
         self.loss_on_lang_token = loss_on_lang_token
+        self.r_drop = r_drop
         self.search = search or SearchOptions()
 
     def measure(self, batch: Batch) -> tuple[dict[str, Loss], dict[str, Statistic]]:
-        assert batch.source is not None
         assert batch.target is not None
         assert self.tokenizer is not None
-        states = self.text_seq2seq.decode(self.text_seq2seq.encode(batch.source), decoder_input(batch.target))
-        text, accuracy = text_loss(
-            self.text_seq2seq,
-            states,
-            batch.target,
-            self.label_smoothing,
-            self.loss_on_lang_token,
-            self.tokenizer.prefix_length,
-        )
-        return {"text": text}, {"accuracy": accuracy}
+        first = self._states(batch)
+        text, accuracy = self._loss(first, batch.target)
+        losses = {"text": text}
+        if self.r_drop and self.training:
+            second = self._states(batch)
+            both = (losses, {"text": self._loss(second, batch.target)[0]})
+            mask = label_mask(first, self.loss_on_lang_token, self.tokenizer.prefix_length)
+            losses = of_two_passes(self.text_seq2seq, both, ((first, second, mask),))
+        return losses, {"accuracy": accuracy}
 
-    @torch.inference_mode()
+    def _states(self, batch: Batch) -> Padded:
+        """(B, S-1, D) states of the decoder."""
+        assert batch.source is not None
+        assert batch.target is not None
+        return self.text_seq2seq.decode(self.text_seq2seq.encode(batch.source), decoder_input(batch.target))
+
+    def _loss(self, states: Padded, target: Padded) -> tuple[Loss, Statistic]:
+        assert self.tokenizer is not None
+        smoothing, prefix = self.label_smoothing, self.tokenizer.prefix_length
+        return text_loss(self.text_seq2seq, states, target, smoothing, self.loss_on_lang_token, prefix)
+
     def predict(
         self, batch: Batch, *, task: str | None = None, options: SearchOptions | None = None
     ) -> list[Prediction]:
+        return [found[0] for found in self.predict_several(batch, task=task, options=options)]
+
+    @torch.inference_mode()
+    def predict_several(
+        self, batch: Batch, *, task: str | None = None, options: SearchOptions | None = None, count: int = 1
+    ) -> list[list[Prediction]]:
         mode = self.pick_mode(task, batch)
         assert batch.source is not None
         assert self.tokenizer is not None
-        memory = self.text_seq2seq.encode(batch.source)
-        hypotheses = translate_text(self.text_seq2seq, memory, batch, mode, self.tokenizer, options or self.search)
-        return text_predictions(batch, mode, hypotheses, self.tokenizer)
+        memory, options = self.text_seq2seq.encode(batch.source), options or self.search
+        return several_texts(self.text_seq2seq, memory, batch, mode, self.tokenizer, options, count)

@@ -115,7 +115,7 @@ def task_answers(drawn: Drawn, task: Any, kind: str, given: Any) -> dict[str, An
                   **{"speech" if kind == "speech" else "source": given})  # fmt: skip
     mode = ("s" if kind == "speech" else "t") + "2tt"
     memory = task.encode_speech(given) if kind == "speech" else task.text_seq2seq.encode(given)
-    found = translate_text(task.text_seq2seq, memory, batch, mode, task.tokenizer, options)
+    found = [row[0] for row in translate_text(task.text_seq2seq, memory, batch, mode, task.tokenizer, options)]
     answers: dict[str, Any] = {"ids": [one.tokens.tolist() for one in found]}
     if "vocoder" in drawn.nodes:
         said = task.predict(batch, task=mode[0] + "2st", options=options)

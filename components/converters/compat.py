@@ -11,7 +11,7 @@ from typing import Any
 
 from .family import Compat, Nodes
 
-_SPEECH_TASKS = ("SpeechToText", "SpeechToSpeechUnitY")
+_SPEECH_TASKS = ("SpeechToText", "SpeechToSpeechUnitY", "SpeechAndTextToText")
 _TASKS = (*_SPEECH_TASKS, "TextToText")
 _T2U = ("AutoregressiveT2U", "UnitY2T2U")
 _SEARCH = "voxzoo.components.search.SearchOptions"

@@ -23,6 +23,7 @@ from .files import Weights, published_folder, read_json, write_weights
 from .generation import unread
 from .keymap import Loaded
 from .settings import LEFT_OUT, read_json_if
+from .transformer import fill_copies, with_source
 
 # model_type -> module of this package that has its FAMILY.
 _FAMILIES = {
@@ -254,8 +255,13 @@ def read_part(role: str, source: str | Path, shapes: Mapping[str, torch.Size]) -
     family, nodes = _nodes(settings, folder)
     if role not in nodes:
         raise UserError(f"{role}.pretrained={source}: a {settings.get('model_type')} model has no {role}")
-    expected = {f"{role}.{key}": shape for key, shape in shapes.items()}
-    return family.key_map(nodes).load(Weights(folder), expected)
+    wanted = with_source(shapes) if role == "text_seq2seq" else shapes
+    loaded = family.key_map(nodes).load(Weights(folder), {f"{role}.{key}": shape for key, shape in wanted.items()})
+    state = {key.removeprefix(f"{role}."): value for key, value in loaded.state.items()}
+    fill_copies(state, shapes)
+    loaded.state = {f"{role}.{key}": value for key, value in state.items() if key in shapes}
+    loaded.missing = [f"{role}.{key}" for key in shapes if key not in state]
+    return loaded
 
 
 def build_part(role: str, node: Mapping[str, Any], where: Any) -> Any:

@@ -3,7 +3,10 @@ autoregressive text-to-unit model, M2M-100 and NLLB."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from typing import Literal
+
+from torch import Size, Tensor
 
 from .keymap import Rule, same, stack, tied, within
 
@@ -67,3 +70,22 @@ def _layer(names: Names) -> list[Rule]:
         same("ffn.inner.~", f"{_FFN[names]}fc1.~"),
         same("ffn.outer.~", f"{_FFN[names]}fc2.~"),
     ]
+
+
+_EMBEDDING = "decoder.embed.embedding.weight"
+_COPIES = ("encoder_embed.embedding.weight", "decoder.output.weight")
+"""Matrices that a text model may share or not: of one that shares them, one that does not begins with copies."""
+
+
+def with_source(wanted: Mapping[str, Size]) -> dict[str, Size]:
+    """Keys and shapes of a text model, with that which others of them may be copies of."""
+    shape = next((shape for key, shape in wanted.items() if key in _COPIES), None)
+    return {**({} if shape is None else {_EMBEDDING: shape}), **wanted}
+
+
+def fill_copies(state: dict[str, Tensor], wanted: Iterable[str]) -> list[str]:
+    """Give a text model that shares fewer matrices than the one that `state` is of its own copies of them, in place.
+    Returns their keys."""
+    copied = [key for key in wanted if key in _COPIES and key not in state and _EMBEDDING in state]
+    state.update({key: state[_EMBEDDING].clone() for key in copied})
+    return copied

@@ -152,8 +152,7 @@ class _ProjectedCrossEntropy(torch.autograd.Function):
         ctx, rows: Tensor, weight: Tensor, labels: Tensor, label_smoothing: float, fairseq: bool, chunk: int | None
     ) -> tuple[Tensor, Tensor]:
         ctx.factors = _factors(label_smoothing, weight.shape[0], fairseq)
-        logits = _CHUNK_PROJECTED_CPU if rows.device.type == "cpu" else _CHUNK_LOGITS
-        ctx.chunk = chunk or max(logits // weight.shape[0], 1)
+        ctx.chunk = chunk or rows_of_chunk(weight.shape[0], rows.device.type)
         total, correct, ctx.gradients = _through(
             rows, weight, labels, ctx.factors, ctx.chunk, *ctx.needs_input_grad[:2]
         )
@@ -169,6 +168,12 @@ class _ProjectedCrossEntropy(torch.autograd.Function):
             rows, weight, labels = ctx.saved_tensors
             gradients = _through(rows, weight, labels, ctx.factors, ctx.chunk, *ctx.needs_input_grad[:2])[2]
         return *(None if g is None else g.mul_(grad_outputs[0].to(g.dtype)) for g in gradients), None, None, None, None
+
+
+def rows_of_chunk(size: int, kind: str, share: int = 1) -> int:
+    """Rows of logits over `size` words that are there at once on a kind of device, where as many as `share` matrices of
+    them are."""
+    return max((_CHUNK_PROJECTED_CPU if kind == "cpu" else _CHUNK_LOGITS) // share // size, 1)
 
 
 def _through(

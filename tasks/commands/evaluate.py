@@ -5,8 +5,8 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from ...components.errors import printable
-from ..serving.choices import EVALUATED, PROMPTS, QUALITIES, RECOGNISERS
+from ...components.errors import UserError, printable
+from ..serving.choices import EVALUATED, PROMPTS, QUALITIES, RECOGNISERS, UTILITIES
 from . import flags
 
 HELP = "score a run on a split: text, and speech through a recogniser"
@@ -14,7 +14,23 @@ EXAMPLE = "voxzoo evaluate runs/quickstart --split test_seen --limit 200"
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("run", metavar="RUN", help="a run folder or a checkpoint")
+    parser.add_argument(
+        "run",
+        metavar="RUN",
+        nargs="?",
+        help="a run folder or a checkpoint; RUN+RUN: the second reads what the first wrote",
+    )
+    parser.add_argument(
+        "--mbr",
+        metavar="RUN,RUN",
+        help="in place of RUN: minimum Bayes risk over the outputs of these, cascades too; of all candidates the one "
+        "that the others agree with most",
+    )
+    parser.add_argument("--utility", choices=UTILITIES, help="of --mbr: what agreement is (default chrf)")
+    parser.add_argument(
+        "--candidates", type=int, metavar="N", help="of --mbr: texts of each run, the best of its search (default 5)"
+    )
+    parser.add_argument("--sample", action="store_true", help="of --mbr: candidates are drawn")
     parser.add_argument("--split", default="test", help="name of the split in the run's data (default test)")
     parser.add_argument(
         "--manifest",
@@ -74,9 +90,17 @@ def run(args: argparse.Namespace) -> dict:
     from ..serving.evaluation import evaluate_run
 
     watch_parent()
+    runs = flags.words(args.mbr)
+    if bool(runs) == bool(args.run):
+        raise UserError("give RUN, or --mbr RUN,RUN")
+    settings = {"utility": args.utility, "candidates": args.candidates, "sample": args.sample or None}
+    settings = {name: value for name, value in settings.items() if value is not None}
+    if settings and not runs:
+        raise UserError(f"--{next(iter(settings))} is for --mbr")
     answer = evaluate_run(
-        args.run,
+        runs or args.run,
         args.split,
+        consensus=settings,
         manifest=None if args.manifest is None else of_a_split(args.manifest),
         out=args.out,
         device=args.device,

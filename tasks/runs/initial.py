@@ -12,6 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 from ...components.cards import Card
 from ...components.converters.keymap import Loaded
 from ...components.converters.published import load_part
+from ...components.converters.transformer import fill_copies
 from ...components.errors import UserError, few
 from ...components.roles import ROLES, UnitExtractor
 from ...configs.pretrained import KEY, pretrained_sources
@@ -168,6 +169,7 @@ def _load_part(task: Task, role: str, other: _Other, partial: bool = False) -> s
         raise UserError(f"init.{role}: {checkpoint} holds no {role}")
     weights, note = fit_weights(part, weights, lora_settings(content["voxzoo"]["config"]).get(role))
     own = part.state_dict()
+    copied = fill_copies(weights, own) if role == "text_seq2seq" else []
     new, left = (sorted(own.keys() - weights.keys()), sorted(weights.keys() - own.keys())) if partial else ([], [])
     weights = {key: value for key, value in weights.items() if key not in left}
     problem = misfit({key: value for key, value in own.items() if key not in new}, weights)
@@ -182,7 +184,12 @@ def _load_part(task: Task, role: str, other: _Other, partial: bool = False) -> s
         unit_card(part).require(
             Card("units", other.card), f"init.{role}: its units would not be those of {checkpoint}", advice
         )
-    said = [note, f"new: {few(new)}" if new else "", f"left there: {few(left)}" if left else ""]
+    said = [
+        note,
+        f"copies of its embeddings: {few(copied)}" if copied else "",
+        f"new: {few(new)}" if new else "",
+        f"left there: {few(left)}" if left else "",
+    ]
     return "; ".join([f"{role}: {len(weights)} tensors from {checkpoint}", *filter(None, said)])
 
 

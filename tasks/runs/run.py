@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,13 +19,17 @@ from ...configs.compose import own_cache
 from ...configs.stages import last_stage
 from ...configs.targets import FOREIGN, trusted
 from ...configs.yaml_files import load_map
+from ..cascade import Cascade
 from ..checkpoints.files import misfit, pick_checkpoint, read_checkpoint
 from ..checkpoints.mapped import fill
+from ..consensus import Consensus
 from ..distributed.devices import choose_kernels, pick_device
 from ..distributed.precision import WHOLE, cast_parameters, slow_line
+from ..of_runs import OfRuns
 from ..processes.console import say
 from ..task import Task
 from .assembly import assemble
+from .joined import JOINT, attach_runs, joined_names
 from .lora import merge_lora
 
 _PACK_FROM = 20_000_000  # parameters: a small model is not worth the timing
@@ -99,7 +103,7 @@ def load_run(
     The weights stay in the mapped file (`read_checkpoint`): processes that load one run share them.
 
     Args:
-        path: the folder or file.
+        path: the folder or file; several that are joined by `+` are a cascade (`tasks.cascade`).
         device: where the task goes: `cpu`, `cuda`, `cuda:1` ..., or `auto`, a GPU where there is one.
         pack: to serve with it: on a CPU, give the linear layers of a model from 20 M parameters on packed weights where
             a timing says that they are faster here (`pack_for_inference`; results are the same to rounding), and say
@@ -118,6 +122,11 @@ def load_run(
         raise UserError(f"precision {precision!r}: expected one of {', '.join(WHOLE)}")
     place = pick_device(device)
     choose_kernels()
+    options: dict[str, Any] = {
+        "allow": allow, "device": device, "pack": pack, "precision": precision, "verify": verify, "merge": merge
+    }  # fmt: skip
+    if names := joined_names(Path(path)):
+        return _joined([load_run(name, **options) for name in names], names)
     folder, checkpoint = find_checkpoint(Path(path))
     content = read_checkpoint(checkpoint, states=False, verify=verify)
     if not content["voxzoo"].get("config"):
@@ -142,7 +151,44 @@ def load_run(
                 say(line)
         if sum(p.numel() for p in task.parameters()) >= _PACK_FROM:
             pack_for_inference(task)
+    attach_runs(task, folder, lambda place: load_run(place, **options).task)
     return Run(task, config, folder, checkpoint, allowed)
+
+
+def _joined(runs: list[Run], names: list[str]) -> Run:
+    """Runs behind each other as one."""
+    return made_of(Cascade(runs=names), runs, JOINT.join(run.folder.name for run in runs))
+
+
+def load_consensus(names: Sequence[str], settings: Mapping[str, Any], **options: Any) -> Run:
+    """The consensus of runs (`tasks.Consensus`), without a run folder of its own.
+
+    Args:
+        settings: of the task.
+        options: of `load_run`.
+
+    Raises:
+        UserError: as `load_run`; settings that do not fit.
+    """
+    try:
+        task = Consensus(runs=names, **settings)
+    except ValueError as error:
+        raise UserError(f"--mbr {','.join(names)}: {error}") from None
+    runs = [load_run(name, **options) for name in names]
+    return made_of(task, runs, "-".join(["mbr", *(run.folder.name for run in runs)]))
+
+
+def made_of(task: OfRuns, runs: Sequence[Run], name: str) -> Run:
+    """A task that is made of runs as a run, on the data of the first, beside which its folder is."""
+    first = runs[0]
+    task.attach([run.task for run in runs], [run.folder for run in runs])
+    task.eval().to(first.task.device)
+    config = first.config.copy()
+    OmegaConf.set_struct(config, False)
+    if not {str(mode) for mode, asked in config.data.get("tasks", {}).items() if asked} & task.modes:
+        config.data.tasks = {next(mode for mode in ("s2tt", "s2st", "asr", "t2tt") if mode in task.modes): True}
+    config.task = {"_target_": f"voxzoo.tasks.{type(task).__name__}", "runs": task.runs}
+    return Run(task, config, first.folder.with_name(name), first.checkpoint, first.allowed)
 
 
 def _filled(

@@ -16,6 +16,8 @@ TOKENIZERS = ("13a", "char", "intl", "zh", "none")
 """Of its BLEU."""
 PROMPTS = ("own", "shuffled", "other")
 """Whose voice output speech is to have: that of its source, of another row, or of a row of another speaker."""
+UTILITIES = ("chrf", "bleu")
+"""What candidates of a consensus agree by."""
 PRECISIONS = ("32-true", "bf16-true", "16-true")
 """What the parameters can be kept in."""
 MADE_NOISES = ("white", "pink", "babble")

@@ -26,7 +26,7 @@ from ...datamodules.audio import SAMPLE_RATE, AudioFiles, audio_blocks, audio_se
 from ...datamodules.utterances import UtteranceData
 from ..processes.console import quiet_libraries
 from ..runs.folder import require_no_way_out
-from ..runs.run import load_run
+from ..runs.run import load_consensus, load_run
 from ..scoring.care import read_word_lists
 from ..scoring.evaluation import Care, Scored, compare_rows, score_rows
 from ..scoring.listening import Listener, note_audio
@@ -41,9 +41,10 @@ from .translator import Item, Translator, joined, require_positive, require_shor
 
 
 def evaluate_run(
-    path: str | Path,
+    path: str | Path | Sequence[str],
     split: str = "test",
     *,
+    consensus: Mapping[str, Any] | None = None,
     manifest: str | list[str] | None = None,
     out: str | Path | None = None,
     device: str = "auto",
@@ -58,7 +59,9 @@ def evaluate_run(
     """Load a run and score it on a split: what `voxzoo evaluate` does and answers.
 
     Args:
-        path: a run folder or a checkpoint.
+        path: a run folder or a checkpoint; `asr+mt`, a cascade of two; a list: minimum Bayes risk over the outputs of
+            these.
+        consensus: settings of `tasks.Consensus`, for a list.
         split, manifest: of the run's data, or of another corpus.
         out: where the files go; None: RUN/evaluation.
         device: `cpu`, `cuda`, ..., or `auto`, a GPU where there is one.
@@ -71,22 +74,16 @@ def evaluate_run(
     """
     require_positive(limit=limit, batch_size=batch_size, beam=beam, segment=segment)
     quiet_libraries()
-    run = load_run(path, device=device, pack=True, precision=precision, verify=verify)
-    folder = Path(path) if Path(path).is_dir() else run.folder
+    how: dict[str, Any] = {"device": device, "pack": True, "precision": precision, "verify": verify}
+    one = isinstance(path, str | Path)
+    run = load_run(path, **how) if one else load_consensus(path, consensus or {}, **how)
+    folder = Path(path) if one and Path(path).is_dir() else run.folder
     if not out:
         require_no_way_out(folder, "evaluation")
-    scores = evaluate(
-        run.task,
-        run.datamodule(manifest, split),
-        split,
-        Path(out) if out else folder / "evaluation",
-        limit=limit,
-        batch_size=batch_size,
-        beam=beam,
-        segment=segment,
-        **options,
-    )
-    return {"status": "ok", "run": str(path), "checkpoint": str(run.checkpoint), **scores}
+    place = Path(out) if out else folder / "evaluation"
+    options |= {"limit": limit, "batch_size": batch_size, "beam": beam, "segment": segment}
+    scores = evaluate(run.task, run.datamodule(manifest, split), split, place, **options)
+    return {"status": "ok", "run": str(path) if one else ",".join(path), "checkpoint": str(run.checkpoint), **scores}
 
 
 def evaluate(

@@ -321,14 +321,18 @@ class Translator:
             item.predictions[index] = prediction
 
     def _collate(self, places: list[tuple[Item, int]]) -> Any:
+        gather = getattr(self.task, "gather", None)  # of a task that is made of runs, which read differently
+        return gather(lambda task: self._batch(task, places)) if gather else self._batch(self.task, places)
+
+    def _batch(self, task: Any, places: list[tuple[Item, int]]) -> Batch:
         pieces = [item.pieces[index] for item, index in places]
         speech = source = None
         if self.reads_text:
-            ids = [self.task.tokenizer.source(piece.text, self.source) for piece in pieces]
-            source = Padded.from_list([torch.tensor(row) for row in ids], self.task.tokenizer.pad_id)
+            ids = [task.tokenizer.source(piece.text, self.source) for piece in pieces]
+            source = Padded.from_list([torch.tensor(row) for row in ids], task.tokenizer.pad_id)
         else:
             waves = [piece.samples.take() for piece in pieces if piece.samples is not None]
-            speech = Padded.from_list([self.task.frontend(wave) for wave in waves])
+            speech = Padded.from_list([task.frontend(wave) for wave in waves])
         return Batch(
             ids=tuple(f"{item.id}/{index}" for item, index in places),
             task=(self.mode,) * len(places),
@@ -338,7 +342,7 @@ class Translator:
             source=source,
             seconds=torch.tensor([piece.seconds for piece in pieces]) if speech is not None else None,
             references=("",) * len(places),
-        ).to(self.task.device)
+        ).to(task.device)
 
     def result(self, item: Item) -> dict[str, Any]:
         """The JSON object of a served item; writes its audio."""

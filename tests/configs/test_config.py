@@ -593,6 +593,9 @@ def test_every_shipped_yaml_composes_and_is_valid(path: Path, tmp_path: Path):
         "task=fit_units": ["unit_extractor=tiny"],
         "task=speech_to_speech_unity": ["unit_extractor=tiny", "vocoder=tiny", "t2u=tiny"],
         "task=text_to_text": ["text_seq2seq=tiny"],
+        "task=speech_and_text_to_text": ["text_seq2seq=tiny"],
+        "task=cascade": ["task.runs=[asr,mt]"],
+        "task=consensus": ["task.runs=[asr,st]"],
     }.get(override, [])
     config = compose([override, *extra, *needs])
     assert [str(fault) for fault in check(config)] == []

@@ -13,6 +13,7 @@ from voxzoo.tasks.task import Task
 TASKS = (
     "speech_to_text",
     "text_to_text",
+    "speech_and_text_to_text",
     "speech_to_speech_unity",
     "speech_to_speech_lm",
     "unit_vocoder",

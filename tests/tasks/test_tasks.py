@@ -93,6 +93,11 @@ CASES = {
     ),
     "adaptor with a loss": ("speech_to_text", "adaptor=ctc_shrink"),
     "text_to_text": ("text_to_text",),
+    "text_to_text, R-Drop": ("text_to_text", "task.r_drop=5"),
+    "speech and text": ("speech_and_text_to_text",),
+    "speech and text, all learns, R-Drop": (
+        "speech_and_text_to_text", "task.train_text_encoder=true", "task.r_drop=5", "task.ctc_weight=0.3",
+    ),
     "unity": ("speech_to_speech_unity", "text_seq2seq.num_encoder_layers=0"),
     "unity, first pass frozen": ("speech_to_speech_unity", "text_seq2seq.num_encoder_layers=0", *FIRST_PASS),
     "unity, autoregressive": (
@@ -114,6 +119,9 @@ LOSSES = {
     "speech_to_text without ctc": {"text"},
     "ctc on the adaptor, encoder frozen": {"text", "ctc"},
     "text_to_text": {"text"},
+    "text_to_text, R-Drop": {"text", "r_drop"},
+    "speech and text": {"text", "mt", "kd"},
+    "speech and text, all learns, R-Drop": {"text", "mt", "kd", "ctc", "r_drop"},
     "unity": {"text", "ctc", "t2u_ctc", "t2u_duration"},
     "unity, first pass frozen": {"t2u_ctc", "t2u_duration"},
 }
@@ -280,7 +288,9 @@ def without_dropout(case: Case) -> Case:
     return case
 
 
-@pytest.mark.parametrize("name", ["speech_to_text", "adaptor with a loss", "text_to_text", "unity", "unit_vocoder"])
+@pytest.mark.parametrize(
+    "name", ["speech_to_text", "adaptor with a loss", "text_to_text", "speech and text", "unity", "unit_vocoder"]
+)
 def test_a_step_does_not_depend_on_how_its_batch_was_cut_up(name: str, make: Callable[..., Case]):
     # Vocoders train on random crops: a batch of whole utterances has none.
     more = ["vocoder.crop_units=100000"] if name in ("unity", "unit_vocoder") else []

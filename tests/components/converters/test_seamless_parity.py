@@ -443,7 +443,7 @@ def ids_of(pair: Pair, batch: Batch, mode: str, options: SearchOptions) -> list[
     task = pair.task
     memory = task.encode_speech(batch.speech) if batch.speech is not None else task.text_seq2seq.encode(batch.source)
     assert task.tokenizer is not None
-    found = translate_text(task.text_seq2seq, memory, batch, mode, task.tokenizer, options)
+    found = [row[0] for row in translate_text(task.text_seq2seq, memory, batch, mode, task.tokenizer, options)]
     return [hypothesis.tokens.tolist() for hypothesis in found]
 
 

@@ -27,6 +27,8 @@ SETTINGS = {
     "on a GPU, mixed": [GPU, "trainer.precision=bf16-mixed"],
     "half": [GPU, "trainer.precision=bf16-true"],
     "text to text": ["task=text_to_text", GPU],
+    "speech and text": ["task=speech_and_text_to_text", "task.train_text_encoder=true", GPU],
+    "two passes": ["task.r_drop=5", GPU],
     "all passes": [*UNITY, "t2u=tiny_unity2", "t2u.num_encoder_layers=6", "t2u.num_decoder_layers=5", GPU],
     "speech LM": [*LM, GPU],
     "streams with a delay": [*LM, "stream_lm=tiny_delay"],

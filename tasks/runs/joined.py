@@ -1,0 +1,44 @@
+"""Runs behind each other, `asr+mt`, and tasks whose checkpoint says where their runs are."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+from ...components.errors import UserError
+from ..of_runs import OfRuns
+from ..task import Task
+
+JOINT = "+"
+
+
+def joined_names(path: Path) -> list[str]:
+    """The runs that `RUN+RUN` names; none where it is one run, also one with such a mark in its name."""
+    names = str(path).split(JOINT)
+    return [] if len(names) == 1 or os.path.lexists(path) or not all(names) else names
+
+
+def attach_runs(task: Task, folder: Path, load: Callable[[Path], Task]) -> None:
+    """Give a task that is made of runs the tasks of these; others are left alone.
+
+    Args:
+        folder: of its run.
+        load: reads the task of a run.
+
+    Raises:
+        UserError: a run is not there, or cannot do what its place asks for.
+    """
+    if not isinstance(task, OfRuns):
+        return
+    places = [_place_of(name, folder) for name in task.runs]
+    task.attach([load(place) for place in places], places)
+
+
+def _place_of(name: str, folder: Path) -> Path:
+    """A run by its name: an earlier stage beside the folder, a path from there, or a path."""
+    candidates = [folder.parent / name, Path(os.path.realpath(folder)) / name, Path(name)]
+    found = next((path for path in candidates if path.exists()), None)
+    if found is None:
+        raise UserError(f"task.runs: {name}, of {folder}, is not there; looked for {', '.join(map(str, candidates))}")
+    return found
