@@ -17,6 +17,9 @@ from ..components.types import Batch, Loss, Statistic
 from .checkpoints.files import write_unstepped
 from .task import Task
 
+JOINT = "+"
+"""Between runs that are one behind the other."""
+
 
 class OfRuns(Task):
     """Serves with the tasks of other runs, which `attach` gives it (`load_run` does).
@@ -58,7 +61,10 @@ class OfRuns(Task):
     def run_once(self, data: Any, folder: Path) -> dict[str, Any]:
         """Write the run: where its parts are, seen from its folder."""
         here = os.path.realpath(folder)
-        self.config["task"]["runs"] = [os.path.relpath(os.path.realpath(place), here) for place in self.places]
+        self.config["task"]["runs"] = [
+            JOINT.join(os.path.relpath(os.path.realpath(one), here) for one in str(place).split(JOINT))
+            for place in self.places
+        ]
         write_unstepped(self, folder / "checkpoints" / "last.ckpt")
         places, count = (
             [str(place) for place in self.places],

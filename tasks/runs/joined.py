@@ -7,10 +7,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from ...components.errors import UserError
-from ..of_runs import OfRuns
+from ..of_runs import JOINT, OfRuns
 from ..task import Task
-
-JOINT = "+"
 
 
 def joined_names(path: Path) -> list[str]:
@@ -36,9 +34,15 @@ def attach_runs(task: Task, folder: Path, load: Callable[[Path], Task]) -> None:
 
 
 def _place_of(name: str, folder: Path) -> Path:
-    """A run by its name: an earlier stage beside the folder, a path from there, or a path."""
-    candidates = [folder.parent / name, Path(os.path.realpath(folder)) / name, Path(name)]
+    """A run by its name: an earlier stage beside the folder, a path from there, or a path; several that are joined."""
+    if JOINT in name and not any(path.exists() for path in _candidates(name, folder)):
+        return Path(JOINT.join(str(_place_of(one, folder)) for one in name.split(JOINT)))
+    candidates = _candidates(name, folder)
     found = next((path for path in candidates if path.exists()), None)
     if found is None:
         raise UserError(f"task.runs: {name}, of {folder}, is not there; looked for {', '.join(map(str, candidates))}")
     return found
+
+
+def _candidates(name: str, folder: Path) -> list[Path]:
+    return [folder.parent / name, Path(os.path.realpath(folder)) / name, Path(name)]

@@ -25,11 +25,11 @@ from ..checkpoints.mapped import fill
 from ..consensus import Consensus
 from ..distributed.devices import choose_kernels, pick_device
 from ..distributed.precision import WHOLE, cast_parameters, slow_line
-from ..of_runs import OfRuns
+from ..of_runs import JOINT, OfRuns
 from ..processes.console import say
 from ..task import Task
 from .assembly import assemble
-from .joined import JOINT, attach_runs, joined_names
+from .joined import attach_runs, joined_names
 from .lora import merge_lora
 
 _PACK_FROM = 20_000_000  # parameters: a small model is not worth the timing

@@ -13,9 +13,19 @@ OF_ANY_LENGTH = frozenset({"constant", "inverse_sqrt", "exponential"})
 """Schedules whose rate at a step does not depend on how long the run is."""
 
 
-def inverse_sqrt(optimizer: Optimizer, total_steps: int | None = None, *, warmup_steps: int = 1000) -> LambdaLR:
-    """Linear warm-up to the full rate, then rate x sqrt(warmup / step) (Vaswani et al. 2017, section 5.3)."""
+def inverse_sqrt(
+    optimizer: Optimizer,
+    total_steps: int | None = None,
+    *,
+    warmup_steps: int = 1000,
+    warmup_share: float | None = None,
+) -> LambdaLR:
+    """Linear warm-up to the full rate, then rate x sqrt(warmup / step) (Vaswani et al. 2017, section 5.3). With
+    `warmup_share` that share of the run's steps counts, not `warmup_steps`: 0.1 is one of ten epochs."""
     _refuse(warmup_steps)
+    if warmup_share is not None:
+        _refuse(0, warmup_share=warmup_share)
+        warmup_steps = round(warmup_share * _required(total_steps, "inverse_sqrt with schedule.warmup_share"))
     warmup = max(warmup_steps, 1)
     return LambdaLR(optimizer, lambda step: min((step + 1) / warmup, math.sqrt(warmup / (step + 1))))
 

@@ -111,7 +111,7 @@ def _of_any_length(config: Any) -> bool:
     not ask for that."""
     path = str(OmegaConf.select(config, "schedule._target_"))
     if path.rpartition(".")[2] in OF_ANY_LENGTH:
-        return True
+        return OmegaConf.select(config, "schedule.warmup_share") is None
     try:
         within = OmegaConf.select(config, "schedule.schedulers")  # that may ask for it
         return not within and not path.startswith("voxzoo.") and not takes_length(locate(path, allow_list(config)))

@@ -161,9 +161,6 @@ def test_expected_utilities_are_means_of_sacrebleu(utility: str, peer: Any):
 
 def test_sentence_bleu_of_any_length_is_that_of_sacrebleu():
     generator, words = np.random.default_rng(0), ["the", "a", "train", "house", "near", "old", "two", "stops", ",", "."]
-        np.random.default_rng(0),
-        ["the", "a", "train", "house", "is", "near", "old", "small", "two", "stops", "here", ",", "."],
-    )
     sides = [[" ".join(generator.choice(words, generator.integers(0, 9))) for _ in range(200)] for _ in range(2)]
     metric, peer = SentenceBleu(), BLEU(effective_order=True)
     found = metric.scores(metric.statistics(*sides).astype(float))
