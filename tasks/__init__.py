@@ -15,6 +15,7 @@ _WHERE = {
     "SpeechToSpeechUnitY": "speech_to_speech_unity",
     "SpeechToText": "speech_to_text",
     "Task": "task",
+    "Teacher": "teacher",
     "TextToText": "text_to_text",
     "TrainCodec": "train_codec",
     "UnitMatch": "training.unit_match",

@@ -17,6 +17,7 @@ from ..components.roles import Adaptor, Frontend, SpeechEncoder, TextSeq2Seq, To
 from ..components.search import SearchOptions
 from ..components.types import Adapted, Batch, Loss, Padded, Statistic
 from .speech_to_text import SpeechToText
+from .teacher import Teacher
 from .text import decoder_input, of_two_passes, side_of, text_loss
 
 
@@ -39,7 +40,7 @@ class SpeechAndTextToText(SpeechToText):
         train_text_encoder: whether the text encoder learns. Where it does not and has embeddings of its own
             (`text_seq2seq.tie_embeddings=false`), it stays as it is; else it reads those that the decoder learns.
         speech_encoder, adaptor, tokenizer, frontend, ctc_weight, ctc_on, label_smoothing, loss_on_lang_token, r_drop,
-            loss_weights, search: as in `SpeechToText`.
+            teacher, loss_weights, search: as in `SpeechToText`.
     """
 
     needs = frozenset({"speech", "transcript", "source", "target"})
@@ -64,6 +65,7 @@ class SpeechAndTextToText(SpeechToText):
         label_smoothing: float = 0.1,
         loss_on_lang_token: bool = False,
         r_drop: float = 0.0,
+        teacher: Teacher | None = None,
         loss_weights: Mapping[str, float] | None = None,
         search: SearchOptions | None = None,
     ) -> None:
@@ -87,6 +89,7 @@ class SpeechAndTextToText(SpeechToText):
             label_smoothing=label_smoothing,
             loss_on_lang_token=loss_on_lang_token,
             r_drop=r_drop,
+            teacher=teacher,
             loss_weights={"mt": mt_weight, "kd": kd_weight, **(loss_weights or {})},
             search=search,
         )

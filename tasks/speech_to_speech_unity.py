@@ -29,6 +29,7 @@ from ..components.roles import (
 from ..components.search import Hypothesis, SearchOptions
 from ..components.types import Batch, Loss, Padded, Prediction, Statistic
 from .speech_to_text import SpeechToText
+from .teacher import Teacher
 from .text import prefixes, text_predictions, translate_text
 from .voices import require_languages, require_voices, resynthesise, told_to_t2u, told_to_vocoder
 
@@ -50,8 +51,8 @@ class SpeechToSpeechUnitY(SpeechToText):
         t2u: second pass. It reads decoder states, each with the token that it predicts.
         vocoder: units to waveform, for `predict`; it does not learn here (`UnitVocoderTask` trains it).
         unit_extractor: what made the units, kept so that speech can be turned into them again. May be None.
-        tokenizer, frontend, ctc_weight, ctc_on, label_smoothing, loss_on_lang_token, r_drop, loss_weights, search: as
-            in `SpeechToText`; `loss_weights` also takes the names of the second pass's losses.
+        tokenizer, frontend, ctc_weight, ctc_on, label_smoothing, loss_on_lang_token, r_drop, teacher, loss_weights,
+            search: as in `SpeechToText`; `loss_weights` also takes the names of the second pass's losses.
         t2u_input: which states the second pass reads. `pieces`: those that predict the first piece to eos. `all`: also
             those of the prefix before them (eos, language), as the published models do.
         t2u_eos: whether it also reads the state of the closing eos itself. `strip`: no (the original implementation).
@@ -84,6 +85,7 @@ class SpeechToSpeechUnitY(SpeechToText):
         label_smoothing: float = 0.1,
         loss_on_lang_token: bool = False,
         r_drop: float = 0.0,
+        teacher: Teacher | None = None,
         loss_weights: Mapping[str, float] | None = None,
         search: SearchOptions | None = None,
         t2u_input: Literal["pieces", "all"] = "pieces",
@@ -103,6 +105,7 @@ class SpeechToSpeechUnitY(SpeechToText):
             label_smoothing=label_smoothing,
             loss_on_lang_token=loss_on_lang_token,
             r_drop=r_drop,
+            teacher=teacher,
             loss_weights=loss_weights,
             search=search,
         )

@@ -17,6 +17,7 @@ from ..components.roles import Adaptor, Frontend, SpeechEncoder, TextSeq2Seq, To
 from ..components.search import SearchOptions
 from ..components.types import Adapted, Batch, Loss, Padded, Prediction, Statistic
 from .task import Task
+from .teacher import Teacher
 from .text import (
     decoder_input,
     label_mask,
@@ -24,6 +25,7 @@ from .text import (
     of_two_passes,
     r_drop_weight,
     several_texts,
+    side_of,
     text_loss,
 )
 
@@ -45,6 +47,7 @@ class SpeechToText(Task):
         loss_on_lang_token: also learn to predict the target language (transformers does, the original does not).
         r_drop: weight of R-Drop (Liang et al. 2021): in training each batch goes through twice, and the passes are to
             agree; 0: once. Validation has one pass.
+        teacher: a run to learn from besides the targets.
         loss_weights: weights by loss name (`text`, `ctc`, and what the adaptor brings).
         search: default options of `predict`.
     """
@@ -67,10 +70,12 @@ class SpeechToText(Task):
         label_smoothing: float = 0.1,
         loss_on_lang_token: bool = False,
         r_drop: float = 0.0,
+        teacher: Teacher | None = None,
         loss_weights: Mapping[str, float] | None = None,
         search: SearchOptions | None = None,
     ) -> None:
-        super().__init__(loss_weights={"ctc": ctc_weight, **r_drop_weight(r_drop), **(loss_weights or {})})
+        taught = {} if teacher is None else {"teacher": teacher.weight}
+        super().__init__(loss_weights={"ctc": ctc_weight, **r_drop_weight(r_drop), **taught, **(loss_weights or {})})
         self.speech_encoder = speech_encoder
         self.adaptor = adaptor
         self.text_seq2seq = text_seq2seq
@@ -80,6 +85,9 @@ class SpeechToText(Task):
         self.label_smoothing = label_smoothing
         self.loss_on_lang_token = loss_on_lang_token
         self.r_drop = r_drop
+        self.teacher = teacher
+        if teacher is not None:
+            self.needs = self.needs | teacher.needs
         self.search = search or SearchOptions()
         self.ctc_head = None
         if ctc_weight < 0:
@@ -142,6 +150,9 @@ class SpeechToText(Task):
             source = encoded if self.ctc_on == "encoder" else adapted.states
             logits = source.with_data(self.ctc_head(source.data))
             losses["ctc"] = ctc_loss(logits, batch.transcript, blank=self.tokenizer.pad_id)
+        if self.teacher is not None:
+            side = side_of(self.text_seq2seq, states)
+            losses["teacher"] = self.teacher.teach(batch, side, self.label_mask(states))
         return losses, {"accuracy": accuracy}
 
     def freeze_parts(self, roles: Iterable[str]) -> None:

@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import torch
+from torch import Tensor
 
 from ..components.roles import TextSeq2Seq, Tokenizer
 from ..components.search import SearchOptions
 from ..components.types import Batch, Loss, Padded, Prediction, Statistic
 from .task import Task
+from .teacher import Teacher
 from .text import (
     decoder_input,
     label_mask,
@@ -17,6 +19,7 @@ from .text import (
     of_two_passes,
     r_drop_weight,
     several_texts,
+    side_of,
     text_loss,
 )
 
@@ -27,7 +30,7 @@ class TextToText(Task):
     Args:
         text_seq2seq: a model with an encoder.
         tokenizer: text ids and languages.
-        label_smoothing, loss_on_lang_token, r_drop, loss_weights, search: as in `SpeechToText`.
+        label_smoothing, loss_on_lang_token, r_drop, teacher, loss_weights, search: as in `SpeechToText`.
     """
 
     needs = frozenset({"source", "target"})
@@ -42,10 +45,12 @@ class TextToText(Task):
         label_smoothing: float = 0.1,
         loss_on_lang_token: bool = False,
         r_drop: float = 0.0,
+        teacher: Teacher | None = None,
         loss_weights: Mapping[str, float] | None = None,
         search: SearchOptions | None = None,
     ) -> None:
-        super().__init__(loss_weights={**r_drop_weight(r_drop), **(loss_weights or {})})
+        taught = {} if teacher is None else {"teacher": teacher.weight}
+        super().__init__(loss_weights={**r_drop_weight(r_drop), **taught, **(loss_weights or {})})
         if not text_seq2seq.has_encoder:
             raise ValueError("TextToText needs a text encoder: set text_seq2seq.num_encoder_layers above 0")
         match_vocabulary(text_seq2seq, tokenizer)
@@ -54,31 +59,43 @@ class TextToText(Task):
         self.label_smoothing = label_smoothing
         self.loss_on_lang_token = loss_on_lang_token
         self.r_drop = r_drop
+        self.teacher = teacher
+        if teacher is not None:
+            self.needs = self.needs | teacher.needs
         self.search = search or SearchOptions()
 
     def measure(self, batch: Batch) -> tuple[dict[str, Loss], dict[str, Statistic]]:
-        assert batch.target is not None
-        assert self.tokenizer is not None
         first = self._states(batch)
-        text, accuracy = self._loss(first, batch.target)
-        losses = {"text": text}
+        losses, accuracy = self._losses(batch, first)
         if self.r_drop and self.training:
             second = self._states(batch)
-            both = (losses, {"text": self._loss(second, batch.target)[0]})
-            mask = label_mask(first, self.loss_on_lang_token, self.tokenizer.prefix_length)
-            losses = of_two_passes(self.text_seq2seq, both, ((first, second, mask),))
+            both = (losses, self._losses(batch, second)[0])
+            losses = of_two_passes(self.text_seq2seq, both, ((first, second, self._mask(first)),))
         return losses, {"accuracy": accuracy}
+
+    def memory_of(self, batch: Batch, mode: str) -> Padded:
+        """(B, S, D) what the decoder reads of a batch."""
+        assert batch.source is not None
+        return self.text_seq2seq.encode(batch.source)
 
     def _states(self, batch: Batch) -> Padded:
         """(B, S-1, D) states of the decoder."""
-        assert batch.source is not None
         assert batch.target is not None
-        return self.text_seq2seq.decode(self.text_seq2seq.encode(batch.source), decoder_input(batch.target))
+        return self.text_seq2seq.decode(self.memory_of(batch, "t2tt"), decoder_input(batch.target))
 
-    def _loss(self, states: Padded, target: Padded) -> tuple[Loss, Statistic]:
+    def _mask(self, states: Padded) -> Tensor:
+        assert self.tokenizer is not None
+        return label_mask(states, self.loss_on_lang_token, self.tokenizer.prefix_length)
+
+    def _losses(self, batch: Batch, states: Padded) -> tuple[dict[str, Loss], Statistic]:
+        assert batch.target is not None
         assert self.tokenizer is not None
         smoothing, prefix = self.label_smoothing, self.tokenizer.prefix_length
-        return text_loss(self.text_seq2seq, states, target, smoothing, self.loss_on_lang_token, prefix)
+        text, accuracy = text_loss(self.text_seq2seq, states, batch.target, smoothing, self.loss_on_lang_token, prefix)
+        losses = {"text": text}
+        if self.teacher is not None:
+            losses["teacher"] = self.teacher.teach(batch, side_of(self.text_seq2seq, states), self._mask(states))
+        return losses, accuracy
 
     def predict(
         self, batch: Batch, *, task: str | None = None, options: SearchOptions | None = None
@@ -90,7 +107,6 @@ class TextToText(Task):
         self, batch: Batch, *, task: str | None = None, options: SearchOptions | None = None, count: int = 1
     ) -> list[list[Prediction]]:
         mode = self.pick_mode(task, batch)
-        assert batch.source is not None
         assert self.tokenizer is not None
-        memory, options = self.text_seq2seq.encode(batch.source), options or self.search
+        memory, options = self.memory_of(batch, mode), options or self.search
         return several_texts(self.text_seq2seq, memory, batch, mode, self.tokenizer, options, count)

@@ -31,6 +31,7 @@ VERBS = (
     "data",
     "units",
     "codec",
+    "distil",
     "import",
     "export",
     "consolidate",

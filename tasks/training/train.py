@@ -46,7 +46,7 @@ from ..processes.signals import stopped_at_once, watch_parent
 from ..runs.assembly import assemble, set_up
 from ..runs.folder import is_trained, pid_lock, require_no_way_out, result_of, turns, wait_for_result
 from ..runs.initial import load_parts, load_pretrained, published_references
-from ..runs.joined import attach_runs
+from ..runs.joined import attach_runs, attach_teacher
 from ..runs.lora import lora_lines
 from ..runs.run import load_run
 from ..runs.source import files_of_source, take_tokenizer
@@ -304,6 +304,7 @@ def build_for_training(config: DictConfig, folder: Path, *, empty: bool = True) 
             say(f"init {line}")
         attach_runs(task, folder, lambda place: load_run(place, allow=config.allow).task)
         task.files = task.files or files_of_source(config)
+    attach_teacher(task, folder, lambda place: load_run(place, allow=config.allow).task)
     for line in lora_lines(task):
         say(f"lora {line}")
     set_up(task, config)
