@@ -169,7 +169,8 @@ class Task(LightningModule, ABC):
             parameters: of each part, by role.
             config: composed.
         """
-        return []
+        teacher = OmegaConf.select(config, "task.teacher.run")
+        return [] if teacher is None else [f"beside this: the weights of the teacher {teacher}, and what it computes"]
 
     # Parts
 

@@ -145,7 +145,8 @@ def write_targets(
         found = model.predict(collate(batch).to(model.device), task=mode, options=options)
         made.update({row.id: prediction.text or "" for row, prediction in zip(batch, found, strict=True)})
     empty = [name for name, text in made.items() if not text.strip()]
-    kept = [replace(row, tgt_text=made[row.id], references=(), task="s2tt") for row in rows if made[row.id].strip()]
+    written = (row for row in data.rows(split) if made.get(row.id, "").strip())
+    kept = [replace(row, tgt_text=made[row.id], references=()) for row in written]
     if not kept:
         raise UserError(f"{path}: wrote nothing for any of {len(rows)} rows; is it trained?")
     write_manifest(out, kept)

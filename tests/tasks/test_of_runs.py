@@ -21,7 +21,7 @@ from voxzoo.tasks.commands.cli import main
 from voxzoo.tasks.scoring.consensus import SentenceBleu, choose, expected_utilities, utility_of
 from voxzoo.tasks.training.train import build_for_training, prepare_data
 
-SEARCH = "task.search={_target_:voxzoo.components.search.SearchOptions,beam_size:4,max_length:12}"
+SEARCH = "task.search={_target_:voxzoo.components.search.SearchOptions,beam_size:4,min_length:4,max_length:12}"
 BOTH = "data.tasks={s2tt:true,asr:true}"
 
 
@@ -43,7 +43,7 @@ def runs(tiny: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
         task = build_for_training(config, folder)
         with torch.no_grad():
             for parameter in task.parameters():
-                parameter += 0.3 * torch.randn_like(parameter)
+                parameter += 0.8 * torch.randn_like(parameter)
         task.config["data"] = {**task.config["data"], "num_workers": 0}
         write_unstepped(task, folder / "checkpoints" / "last.ckpt")
         (folder / "config.yaml").write_text("stages: {}\n")
@@ -74,6 +74,7 @@ def by_hand(runs: Path, rows: list[Any], several: int = 1) -> dict[str, str]:
             if best is None or one.score + said.score > best[0]:
                 best = one.score + said.score, said.text
         assert best is not None
+        assert best[1]
         found[row.id] = best[1]
     return found
 
