@@ -222,7 +222,9 @@ class _Divergence(torch.autograd.Function):
     def backward(ctx, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
         gradients, ctx.gradients = ctx.gradients, None
         if gradients is None:  # a second time, with retain_graph: the first has scaled and given them away
-            gradients = _through(*ctx.saved_tensors, ctx.teacher, ctx.how, ctx.needs_input_grad[:4])[1]
+            rows, weight, others, other_weight = ctx.saved_tensors
+            needed = ctx.needs_input_grad[:4]
+            gradients = _through(rows, weight, others, other_weight, ctx.teacher, ctx.how, needed)[1]
         return *(None if g is None else g.mul_(grad_outputs[0].to(g.dtype)) for g in gradients), None, None
 
 

@@ -83,7 +83,8 @@ def evaluate_run(
     place = Path(out) if out else folder / "evaluation"
     options |= {"limit": limit, "batch_size": batch_size, "beam": beam, "segment": segment}
     scores = evaluate(run.task, run.datamodule(manifest, split), split, place, **options)
-    return {"status": "ok", "run": str(path) if one else ",".join(path), "checkpoint": str(run.checkpoint), **scores}
+    named = str(path) if one else ",".join(map(str, path))
+    return {"status": "ok", "run": named, "checkpoint": str(run.checkpoint), **scores}
 
 
 def evaluate(

@@ -170,11 +170,11 @@ def test_sentence_bleu_of_any_length_is_that_of_sacrebleu():
 
 
 @pytest.mark.parametrize("utility", ["chrf", "bleu"])
-def test_a_consensus_is_what_the_candidates_of_its_runs_agree_on(runs: Path, capsys, utility: str):
+def test_a_consensus_is_what_the_candidates_of_its_runs_agree_on(runs: Path, capfd, utility: str):
     names = [str(runs / "st"), f"{runs / 'asr'}+{runs / 'mt'}"]
     words = ["--mbr", ",".join(names), "--candidates", "3", "--utility", utility, "--limit", "4", "--device", "cpu"]
     assert main(["evaluate", *words, "--out", str(runs / "mbr"), "--json"]) == 0
-    answer = json.loads(capsys.readouterr().out)
+    answer = json.loads(capfd.readouterr().out)
     peer = CHRF() if utility == "chrf" else BLEU(effective_order=True)
     tasks = [load_run(name).task for name in names]
     for row in rows_of(runs):

@@ -138,7 +138,7 @@ def test_a_run_learns_from_a_stage_beside_it_and_is_served_without(made: Path, t
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ("run:{0}/other", r"task\.teacher\.run=.*other: tokenizer is .* expected .*take a run of the same tokenizer"),
+        ("run:{0}/other", r"task\.teacher\.run=.*other: size is 250, expected 400; .*take a run of the same tokenizer"),
         ("run:{0}/none", r"task\.teacher\.run: .*none, of .*, is not there"),
         ("run:{0}/mt,reads:speech", r"reads no speech; task\.teacher\.reads=text"),
         ("stored:{0}/mt", r"no stored teacher \(no card\.json\)"),
@@ -173,13 +173,13 @@ def fake_batch(config: Any) -> Any:
     return shapes.fake_batch(fake_task(config), build(config.frontend))
 
 
-def test_targets_are_what_the_run_writes(made: Path, capsys):
+def test_targets_are_what_the_run_writes(made: Path, capfd):
     out = made / "distilled.jsonl"
     assert (
         main(["distil", "targets", str(made / "mt"), "--split", "test", "--out", str(out), "--device", "cpu", "--json"])
         == 0
     )
-    answer = json.loads(capsys.readouterr().out)
+    answer = json.loads(capfd.readouterr().out)
     rows, task = read_manifest(out), load_run(made / "mt").task
     assert answer["rows"] == len(rows) > 0
     given = {row.id: row for row in load_run(made / "mt").datamodule().rows("test")}
