@@ -87,6 +87,7 @@ class SpeechToText(Task):
         self.r_drop = r_drop
         self.teacher = teacher
         if teacher is not None:
+            self.taught_by = teacher.needs - self.needs
             self.needs = self.needs | teacher.needs
         self.search = search or SearchOptions()
         self.ctc_head = None

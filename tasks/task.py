@@ -68,6 +68,7 @@ class Task(LightningModule, ABC):
         self.tokenizer: Tokenizer | None = None
         self.frontend: Frontend | None = None
         self.frozen: frozenset[str] = frozenset()
+        self.taught_by: frozenset[str] = frozenset()  # fields that are read for a teacher alone
         self.goes_on = False  # whether a checkpoint is to fill it, which it has not yet
         self._still: frozenset[str] = frozenset()  # roles whose running statistics are held
         self.references: dict[str, Any] = {}  # frozen weights that its checkpoints leave to published folders
@@ -488,7 +489,7 @@ class Task(LightningModule, ABC):
 
     def serving_needs(self) -> frozenset[str]:
         """The `Batch` fields `predict` reads."""
-        return frozenset(self.needs - {"target", "transcript", "units", "target_speech"})
+        return frozenset(self.needs - {"target", "transcript", "units", "target_speech"} - self.taught_by)
 
     def pick_mode(self, task: str | None, batch: Batch) -> str:
         """The task to serve: what was asked for, what the batch says, or the only one there is.

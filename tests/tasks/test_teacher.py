@@ -130,6 +130,7 @@ def test_a_run_learns_from_a_stage_beside_it_and_is_served_without(made: Path, t
     done = train(words)
     assert "valid/teacher" in done["metrics"]
     task = load_run(made / "learnt").task
+    assert task.serving_needs() == {"speech"}  # the transcript is the teacher's
     assert task.predict(
         task.collator()([replace(r, task="s2tt") for r in list(load_run(made / "st").datamodule().rows("test"))[:1]])
     )
