@@ -100,6 +100,15 @@ def test_one_line_joins_runs_too(runs: Path):
     assert Path(answer["hypotheses"]).parent == runs / "asr+mt" / "evaluation"
 
 
+def test_a_third_run_reads_what_the_second_wrote_in_the_language_of_the_target(runs: Path):
+    answer = evaluate_run("+".join(str(runs / name) for name in ("asr", "mt", "mt")), limit=4, device="cpu")
+    mt, rows = load_run(runs / "mt").task, rows_of(runs)
+    second = by_hand(runs, rows)
+    for row in rows:
+        read = replace(row, task="t2tt", src_lang=row.tgt_lang, src_text=second[row.id])
+        assert hypotheses(answer)[row.id] == mt.predict(mt.collator()([read]), task="t2tt")[0].text
+
+
 def test_translate_serves_a_cascade(runs: Path, tmp_path: Path):
     row = rows_of(runs, 1)[0]
     (line,) = translate(

@@ -136,6 +136,20 @@ def test_a_run_learns_from_a_stage_beside_it_and_is_served_without(made: Path, t
     )
 
 
+def test_a_model_that_shares_less_begins_with_copies_of_what_another_shares(made: Path, tiny: list[str]):
+    config = compose(
+        [*tiny, "task=speech_and_text_to_text", f"root={made}", "name=copies", f"init.text_seq2seq={made}/mt",
+         f"tokenizer.model={made}/mt/tokenizer.model", "text_seq2seq.tie_embeddings=false",
+         "text_seq2seq.tie_output=false"]
+    )  # fmt: skip
+    prepare_data(config)
+    model: Any = build_for_training(config, Path(config.run_dir)).parts()["text_seq2seq"]
+    shared = load_run(made / "mt").task.state_dict()["text_seq2seq.decoder.embed.embedding.weight"]
+    matrices = [model.decoder.embed.embedding.weight, model.encoder_embed.embedding.weight, model.decoder.output.weight]
+    assert all(one.equal(shared) for one in matrices)
+    assert len({one.data_ptr() for one in matrices}) == 3
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
