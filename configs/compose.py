@@ -76,7 +76,7 @@ def compose(
         stage: name of one of `stages`: its group choices and settings are laid over the rest.
         config_dirs: further folders of YAML groups, searched before the shipped ones.
         fit: whether an experiment's settings that a chosen part does not have are left out, for which its class is
-            imported.
+            imported. False: to look at names and places alone; a `from` that is not said is no fault there either.
         note: is given a line on each setting that was left out.
 
     Raises:
@@ -99,7 +99,7 @@ def compose(
         config.name = f"{run_name}/stages/{stage}"
         config.stages = {}
         _trust_what_is_said(config, words)
-    fill_source(config, lambda: _hydra((), (CONFIG_DIR,)))
+    fill_source(config, lambda: _hydra((), (CONFIG_DIR,)), required=fit)
     fill_pretrained(config)
     _fit_lora(config)
     if fit:

@@ -104,7 +104,7 @@ def leaves(node: Any, path: str = "") -> list[tuple[str, Any]]:
     return [(path, node)]
 
 
-def fill_source(config: DictConfig, defaults: Callable[[], DictConfig]) -> None:
+def fill_source(config: DictConfig, defaults: Callable[[], DictConfig], *, required: bool = True) -> None:
     """Put the parts that `from` names where a role says `source`; what the config says itself stays.
 
     A role that the source does not have gets the choice of the root config. The task follows from `data.tasks` and the
@@ -113,6 +113,7 @@ def fill_source(config: DictConfig, defaults: Callable[[], DictConfig]) -> None:
     Args:
         config: composed; changed in place.
         defaults: the root config.
+        required: refuse roles that ask for a source where there is none; else they are left as they are.
 
     Raises:
         UserError: no source where a role asks for one, or one that nothing asks for.
@@ -122,6 +123,8 @@ def fill_source(config: DictConfig, defaults: Callable[[], DictConfig]) -> None:
     if not roles and MARK not in config.task:
         if given is not None:
             raise UserError(f"{KEY}={given}: no part is taken from there; say experiment=finetune, or ROLE=source")
+        return
+    if given is None and not required:
         return
     if given is None:
         raise UserError(f"{KEY}: give the run or the published folder to begin with, as in {KEY}=runs/whisper")

@@ -27,8 +27,6 @@ SETTINGS = {
     "on a GPU, mixed": [GPU, "trainer.precision=bf16-mixed"],
     "half": [GPU, "trainer.precision=bf16-true"],
     "text to text": ["task=text_to_text", GPU],
-    "speech and text": ["task=speech_and_text_to_text", "task.train_text_encoder=true", GPU],
-    "two passes": ["task.r_drop=5", GPU],
     "all passes": [*UNITY, "t2u=tiny_unity2", "t2u.num_encoder_layers=6", "t2u.num_decoder_layers=5", GPU],
     "speech LM": [*LM, GPU],
     "streams with a delay": [*LM, "stream_lm=tiny_delay"],
@@ -80,6 +78,15 @@ def test_what_is_planned_is_what_all_layers_take(tiny: list[str], words: list[st
     few = _footprint(Rehearsal(config), whole=False)
     assert ran
     assert few == _footprint(Rehearsal(config), whole=True)  # anew: tables of positions are made once
+
+
+@pytest.mark.filterwarnings("ignore")  # of autocast without a GPU
+@pytest.mark.parametrize("words", [["task=speech_and_text_to_text"], ["task.r_drop=5"]], ids=["both", "two passes"])
+def test_a_stack_that_is_passed_twice_runs_whole(tiny: list[str], words: list[str], ran):
+    """Its second pass adds to gradients that the first has made: layers are not alike."""
+    config = compose([*tiny, *words, *DEEP, GPU])
+    assert _footprint(Rehearsal(config), whole=False) == _footprint(Rehearsal(config), whole=True)
+    assert ran
 
 
 def test_adapters_in_some_layers_let_all_run(tiny: list[str], ran):
