@@ -12,7 +12,7 @@ from typing import Literal
 import torch
 
 from ..components.errors import UserError
-from ..components.losses.divergence import distillation_loss
+from ..components.losses.divergence import Kind, distillation_loss
 from ..components.roles import Adaptor, Frontend, SpeechEncoder, TextSeq2Seq, Tokenizer
 from ..components.search import SearchOptions
 from ..components.types import Adapted, Batch, Loss, Padded, Statistic
@@ -94,7 +94,8 @@ class SpeechAndTextToText(SpeechToText):
             search=search,
         )
         self.mt_weight, self.kd_weight = mt_weight, kd_weight
-        self.kd_loss, self.kd_temperature = kd_loss, kd_temperature
+        self.kd_loss: Kind = kd_loss
+        self.kd_temperature = kd_temperature
         self.detach_teacher = detach_teacher
         self.text_learns = mt_weight > 0 or not detach_teacher
         self.train_text_encoder = train_text_encoder and self.text_learns
