@@ -46,7 +46,8 @@ def members(path: Path) -> Iterator[Stored]:
     try:
         with tarfile.open(path, "r:") as archive:
             while (member := archive.next()) is not None:
-                archive.members = []  # it would keep them all  # pyright: ignore[reportAttributeAccessIssue]
+                # It would keep them all.
+                archive.members = []  # pyright: ignore[reportAttributeAccessIssue]
                 if member.isreg():
                     yield Stored(member.name, member.offset_data, member.size)
             if path.stat().st_size < archive.offset:
