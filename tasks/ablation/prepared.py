@@ -10,9 +10,9 @@ from pathlib import Path
 from omegaconf import DictConfig
 
 from ...components.errors import UserError
+from ...components.whole import write_whole
 from ...configs.compose import compose, to_yaml
 from ...configs.stages import active_stages
-from ..training.settling import settle_config
 from ..training.train import checked
 from .keys import key_of, stage_keys
 from .points import Point
@@ -122,13 +122,16 @@ def _in_order(after: Mapping[str, Sequence[str]]) -> Iterator[str]:
 
 
 def lay_out(point: Prepared, trainings: Mapping[str, Training], config_dirs: Sequence[str] = ()) -> None:
-    """Make the folder of a point: its config, and links to the folders of its stages."""
+    """Make the folder of a point: its config, and links to the folders of its stages.
+
+    What decides its result is in its name: a config that differs in what no stage reads takes the place of the other.
+    """
     assert point.folder is not None
     if "" in point.keys:
         return
     stages = point.folder / "stages"
     stages.mkdir(parents=True, exist_ok=True)
-    settle_config(point.folder, to_yaml(compose(point.words, config_dirs=config_dirs)))
+    write_whole(point.folder / "config.yaml", to_yaml(compose(point.words, config_dirs=config_dirs)).encode())
     for stage, key in point.keys.items():
         folder = trainings[key].folder
         folder.mkdir(parents=True, exist_ok=True)

@@ -356,8 +356,10 @@ def _note_words(rows: Sequence[Scored], lists: Sequence[WordList]) -> None:
 def _of_words(rows: Sequence[Scored], lists: Sequence[WordList]) -> dict[str, Measured]:
     """Percentages of outputs with words that their sources have not, of text and of what was heard."""
     own = list_of(lists, rows[0].tgt_lang)
+    if own is None:
+        return {}
     found: dict[str, Measured] = {}
-    for name, said_as in _TOXIC.items() if own is not None else ():
+    for name, said_as in _TOXIC.items():
         judged = [row for row in rows if row.toxic is not None and getattr(row, said_as) is not None]
         if judged:
             mean = Mean(name, own.signature, higher_is_better=False)

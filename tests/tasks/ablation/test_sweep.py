@@ -194,6 +194,15 @@ def test_a_wrong_row_and_a_folder_in_use_are_said(voxzoo, tiny: list[str], swept
     assert "is being trained by another process" in done.stderr
 
 
+def test_what_no_stage_reads_makes_a_row_and_no_training(voxzoo, tiny: list[str], tmp_path: Path):
+    """Two points of one folder: no second pass, and no adversary, whatever one is chosen."""
+    swept = ["t2u=none", "discriminator=none,tiny", "--split", "none"]
+    found = answer(voxzoo(*staged(tiny, tmp_path, "same", *swept), cwd=tmp_path, timeout=200))
+    assert (found["status"], found["points"], found["trainings"], found["trained_now"]) == ("ok", 2, 1, 1)
+    one, other = found["results"]["systems"].values()
+    assert one == other
+
+
 @pytest.mark.slow
 def test_what_points_share_is_trained_once_and_is_that_of_a_point_alone(voxzoo, tiny: list[str], tmp_path: Path):
     found = answer(
