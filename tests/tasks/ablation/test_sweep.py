@@ -241,11 +241,14 @@ def test_killed_at_any_time_it_goes_on_to_the_same_table(voxzoo, tiny: list[str]
     assert whole["status"] == "ok"
     call = staged(tiny, tmp_path, "killed", "t2u=none", "--jobs", "2", *swept)
     for number, seen in ((signal.SIGKILL, 0), (signal.SIGTERM, 1), (signal.SIGINT, 2)):
-        process = forkserver.popen(
-            [*forkserver.COMMAND, *call], cwd=tmp_path, env={**os.environ, "OMP_NUM_THREADS": "1"}, text=True
-        )
+        said = tmp_path / f"{number.name}.log"
+        with said.open("w") as log:
+            process = forkserver.popen(
+                [*forkserver.COMMAND, *call], cwd=tmp_path, env={**os.environ, "OMP_NUM_THREADS": "1"}, stderr=log
+            )
         deadline = time.monotonic() + 200
-        while len(ended(tmp_path / "killed")) < seen or not list((tmp_path / "killed").glob("*/*/config.yaml")):
+        # A process that has begun something: before that a signal meets Python's own start.
+        while len(ended(tmp_path / "killed")) < seen or "begins" not in said.read_text():
             assert process.poll() is None
             assert time.monotonic() < deadline
             time.sleep(0.02)
