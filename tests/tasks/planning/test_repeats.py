@@ -80,6 +80,18 @@ def test_what_is_planned_is_what_all_layers_take(tiny: list[str], words: list[st
     assert few == _footprint(Rehearsal(config), whole=True)  # anew: tables of positions are made once
 
 
+@pytest.mark.filterwarnings("ignore")  # of autocast without a GPU
+@pytest.mark.parametrize("words", [["task=speech_and_text_to_text"], ["task.r_drop=5"]], ids=["both", "two passes"])
+def test_a_stack_that_is_passed_twice_runs_whole(tiny: list[str], words: list[str], ran):
+    """Its second pass adds to gradients that the first has made: layers are not alike."""
+    config = compose([*tiny, *words, *DEEP, GPU])
+    few, all_of_them = (_footprint(Rehearsal(config), whole=whole) for whole in (False, True))
+    assert ran
+    assert few.flops == all_of_them.flops
+    # The first try has made tables of positions that the second finds.
+    assert few.activations == pytest.approx(all_of_them.activations, rel=0.02)
+
+
 def test_adapters_in_some_layers_let_all_run(tiny: list[str], ran):
     """Those of the text decoder are adapted in one layer; the encoders' are as they were."""
     config = compose(
