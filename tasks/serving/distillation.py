@@ -69,11 +69,15 @@ def write_probabilities(
     data = run.datamodule(manifest, split)
     rows, left_out = _rows(data, split, wanted, needs)
     top = min(top, task.text_seq2seq.vocab_size)
+    if manifest is None:
+        origin = data.source() if hasattr(data, "source") else type(data).__name__
+    else:
+        origin = named(manifest)
     card = {
         "teacher": {"run": Path(path).name, "class": type(task).__name__, "reads": reads,
                     "weights": weights_hash(task.state_dict())},
         "vocabulary": vocabulary_of(task.tokenizer),
-        "data": {"from": data.source() if manifest is None else named(manifest), "split": split, "rows": len(rows)},
+        "data": {"from": origin, "split": split, "rows": len(rows)},
         "words": top,
     }  # fmt: skip
 
