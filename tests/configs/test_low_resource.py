@@ -105,3 +105,23 @@ def test_their_table_of_code_bases_is_one_command(corpus: Path):
     assert switches("dropout") == (True, 0.1, 0.1, 0.0, True)
     assert configs["original code"].text_seq2seq.position_start == 2
     assert configs["transformers"].text_seq2seq.position_start == 1
+
+
+def test_a_row_of_all_kinds_is_trained_and_scored(corpus: Path, voxzoo):
+    """MBR over multi-task training from both and a cascade: five trainings of two steps."""
+    points = corpus / "one.yaml"
+    lines = (POINTS / "low_resource.yaml").read_text().splitlines()
+    start = next(place for place, line in enumerate(lines) if line.startswith("multi-task: &multi"))
+    chosen = [*lines[start : start + 5], next(line for line in lines if line.startswith("MBR:"))]
+    points.write_text("\n".join(chosen) + "\n")
+    steps = ["trainer.max_steps=2", "trainer.val_check_interval=2", "trainer.accumulate_grad_batches=1"]
+    short = [f"stages.{name}.set.task.search.max_length=8" for name in ("asr", "mt", "st")]
+    done = voxzoo(
+        "ablate", *words_of(corpus), *steps, *short, "logger=none", "name=tried", "data.num_workers=0",
+        "--points", points, "--recogniser", "none", "--quality", "none", "--json", cwd=corpus, timeout=400,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    answer = json.loads(done.stdout)
+    assert answer["trainings"] == answer["trained_now"] == 4
+    assert set(answer["results"]["systems"]) == {"multi-task", "MBR"}
+    assert answer["results"]["scores"]["bleu"]["num_utterances"] == 8
