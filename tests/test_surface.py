@@ -134,6 +134,7 @@ def answers(root: Path) -> Iterator[str]:
     (root / "same.jsonl").write_bytes(written.read_bytes())
     made += [
         call("score", written, root / "same.jsonl", "--task", "s2st", "--by", "tgt_lang", "--metrics", "bleu,wer"),
+        call("report", run, "--task", "s2st", "--out", root / "page.html"),
         call("translate", run, audio[0], "--task", "s2st", "--to", "eng", "--out", root / "wavs"),
         call("units", "resynthesise", run, root / "fitted" / "units.jsonl", "--out", root / "again", "--limit", "1"),
         call("consolidate", run),

@@ -34,6 +34,9 @@ class Run:
         facts: numbers of its training: `parameters`, `trainable`, `steps`, `audio_hours`.
         costs: what was measured of time and memory.
         error: why there is nothing of it.
+        folder: where the file of its hypotheses lies, on which paths of audio build.
+        config: path of its config.
+        curves: name of a training ("" of the only one) -> what each validation measured (`training.curve`).
     """
 
     name: str
@@ -45,6 +48,14 @@ class Run:
     costs: dict[str, float] = field(default_factory=dict)
     metrics: dict[str, float] = field(default_factory=dict)
     error: str | None = None
+    folder: Path | None = None
+    config: Path | None = None
+    curves: dict[str, list[dict[str, float]]] = field(default_factory=dict)
+
+    @property
+    def task(self) -> str:
+        """The one that is compared: the first of its answer or of its rows."""
+        return next(iter(self.answer.get("tasks", {})), self.rows[0].task if self.rows else "")
 
 
 class Averaged(Summed):
@@ -99,9 +110,14 @@ def read_hypotheses(path: Path) -> list[Scored]:
     return rows
 
 
-def facts_of(folders: Sequence[Path]) -> tuple[dict[str, float], dict[str, float]]:
-    """What is known of the trainings of a point, of which the last is what it stands for, and the metrics of that."""
-    results = [result_of(folder) for folder in folders]
+def facts_of(results: Sequence[Mapping[str, Any]]) -> tuple[dict[str, float], dict[str, float]]:
+    """What is known of the trainings of a point, of which the last is what it stands for, and the metrics of that.
+
+    Args:
+        results: what each training answered when it ended.
+    """
+    if not results:
+        return {}, {}
     last = results[-1]
     facts = {name: last[name] for name in ("parameters", "trainable") if name in last}
     facts["steps"] = sum(one.get("steps", 0) for one in results)
@@ -111,9 +127,26 @@ def facts_of(folders: Sequence[Path]) -> tuple[dict[str, float], dict[str, float
     return facts, {name: value for name, value in last.get("metrics", {}).items() if name.startswith("valid/")}
 
 
-def scores_of(runs: Mapping[str, Sequence[Run]], lists: Sequence[WordList] = ()) -> dict[str, dict[str, list[Counted]]]:
-    """Score -> system -> a table for each run, of the utterances that all of them have. Scores in a condition are
-    called `bleu in white 0 dB`.
+@dataclass(frozen=True)
+class Shared:
+    """What systems have in common in one direction: tables of the same utterances.
+
+    Attributes:
+        ids: of the N utterances.
+        systems: name -> a table for each run.
+    """
+
+    ids: list[str]
+    systems: dict[str, list[Counted]]
+
+
+Tables = dict[str, dict[str, Shared]]
+"""Score -> direction -> what systems share."""
+
+
+def tables_of(runs: Mapping[str, Sequence[Run]], lists: Sequence[WordList] = ()) -> Tables:
+    """Tables of each score, of the utterances that all systems have. Scores in a condition are called `bleu in white 0
+    dB`.
 
     Args:
         runs: system -> its runs, one a seed; those without rows are left out.
@@ -125,7 +158,7 @@ def scores_of(runs: Mapping[str, Sequence[Run]], lists: Sequence[WordList] = ())
         if found:
             measured[system] = found
     names = dict.fromkeys(name for own in measured.values() for one in own for name in one)
-    tables: dict[str, dict[str, list[Counted]]] = {}
+    tables: Tables = {}
     for name in names:
         with_it = {system: [one[name] for one in own if name in one] for system, own in measured.items()}
         with_it = {system: own for system, own in with_it.items() if own}
@@ -138,10 +171,22 @@ def scores_of(runs: Mapping[str, Sequence[Run]], lists: Sequence[WordList] = ())
         }
         if all(ids.values()):
             tables[name] = {
-                system: [_joined([_at(one[direction], ids[direction]) for direction in shared]) for one in own]
-                for system, own in with_it.items()
+                direction: Shared(
+                    ids[direction],
+                    {system: [_at(one[direction], ids[direction]) for one in own] for system, own in with_it.items()},
+                )
+                for direction in shared
             }
     return tables
+
+
+def joined(parts: Sequence[Shared]) -> dict[str, list[Counted]]:
+    """System -> a table for each run, of several directions side by side."""
+    systems = {system: len(own) for system, own in parts[0].systems.items()}
+    return {
+        system: [_joined([part.systems[system][place] for part in parts]) for place in range(count)]
+        for system, count in systems.items()
+    }
 
 
 def _by_direction(run: Run, lists: Sequence[WordList]) -> dict[str, dict[str, Measured]]:
@@ -207,13 +252,13 @@ IN_CONDITIONS = ("bleu", "wer", "cer", "asr_bleu")
 """Those that the table has once more for each condition."""
 
 
-def compare(runs: Mapping[str, Sequence[Run]], base: str, lists: Sequence[WordList] = ()) -> dict[str, Any]:
+def compare(runs: Mapping[str, Sequence[Run]], base: str, tables: Tables | None = None) -> dict[str, Any]:
     """The rows of a table.
 
     Args:
         runs: system -> its runs.
         base: the system that the others are compared with; where nothing came of it, they stand alone.
-        lists: as for `scores_of`.
+        tables: of the runs, where they are known.
 
     Returns:
         Plain dict: `base`, `scores` (name -> `signature`, `higher_is_better`, `num_utterances`, `systems`: name -> what
@@ -221,7 +266,8 @@ def compare(runs: Mapping[str, Sequence[Run]], base: str, lists: Sequence[WordLi
     """
     scores: dict[str, Any] = {}
     notes: list[str] = []
-    for name, systems in scores_of(runs, lists).items():
+    for name, parts in (tables_of(runs) if tables is None else tables).items():
+        systems = joined([*parts.values()])
         metric = next(iter(systems.values()))[0]
         compared = compare_systems(systems, base if base in systems else None)
         scores[name] = {
@@ -284,10 +330,17 @@ def _means(parts: Sequence[Mapping[str, float]]) -> dict[str, float]:
     return {name: int(value) if float(value).is_integer() else value for name, value in means.items()}
 
 
-def read_run(name: str, split: str, scores: Path, trainings: Sequence[Path], seed: str = "") -> Run:
-    """A point that was trained, and scored where its file is there."""
-    facts, metrics = facts_of(trainings)
-    run = Run(name, seed, facts=facts, metrics=metrics)
+def read_run(name: str, split: str, scores: Path, trainings: Mapping[str, Path], seed: str = "") -> Run:
+    """A point that was trained, and scored where its file is there.
+
+    Args:
+        scores: folder of what `voxzoo evaluate` wrote of the split.
+        trainings: stage ("" of a run without any) -> folder of a training that has ended.
+    """
+    results = {stage: result_of(folder) for stage, folder in trainings.items()}
+    facts, metrics = facts_of([*results.values()])
+    run = Run(name, seed, facts=facts, metrics=metrics, folder=scores)
+    run.curves = {stage: one["validations"] for stage, one in results.items() if one.get("validations")}
     answer = scores / f"{split}.json"
     if answer.exists():
         run.answer = read_json(answer)
@@ -295,3 +348,10 @@ def read_run(name: str, split: str, scores: Path, trainings: Sequence[Path], see
         for condition, about in run.answer.get("conditions", {}).items():
             run.conditions[condition] = read_hypotheses(scores / Path(about["hypotheses"]).name)
     return run
+
+
+def mean_costs(runs: Sequence[Run]) -> dict[str, float]:
+    """What a run of a system took, on average over seeds."""
+    names = dict.fromkeys(name for run in runs for name, value in run.costs.items() if value)
+    found = {name: [run.costs[name] for run in runs if run.costs.get(name)] for name in names}
+    return {name: max(values) if name == "peak_mb" else sum(values) / len(values) for name, values in found.items()}

@@ -7,9 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from rich import box
 from rich.console import Console
-from rich.table import Table
 
 from ...components.errors import UserError
 from ...components.whole import write_whole
@@ -23,12 +21,14 @@ from ..serving.distortions import conditions_of
 from ..serving.translator import require_positive
 from .board import Outcome, Scoring, run_points
 from .cluster import Cluster, settings_of
+from .content import CLIPS, content_of, read_known
 from .costs import cost_of
 from .forecast import plan_of, show_plan
+from .page import PAGE, write_page
 from .points import points_of
 from .prepared import Prepared, prepare
-from .results import Run, compare, read_run
-from .table import as_csv, as_latex, as_markdown, cells, cost_cells, explanation
+from .results import Run, compare, mean_costs, read_run, tables_of
+from .table import as_csv, as_latex, as_markdown, cells, cost_cells, explanation, print_cells, print_results
 
 
 def ablate(
@@ -43,6 +43,7 @@ def ablate(
     base: str | None = None,
     split: str = "test",
     config_dirs: Sequence[str] = (),
+    clips: int = CLIPS,
     **scoring: Any,
 ) -> dict[str, Any]:
     """Train and score the points of a sweep and compare them: what `voxzoo ablate` does and answers.
@@ -59,6 +60,7 @@ def ablate(
         base: the row that the others are compared with; None: the first.
         split: to score; `none`: what training measured is compared.
         config_dirs: further folders of YAML groups.
+        clips: utterances that can be heard on the page.
         scoring: further options of `voxzoo evaluate`: limit, task, beam, recogniser, quality; lists for noise, snr and
             codec; across_speakers; toxicity, language -> file.
 
@@ -83,9 +85,15 @@ def ablate(
     place = Cluster(root / name / "jobs", settings, cluster, jobs) if cluster is not None else None
     outcome = run_points(found, root, name, how, jobs=jobs, config_dirs=config_dirs, cluster=place)
     runs = runs_of(outcome)
-    results = compare(runs, base or rows[0], how.lists)
+    tables = tables_of(runs, how.lists)
+    results = compare(runs, base or rows[0], tables)
     costs = {system: mean_costs(own) for system, own in runs.items()}
     write_table(outcome.folder, results, costs)
+    manifest = next(
+        (run.answer["manifest"] for own in runs.values() for run in own if run.answer.get("manifest")), None
+    )
+    content = content_of(name, runs, results, tables, costs=costs, known=read_known(manifest), clips=clips)
+    write_page(outcome.folder / PAGE, content)
     failed = [point for point in outcome.points if point.error is not None]
     return {
         "status": "failed" if failed else "ok",
@@ -96,6 +104,7 @@ def ablate(
         "trained_now": len(outcome.trained),
         "results": results,
         "costs": costs,
+        "page": str(outcome.folder / PAGE),
         **({"error": f"{len(failed)} of {len(found)} points failed: see the table"} if failed else {}),
     }
 
@@ -131,10 +140,11 @@ def runs_of(outcome: Outcome) -> dict[str, list[Run]]:
 
 
 def _read(point: Prepared, outcome: Outcome) -> Run:
-    trainings = [outcome.trainings[key].folder for key in point.keys.values()]
+    trainings = {stage: outcome.trainings[key].folder for stage, key in point.keys.items()}
     split, scores = outcome.scoring.split or "", outcome.scoring.folder(point)
     run = read_run(point.point.system, split, scores, trainings, point.point.seed)
-    costs = [cost_of(folder) for folder in trainings]
+    run.config = None if point.folder is None else point.folder / "config.yaml"
+    costs = [cost_of(folder) for folder in trainings.values()]
     run.costs = {name: sum(one[name] for one in costs if name in one) for name in ("seconds", "cpu_seconds")}
     run.costs["peak_mb"] = max((one["peak_mb"] for one in costs if "peak_mb" in one), default=0)
     if "seconds" in (scoring := cost_of(scores)):
@@ -155,13 +165,6 @@ def place_of(words: Sequence[str], config_dirs: Sequence[str] = ()) -> tuple[Pat
 
 def _experiment(words: Iterable[str]) -> list[str]:
     return [word for word in words if word.startswith("experiment=") and "," not in word and "*" not in word]
-
-
-def mean_costs(runs: Sequence[Run]) -> dict[str, float]:
-    """What a run of a system took, on average over seeds."""
-    names = dict.fromkeys(name for run in runs for name, value in run.costs.items() if value)
-    found = {name: [run.costs[name] for run in runs if run.costs.get(name)] for name in names}
-    return {name: max(values) if name == "peak_mb" else sum(values) / len(values) for name, values in found.items()}
 
 
 def write_table(folder: Path, results: Mapping[str, Any], costs: Mapping[str, Mapping[str, float]]) -> None:
@@ -186,25 +189,13 @@ def show(answer: Mapping[str, Any]) -> None:
     if "plan" in answer:
         show_plan(answer, console)
         return
-    results = answer["results"]
-    _print(console, *cells(results))
-    for line in explanation(results):
-        console.print(f"  {line}", markup=False, highlight=False, soft_wrap=True)
-    _print(console, *cost_cells(answer["costs"]))
+    print_results(answer["results"], console)
+    print_cells(*cost_cells(answer["costs"]), console)
     console.print(
         f"{answer['points']} points, {answer['trainings']} trainings, {answer['trained_now']} of them now "
         f"({answer['trainings_without_sharing']} without what they share)",
         highlight=False,
     )
     console.print(
-        f"written: {answer['ablation']}/table.csv, .md, .tex, .json, costs.csv", markup=False, highlight=False
+        f"written: {answer['ablation']}/table.csv, .md, .tex, .json, costs.csv, {PAGE}", markup=False, highlight=False
     )
-
-
-def _print(console: Console, head: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
-    table = Table(box=box.SIMPLE_HEAD)
-    for place, name in enumerate(head):
-        table.add_column(name, justify="right" if place else "left", overflow="fold")
-    for row in rows:
-        table.add_row(*row)
-    console.print(table, markup=False)

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
 
 from .results import IN_CONDITIONS, SHOWN
 
@@ -187,3 +191,21 @@ def cost_cells(costs: Mapping[str, Mapping[str, float]]) -> tuple[list[str], lis
 
 def _round(value: float | None) -> float | None:
     return None if value is None else round(value) if value >= 100 else round(value, 1)
+
+
+def print_results(results: Mapping[str, Any], console: Console | None = None) -> None:
+    """Print the table of scores."""
+    console = console or Console(width=None if Console().is_terminal else 160)
+    print_cells(*cells(results), console)
+    for line in explanation(results):
+        console.print(f"  {line}", markup=False, highlight=False, soft_wrap=True)
+
+
+def print_cells(head: Sequence[str], rows: Iterable[Sequence[str]], console: Console) -> None:
+    """Print a table."""
+    table = Table(box=box.SIMPLE_HEAD)
+    for place, name in enumerate(head):
+        table.add_column(name, justify="right" if place else "left", overflow="fold")
+    for row in rows:
+        table.add_row(*row)
+    console.print(table, markup=False)

@@ -52,6 +52,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     flags.conditions(parser)
     flags.across_speakers(parser)
     flags.toxicity(parser)
+    parser.add_argument("--clips", type=int, default=12, metavar="N", help="utterances heard on the page (default 12)")
     parser.add_argument(
         "--config-dir", action="append", default=[], metavar="DIR", help="a folder of your own YAML groups"
     )
@@ -86,6 +87,7 @@ def run(args: argparse.Namespace) -> dict:
         across_speakers=args.across_speakers,
         toxicity=flags.by_language(args.toxicity),
         config_dirs=args.config_dir,
+        clips=args.clips,
     )
     if not args.json:
         show(answer)

@@ -26,6 +26,7 @@ VERBS = (
     "evaluate",
     "score",
     "ablate",
+    "report",
     "translate",
     "parts",
     "data",

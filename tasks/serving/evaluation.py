@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 import sys
 from collections import defaultdict
@@ -188,6 +189,7 @@ def evaluate(
         "tasks": scores,
         **({"conditions": harder} if harder else {}),
         "notes": notes,
+        "manifest": _manifests(data, split),
         "hypotheses": str(out / f"{stem}.hypotheses.jsonl"),
     }
     if prompts != "own":
@@ -196,6 +198,12 @@ def evaluate(
     text = json.dumps(answer, ensure_ascii=False, indent=1)
     write_whole(out / f"{stem}.json", text.encode(errors="backslashreplace"))
     return answer
+
+
+def _manifests(data: Any, split: str) -> list[str]:
+    """Absolute paths of the manifests of a split; none of data that have none."""
+    found = data.manifest(split) if hasattr(data, "manifest") else []
+    return [os.path.abspath(path) for path in ([found] if isinstance(found, str) else found)]
 
 
 def _in_condition(

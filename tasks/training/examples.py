@@ -176,23 +176,32 @@ def cross_attention(task: Task, batch: Batch, prediction: Prediction) -> tuple[T
     return (found[-1], [f"<{prediction.tgt_lang}>", *pieces, "<end>"]) if found else None
 
 
-def spectrogram(audio: Tensor, sample_rate: int) -> Figure:
-    """Log-magnitude spectrogram of (N,) samples as a figure; colours mean the same in each."""
-    samples = audio.float().cpu()
-    size = 512
+DECIBELS = (-40, 40)
+"""Of the darkest and of the lightest colour of a spectrogram; a sine at full scale has the latter."""
+
+
+def decibels(audio: Tensor) -> Tensor:
+    """Log magnitudes (257, T) of (N,) samples, T windows of 512 with a hop of 128."""
+    samples, size = audio.float().cpu(), 512
     if samples.numel() < size:
         samples = torch.nn.functional.pad(samples, (0, size - samples.numel()))
     magnitude = torch.stft(samples, size, hop_length=128, window=torch.hann_window(size), return_complex=True).abs()
+    return 20 * magnitude.clamp(min=1e-5).log10()
+
+
+def spectrogram(audio: Tensor, sample_rate: int) -> Figure:
+    """Log-magnitude spectrogram of (N,) samples as a figure; colours mean the same in each."""
     figure = Figure(figsize=(7, 2.6), layout="constrained")
     axes = figure.subplots()
-    extent = (0, samples.numel() / sample_rate, 0, sample_rate / 2000)
+    low, high = DECIBELS
+    extent = (0, max(audio.numel(), 512) / sample_rate, 0, sample_rate / 2000)
     image = axes.imshow(
-        20 * magnitude.clamp(min=1e-5).log10().numpy(),
+        decibels(audio).numpy(),
         origin="lower",
         aspect="auto",
         extent=extent,
-        vmin=-40,
-        vmax=40,  # a sine at full scale
+        vmin=low,
+        vmax=high,
         cmap="magma",
     )
     axes.set_xlabel("seconds")

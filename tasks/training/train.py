@@ -51,6 +51,7 @@ from ..runs.lora import lora_lines
 from ..runs.run import load_run
 from ..runs.source import files_of_source, take_tokenizer
 from ..task import Task
+from .curve import Curve
 from .examples import Examples
 from .progress import RunProgress
 from .settling import SKIPPED, forget_failed_start, refuse_another, settle_config
@@ -338,9 +339,9 @@ def _fit(config: DictConfig, task: Task, data: Any, folder: Path) -> dict[str, A
     allowed = allow_list(config)
     choose_kernels()
     keeper = Checkpointer(folder=str(folder / "checkpoints"), **OmegaConf.to_container(config.checkpoint))  # pyright: ignore[reportCallIssue]
-    speed = Throughput()
+    speed, curve = Throughput(), Curve()
     own = build(config.callbacks, allowed=allowed, wanted=Callback)
-    callbacks = [Examples(), keeper, RunProgress(), speed, *own.values()]
+    callbacks = [Examples(), keeper, RunProgress(), speed, curve, *own.values()]
     precision = precision_settings(config.trainer.get("precision"))
     settings = config.trainer.copy()
     settings.use_distributed_sampler = False  # the data module deals the batches
@@ -387,6 +388,7 @@ def _fit(config: DictConfig, task: Task, data: Any, folder: Path) -> dict[str, A
         "parameters": counts[1],
         "audio_seconds": round(speed.heard, 1),
         "metrics": metrics,
+        "validations": curve.points,
         "throughput": speed.figures,
         **({} if left_out is None else {"skipped_rows": left_out}),
     }

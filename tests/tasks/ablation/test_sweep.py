@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import time
 from collections.abc import Callable
@@ -18,7 +19,7 @@ from voxzoo.tasks.commands import cli
 
 # A model that has learned nothing does not stop by itself.
 SHORT = "{search:{_target_:voxzoo.components.search.SearchOptions,beam_size:1,max_length:6}}"
-TABLES = ("table.csv", "table.md", "table.tex", "table.json")
+TABLES = ("table.csv", "table.md", "table.tex", "table.json", "page.html")
 SCORED = ["--limit", "6", "--recogniser", "none", "--quality", "none", "--split", "test_seen"]
 
 
@@ -49,6 +50,11 @@ def answer(done: Any) -> dict[str, Any]:
 
 def tables(folder: Path) -> dict[str, bytes]:
     return {name: (folder / name).read_bytes() for name in TABLES}
+
+
+def without_times(text: str) -> str:
+    """A page without what was measured of time and memory, which stands in a section of its own."""
+    return re.sub(r'<section id="costs".*?</section>', "", text, flags=re.DOTALL)
 
 
 def ended(folder: Path) -> dict[str, int]:
@@ -87,6 +93,14 @@ def test_a_point_that_fails_is_a_row_with_its_reason(swept: Path):
     assert facts["audio_hours"] > 0
     for name in TABLES:
         assert "failed" in (swept / "lr" / name).read_text()
+    page = (swept / "lr" / "page.html").read_text()
+    assert found["page"] == str(swept / "lr" / "page.html")
+    data = json.loads(re.search(r'<script type="application/json" id="data">(.*?)</script>', page, re.DOTALL)[1])  # pyright: ignore[reportOptionalSubscript]
+    assert [system["name"] for system in data["systems"]] == ["lr=0.001", "lr=0.01"]
+    assert [line["points"][0][0] for line in data["curves"][0]["lines"]] == [2, 2]
+    assert [field["name"] for field in data["fields"]][:1] == ["reference length"]
+    assert data["source"][0]
+    assert "optim.lr" in page
 
 
 def test_finished_points_are_not_trained_again_whatever_they_are_called(voxzoo, tiny: list[str], swept: Path):
@@ -263,4 +277,6 @@ def test_killed_at_any_time_it_goes_on_to_the_same_table(voxzoo, tiny: list[str]
     assert found["status"] == "ok"
     assert {name: when for name, when in ended(tmp_path / "killed").items() if name in ends} == ends
     for name, content in tables(tmp_path / "killed").items():
-        assert content.decode().splitlines() == tables(tmp_path / "whole")[name].decode().splitlines()
+        one, other = (text.decode().replace("killed", "whole") for text in (content, tables(tmp_path / "whole")[name]))
+        assert without_times(one).splitlines() == without_times(other).splitlines()
+    assert '"validations"' in next((tmp_path / "killed").glob("stages/first_pass-*/done.json")).read_text()
