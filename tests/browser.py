@@ -130,8 +130,8 @@ def browser(program: str) -> Iterator[Tab]:
             "--disable-background-networking", "--disable-extensions", f"--user-data-dir={folder}",
             *(["--no-sandbox"] if os.geteuid() == 0 else []), "about:blank",
         ]  # fmt: skip
-        # The protocol is spoken on descriptors 3 and 4.
-        shell = ["sh", "-c", f'exec "$@" 3<&{to_it} 4>&{from_it}', "sh", *words]
+        # The protocol is spoken on descriptors 3 and 4. Plain sh takes no number above 9 behind them.
+        shell = ["bash", "-c", f'exec "$@" 3<&{to_it} 4>&{from_it}', "bash", *words]
         process = subprocess.Popen(
             shell, pass_fds=(to_it, from_it), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
         )
