@@ -83,7 +83,7 @@ def report(
     tables = tables_of(systems)
     if not tables:
         raise UserError(f"no utterance with a reference is in all of {', '.join(systems)}: they are of other test sets")
-    results = compare(systems, base or next(iter(systems)), tables)
+    results = compare(systems, base or next(iter(systems)), tables=tables)
     results["notes"] += notes + _left_out(systems, results)
     manifest = [references] if known is not None and known.ids is not None and references else _manifest_of(systems)
     content = content_of(

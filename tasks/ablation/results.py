@@ -252,12 +252,15 @@ IN_CONDITIONS = ("bleu", "wer", "cer", "asr_bleu")
 """Those that the table has once more for each condition."""
 
 
-def compare(runs: Mapping[str, Sequence[Run]], base: str, tables: Tables | None = None) -> dict[str, Any]:
+def compare(
+    runs: Mapping[str, Sequence[Run]], base: str, lists: Sequence[WordList] = (), tables: Tables | None = None
+) -> dict[str, Any]:
     """The rows of a table.
 
     Args:
         runs: system -> its runs.
         base: the system that the others are compared with; where nothing came of it, they stand alone.
+        lists: as for `tables_of`.
         tables: of the runs, where they are known.
 
     Returns:
@@ -266,7 +269,7 @@ def compare(runs: Mapping[str, Sequence[Run]], base: str, tables: Tables | None 
     """
     scores: dict[str, Any] = {}
     notes: list[str] = []
-    for name, parts in (tables_of(runs) if tables is None else tables).items():
+    for name, parts in (tables_of(runs, lists) if tables is None else tables).items():
         systems = joined([*parts.values()])
         metric = next(iter(systems.values()))[0]
         compared = compare_systems(systems, base if base in systems else None)

@@ -86,7 +86,7 @@ def ablate(
     outcome = run_points(found, root, name, how, jobs=jobs, config_dirs=config_dirs, cluster=place)
     runs = runs_of(outcome)
     tables = tables_of(runs, how.lists)
-    results = compare(runs, base or rows[0], tables)
+    results = compare(runs, base or rows[0], tables=tables)
     costs = {system: mean_costs(own) for system, own in runs.items()}
     write_table(outcome.folder, results, costs)
     manifest = next(

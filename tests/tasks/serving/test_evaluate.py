@@ -450,7 +450,7 @@ def test_they_are_columns_of_an_ablation_as_a_plain_computation_has_them(data, t
             ratio = 10 * math.log10(float(plain.square().sum() / (noisy - plain).square().sum()))
             assert ratio == pytest.approx(0, abs=1e-3)
         (out / "done.json").write_text('{"steps": 1}')
-        runs[name] = [read_run(name, "test", out, [out])]
+        runs[name] = [read_run(name, "test", out, {"": out})]
     found = compare(runs, "one", read_word_lists(lists))["scores"]
     head, table = cells(compare(runs, "one", read_word_lists(lists)))
     for place, name in enumerate(wrong):
