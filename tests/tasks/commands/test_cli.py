@@ -622,14 +622,16 @@ def test_validate_names_every_trouble(tmp_path: Path, call):
 # help
 
 
-@pytest.mark.parametrize("words", [[], *([verb] for verb in VERBS), ["data", "validate"], ["units", "fit"]])
+@pytest.mark.parametrize(
+    "words", [[], *([verb] for verb in VERBS), ["data", "validate"], ["units", "fit"], ["distil", "targets"]]
+)
 def test_help_shows_an_example(words: list[str], call):
     done = call(*words, "--help")
     assert done.code == 0
     assert done.err == ""
     if len(words) == 1:
         assert f"example:\n  voxzoo {words[0]} " in done.out
-        assert "--json" in done.out or words[0] in ("data", "units")
+        assert "--json" in done.out or words[0] in ("data", "units", "distil")
     if not words:
         assert all(f"\n    {verb}" in done.out for verb in VERBS)
 
