@@ -66,7 +66,7 @@ def tiny(words: Sequence[str]) -> list[str]:
     if any(word in words for word in _OF_PUBLISHED_PARTS):
         return [*words, *_STEPS]
     if "experiment=train_codec" in words:
-        return [*words, "data=tiny", "codec=tiny", *_STEPS]
+        return [*words, "data=tiny", "codec=tiny", "task.codebooks=[1,2,4]", *_STEPS]
     staged = "experiment=quickstart" in words
     speaks = staged and "t2u=none" not in words
     more = [f"{role}=tiny" for role in (*_TINY, *(_TINY_SPEECH if speaks else ())) if role not in keys]
