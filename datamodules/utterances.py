@@ -6,12 +6,15 @@ Letters: W world size.
 from __future__ import annotations
 
 import math
+import os
 import signal
+import traceback
 import zlib
 from abc import abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
+from multiprocessing.queues import Queue
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +60,13 @@ def _outlive_signals(worker: int) -> None:
     its step first."""
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
         signal.signal(number, signal.SIG_IGN)
+    Queue._on_queue_feeder_error = staticmethod(_end_where_lost)  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def _end_where_lost(error: Exception, batch: Any) -> None:
+    """A batch that a worker cannot hand on is dropped by Python, and whoever reads would wait for it for ever."""
+    traceback.print_exception(error)
+    os._exit(1)
 
 
 class _Utterances(Dataset[Utterance]):

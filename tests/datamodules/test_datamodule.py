@@ -485,6 +485,14 @@ def test_a_killed_worker_is_one_line(folder):
         list(loader)
 
 
+@pytest.mark.timeout(60)
+def test_a_batch_that_a_worker_cannot_hand_on_is_not_waited_for(folder):
+    loader = make(folder, num_workers=1).train_dataloader()
+    loader.collate_fn = lambda rows: lambda: rows  # which no process can send
+    with pytest.raises(UserError, match="reads data was killed"):
+        list(loader)
+
+
 def test_an_error_of_the_code_keeps_its_trace_from_a_worker(folder):
     loader = make(folder, num_workers=1).train_dataloader()
     loader.collate_fn.collate.frontend = None
