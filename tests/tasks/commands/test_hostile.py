@@ -10,7 +10,7 @@ import shutil
 import sys
 import tempfile
 import wave
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -37,6 +37,7 @@ class World:
 
     top: Path
     cache: Path
+    temp: Path
 
     @property
     def run(self) -> Path:
@@ -53,7 +54,7 @@ class World:
     @property
     def written(self) -> list[Path]:
         """Where commands may write."""
-        return [self.run, self.run.with_name(".run.part"), self.out, self.cache, self.top / "cache", self.top / "temp"]
+        return [self.run, self.run.with_name(".run.part"), self.out, self.cache, self.top / "cache", self.temp]
 
 
 @dataclass(frozen=True)
@@ -75,10 +76,18 @@ def base(tiny: list[str], tmp_path_factory: pytest.TempPathFactory) -> Base:
     return Base(root / "run", words, content, published.publish_hubert(root / "hubert"))
 
 
+@pytest.fixture(scope="session")
+def temp() -> Iterator[Path]:
+    """A short path: data workers hand on tensors by a socket there, whose path has 107 bytes at most."""
+    folder = tempfile.mkdtemp(prefix="voxzoo-")
+    yield Path(folder)
+    shutil.rmtree(folder)
+
+
 @pytest.fixture
-def world(tmp_path: Path, shared: Path, monkeypatch: pytest.MonkeyPatch) -> World:
-    world = World(tmp_path, shared / "corpora")
-    for name in ("home/.ssh", "here", "victim", "cache", "temp", "out", "root"):
+def world(tmp_path: Path, shared: Path, temp: Path, monkeypatch: pytest.MonkeyPatch) -> World:
+    world = World(tmp_path, shared / "corpora", temp)
+    for name in ("home/.ssh", "here", "victim", "cache", "out", "root"):
         (tmp_path / name).mkdir(parents=True)
     (tmp_path / "home" / ".ssh" / "id_rsa").write_text(SECRET)
     for name in ("victim.txt", "metrics.csv", "hparams.yaml", "step00000001.ckpt", ".last.ckpt.1.tmp", "test.json"):
@@ -95,7 +104,7 @@ def world(tmp_path: Path, shared: Path, monkeypatch: pytest.MonkeyPatch) -> Worl
         out.writeframes(bytes(range(1, 255)) * 60)
     for name, value in {"HOME": tmp_path / "home", "SECRET": SECRET, "VOXZOO_CACHE": tmp_path / "cache"}.items():
         monkeypatch.setenv(name, str(value))
-    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temp"))
+    monkeypatch.setattr(tempfile, "tempdir", str(temp))
     monkeypatch.chdir(tmp_path / "here")
     return world
 
