@@ -37,12 +37,12 @@ def resampled(row: Tensor, old: int, new: int) -> Tensor:
     step = old // math.gcd(old, new)
     block = -(-_BLOCK // step) * step
     with without_autocast(row.device.type):
-        if not _has_table(old, new):
-            return Interpolation(old, new)(row.float())
+        window = Interpolation(old, new)
+        if not window.has_table:
+            return window(row.float())
         if row.shape[-1] <= 2 * block:
             return resample(row.float(), old, new)
-        reach = math.ceil(_ZEROS * step / (min(step, step * new // old) * _ROLLOFF))
-        around = -(-reach // step) * step
+        around = -(-window.width // step) * step
         parts = []
         for start in range(0, row.shape[-1], block):
             before = min(around, start)
@@ -58,6 +58,7 @@ class Interpolation:
 
     Attributes:
         width: samples before and behind a moment on which its value depends.
+        has_table: whether torchaudio's table of all phases is small enough to be made.
     """
 
     def __init__(self, rate: int, new_rate: int) -> None:
@@ -65,6 +66,7 @@ class Interpolation:
         self._old, self._new = rate // shared, new_rate // shared
         self._cutoff = min(self._old, self._new) * _ROLLOFF
         self.width = math.ceil(_ZEROS * self._old / self._cutoff)
+        self.has_table = self._new * (2 * self.width + self._old) <= _TABLE
 
     def __call__(self, samples: Tensor) -> Tensor:
         count = resampled_length(samples.shape[-1], self._old, self._new)
@@ -89,9 +91,5 @@ class Interpolation:
 
 def resampler(rate: int, new_rate: int) -> Resample | Interpolation:
     """What resamples: by a table of all phases where it is small, else without one."""
-    return Resample(rate, new_rate) if _has_table(rate, new_rate) else Interpolation(rate, new_rate)
-
-
-def _has_table(rate: int, new_rate: int) -> bool:
-    shared = math.gcd(rate, new_rate)
-    return (new_rate // shared) * (2 * Interpolation(rate, new_rate).width + rate // shared) <= _TABLE
+    made = Interpolation(rate, new_rate)
+    return Resample(rate, new_rate) if made.has_table else made
