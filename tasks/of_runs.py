@@ -66,10 +66,8 @@ class OfRuns(Task):
             for place in self.places
         ]
         write_unstepped(self, folder / "checkpoints" / "last.ckpt")
-        places, count = (
-            [str(place) for place in self.places],
-            sum(p.numel() for t in self.steps for p in t.parameters()),
-        )
+        places = [str(place) for place in self.places]
+        count = sum(parameter.numel() for step in self.steps for parameter in step.parameters())
         return {"task": type(self).__name__, "runs": places, "steps": 0, "trainable": 0, "parameters": count}
 
     def assets(self) -> dict[str, Tensor]:

@@ -17,7 +17,7 @@ from ..components.roles import Adaptor, Frontend, SpeechEncoder, TextSeq2Seq, To
 from ..components.search import SearchOptions
 from ..components.types import Adapted, Batch, Loss, Padded, Prediction, Statistic
 from .task import Task
-from .teacher import Teacher
+from .teacher import Teacher, read_for_teacher, teacher_weight
 from .text import (
     decoder_input,
     label_mask,
@@ -74,8 +74,9 @@ class SpeechToText(Task):
         loss_weights: Mapping[str, float] | None = None,
         search: SearchOptions | None = None,
     ) -> None:
-        taught = {} if teacher is None else {"teacher": teacher.weight}
-        super().__init__(loss_weights={"ctc": ctc_weight, **r_drop_weight(r_drop), **taught, **(loss_weights or {})})
+        super().__init__(
+            loss_weights={"ctc": ctc_weight, **r_drop_weight(r_drop), **teacher_weight(teacher), **(loss_weights or {})}
+        )
         self.speech_encoder = speech_encoder
         self.adaptor = adaptor
         self.text_seq2seq = text_seq2seq
@@ -86,9 +87,7 @@ class SpeechToText(Task):
         self.loss_on_lang_token = loss_on_lang_token
         self.r_drop = r_drop
         self.teacher = teacher
-        if teacher is not None:
-            self.taught_by = teacher.needs - self.needs
-            self.needs = self.needs | teacher.needs
+        read_for_teacher(self, teacher)
         self.search = search or SearchOptions()
         self.ctc_head = None
         if ctc_weight < 0:

@@ -206,6 +206,18 @@ class Teacher(nn.Module):
         return distillation_loss(student, teacher, mask=mask, **how)
 
 
+def teacher_weight(teacher: Teacher | None) -> dict[str, float]:
+    """Its weight among those of the losses, where there is one."""
+    return {} if teacher is None else {"teacher": teacher.weight}
+
+
+def read_for_teacher(task: Any, teacher: Teacher | None) -> None:
+    """Let a task ask for what its teacher reads, in training alone."""
+    if teacher is not None:
+        task.taught_by = teacher.needs - task.needs
+        task.needs = task.needs | teacher.needs
+
+
 @torch.no_grad()
 def teacher_states(task: Any, batch: Batch, reads: str) -> Padded:
     """(B, S-1, D) states of a run's decoder over the targets of a batch."""

@@ -11,7 +11,7 @@ from ..components.roles import TextSeq2Seq, Tokenizer
 from ..components.search import SearchOptions
 from ..components.types import Batch, Loss, Padded, Prediction, Statistic
 from .task import Task
-from .teacher import Teacher
+from .teacher import Teacher, read_for_teacher, teacher_weight
 from .text import (
     decoder_input,
     label_mask,
@@ -49,8 +49,7 @@ class TextToText(Task):
         loss_weights: Mapping[str, float] | None = None,
         search: SearchOptions | None = None,
     ) -> None:
-        taught = {} if teacher is None else {"teacher": teacher.weight}
-        super().__init__(loss_weights={**r_drop_weight(r_drop), **taught, **(loss_weights or {})})
+        super().__init__(loss_weights={**r_drop_weight(r_drop), **teacher_weight(teacher), **(loss_weights or {})})
         if not text_seq2seq.has_encoder:
             raise ValueError("TextToText needs a text encoder: set text_seq2seq.num_encoder_layers above 0")
         match_vocabulary(text_seq2seq, tokenizer)
@@ -60,9 +59,7 @@ class TextToText(Task):
         self.loss_on_lang_token = loss_on_lang_token
         self.r_drop = r_drop
         self.teacher = teacher
-        if teacher is not None:
-            self.taught_by = teacher.needs - self.needs
-            self.needs = self.needs | teacher.needs
+        read_for_teacher(self, teacher)
         self.search = search or SearchOptions()
 
     def measure(self, batch: Batch) -> tuple[dict[str, Loss], dict[str, Statistic]]:
